@@ -1,0 +1,17 @@
+"""Put a new model version in front of users: canary, judge, promote, roll back, on one shared KubeRay RayService.
+
+Reading order is the order in which data flows:
+
+1.  ``errors``    the error tree, sorted by what the caller does
+2.  ``names``     every derived name, label, annotation and field manager
+3.  ``request``   ``PromoteRequest``: what is asked for, checked at birth
+4.  ``release``   ``Release``: the state of one promotion, kept in the cluster; a Lease per model
+5.  ``serving``   pure manifests and readers: RayService, InferenceService stub, alias
+6.  ``plan``      ``Change`` and ``Plan``: values that can be printed; ``apply`` is the only writer
+7.  ``cluster``   the Kubernetes API; ``registry`` models and aliases; ``probes`` smoke inference
+8.  ``traffic``   weights; ``metrics`` the router's counts; ``judge`` verdicts; ``report`` a page to read
+9.  ``rollout``   one function per step, which notebooks and the CLI call
+10. ``ops``       the same steps as thin KFP components; ``local`` the embedded cluster; ``cli`` the command
+
+This module holds no code: the import name is also claimed by the distribution `kfp-components` (see setup.py).
+"""

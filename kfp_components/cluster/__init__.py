@@ -1,0 +1,104 @@
+"""What the library asks of a Kubernetes API, as a protocol. ``cluster.kubernetes`` is the only module that imports the client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One resource type: where it lives in the API and what it is called."""
+
+    api_version: str
+    name: str
+    plural: str
+
+    @property
+    def path(self) -> str:
+        """Root of its URL, without the namespace."""
+        return f"/api/{self.api_version}" if "/" not in self.api_version else f"/apis/{self.api_version}"
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("v1", "Namespace", "namespaces"),
+        Kind("v1", "ConfigMap", "configmaps"),
+        Kind("v1", "Service", "services"),
+        Kind("v1", "Event", "events"),
+        Kind("coordination.k8s.io/v1", "Lease", "leases"),
+        Kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices"),
+        Kind("ray.io/v1", "RayService", "rayservices"),
+        Kind("serving.kserve.io/v1beta1", "InferenceService", "inferenceservices"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Which object. Prints as ``RayService ai-ml/ai-inference``."""
+
+    kind: str
+    name: str
+    namespace: str
+
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> Ref:
+        """The reference of a manifest that has a kind, a name and a namespace."""
+        return cls(manifest["kind"], manifest["metadata"]["name"], manifest["metadata"].get("namespace", ""))
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to send a request so that it goes through an alias.
+
+    ``base_url`` is connected to, ``host`` is sent as the Host header, ``path`` are the hops that were walked, for messages.
+    """
+
+    base_url: str
+    host: str
+    path: tuple[str, ...]
+
+
+class Cluster(Protocol):
+    """One Kubernetes API. Every method raises `Unreachable` or `PermissionDenied` in this library's words."""
+
+    def get(self, ref: Ref) -> Manifest | None:
+        """The object, or None when there is none."""
+
+    def list(self, kind: str, namespace: str, *, labels: str | None = None) -> list[Manifest]:
+        """All objects of a kind in a namespace, optionally by label selector."""
+
+    def create(self, manifest: Manifest) -> Manifest:
+        """Make a new object; `Conflict` when the name exists already."""
+
+    def apply(self, manifest: Manifest, *, manager: str, force: bool = False, subresource: Literal["status"] | None = None) -> Manifest:
+        """Server-side apply. `Conflict` names the fields and their managers unless ``force``."""
+
+    def replace(self, manifest: Manifest) -> Manifest:
+        """Compare-and-swap the whole object by the resourceVersion it carries; `Conflict` when it is stale."""
+
+    def patch(self, ref: Ref, body: Manifest, *, manager: str) -> Manifest:
+        """JSON merge patch; compare-and-swap when ``body.metadata.resourceVersion`` is given."""
+
+    def delete(self, ref: Ref, *, uid: str | None = None) -> bool:
+        """Delete, optionally only that very object; False when there was none."""
+
+    def watch(self, ref: Ref, *, timeout_s: float) -> Iterator[Manifest | None]:
+        """The object now and after each change, None while it does not exist, until ``timeout_s`` is over."""
+
+    def wait(self, ref: Ref, *, ready: Callable[[Manifest], bool], failed: Callable[[Manifest], str | None], timeout_s: float) -> Manifest:
+        """The first state that is ready. Raises `DeployFailed` with the diagnosis as soon as ``failed`` gives one, else `WaitTimeout`."""
+
+    def endpoint(self, service: str, namespace: str, port: int) -> Endpoint:
+        """Walk a Service (an ExternalName alias too) to an address; `NotFound` says at which hop it broke."""
+
+    def may(self, verb: str, kind: str, namespace: str, *, subresource: str = "") -> bool:
+        """Whether this identity may do it (SelfSubjectAccessReview); used before anything is touched."""

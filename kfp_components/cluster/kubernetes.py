@@ -1,0 +1,283 @@
+"""`Cluster` over the official Kubernetes client. The only module that imports it, and the only one that maps its errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
+
+from kfp_components import errors, names
+from kfp_components.cluster import KINDS, Endpoint, Manifest, Ref
+
+READ_TIMEOUT_S = 30.0
+Query = list[tuple[str, str]]
+APPLY = "application/apply-patch+yaml"
+MERGE = "application/merge-patch+json"
+
+
+class KubernetesCluster:
+    """A cluster reached by the standard means: the pod's service account, ``KUBECONFIG``, or ``~/.kube/config``."""
+
+    def __init__(self, kubeconfig: str | Path | None = None, context: str | None = None) -> None:
+        """Read the configuration; nothing is sent yet. Raises `NotFound` when there is none."""
+        self.in_cluster = kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
+        settings = client.Configuration()
+        try:
+            if self.in_cluster:
+                config.load_incluster_config(client_configuration=settings)
+            else:
+                where = str(kubeconfig) if kubeconfig else None
+                config.load_kube_config(config_file=where, context=context, client_configuration=settings)
+        except config.ConfigException as error:
+            raise errors.NotFound(
+                f"Kubernetes configuration: {error}; set KUBECONFIG, pass --kubeconfig, or start the embedded cluster with `kfp-serving local up`"
+            ) from error
+        settings.retries = False
+        self.server = settings.host
+        self._api = client.ApiClient(settings)
+
+    def get(self, ref: Ref) -> Manifest | None:
+        """The object, or None when there is none."""
+        return self._call("GET", _path(ref.kind, ref.namespace, ref.name), str(ref), missing_ok=True)
+
+    def list(self, kind: str, namespace: str, *, labels: str | None = None) -> list[Manifest]:
+        """All objects of a kind in a namespace, optionally by label selector."""
+        query = [("labelSelector", labels)] if labels else []
+        found = self._call("GET", _path(kind, namespace), f"{kind} list in {namespace}", query=query)
+        kind_of = KINDS[kind]
+        return [{"apiVersion": kind_of.api_version, "kind": kind, **item} for item in (found or {}).get("items", [])]
+
+    def create(self, manifest: Manifest) -> Manifest:
+        """Make a new object; `Conflict` when the name exists already."""
+        metadata = manifest["metadata"]
+        path = _path(manifest["kind"], metadata.get("namespace", ""))
+        what = f"{manifest['kind']} {metadata.get('namespace', '')}/{metadata.get('name') or metadata.get('generateName')}"
+        return self._must("POST", path, what, body=manifest, query=[("fieldManager", names.MANAGER)])
+
+    def apply(self, manifest: Manifest, *, manager: str, force: bool = False, subresource: Literal["status"] | None = None) -> Manifest:
+        """Server-side apply. `Conflict` names the fields and their managers unless ``force``."""
+        ref = Ref.of(manifest)
+        path = _path(ref.kind, ref.namespace, ref.name) + (f"/{subresource}" if subresource else "")
+        query = [("fieldManager", manager), ("force", "true" if force else "false")]
+        return self._must("PATCH", path, str(ref), body=manifest, query=query, content_type=APPLY)
+
+    def replace(self, manifest: Manifest) -> Manifest:
+        """Compare-and-swap the whole object by the resourceVersion it carries; `Conflict` when it is stale."""
+        ref = Ref.of(manifest)
+        query = [("fieldManager", names.MANAGER)]
+        return self._must("PUT", _path(ref.kind, ref.namespace, ref.name), str(ref), body=manifest, query=query)
+
+    def patch(self, ref: Ref, body: Manifest, *, manager: str) -> Manifest:
+        """JSON merge patch; compare-and-swap when ``body.metadata.resourceVersion`` is given."""
+        path = _path(ref.kind, ref.namespace, ref.name)
+        return self._must("PATCH", path, str(ref), body=body, query=[("fieldManager", manager)], content_type=MERGE)
+
+    def delete(self, ref: Ref, *, uid: str | None = None) -> bool:
+        """Delete, optionally only that very object; False when there was none."""
+        body: Manifest = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if uid:
+            body["preconditions"] = {"uid": uid}
+        return self._call("DELETE", _path(ref.kind, ref.namespace, ref.name), str(ref), body=body, missing_ok=True) is not None
+
+    def may(self, verb: str, kind: str, namespace: str, *, subresource: str = "") -> bool:
+        """Whether this identity may do it (SelfSubjectAccessReview)."""
+        of = KINDS[kind]
+        group = of.api_version.split("/")[0] if "/" in of.api_version else ""
+        asked = {"namespace": namespace, "verb": verb, "group": group, "resource": of.plural, "subresource": subresource}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": asked},
+        }
+        answer = self._must("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", "SelfSubjectAccessReview", body=review)
+        return bool(answer.get("status", {}).get("allowed"))
+
+    def watch(self, ref: Ref, *, timeout_s: float) -> Iterator[Manifest | None]:
+        """The object now and after each change, None while it does not exist, until ``timeout_s`` is over."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found = self._must("GET", _path(ref.kind, ref.namespace), str(ref), query=[("fieldSelector", f"metadata.name={ref.name}")])
+            items = found.get("items", [])
+            current: Manifest = {**items[0], "apiVersion": KINDS[ref.kind].api_version, "kind": ref.kind} if items else {}
+            yield current or None
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return
+            yield from self._events(ref, found["metadata"]["resourceVersion"], left_s)
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(0.2)  # the watch was ended early by the server: list again
+
+    def _events(self, ref: Ref, resource_version: str, timeout_s: float) -> Iterator[Manifest | None]:
+        query: Query = [
+            ("watch", "true"),
+            ("fieldSelector", f"metadata.name={ref.name}"),
+            ("resourceVersion", resource_version),
+            ("timeoutSeconds", str(max(1, int(timeout_s + 0.999)))),
+        ]
+        try:
+            response = self._send("GET", _path(ref.kind, ref.namespace), query, None, "application/json", (5.0, timeout_s + 5.0))
+        except (ApiException, HTTPError) as error:
+            raise _translate(error, str(ref), self.server) from error
+        try:
+            for line in response:
+                for part in line.splitlines():
+                    event: dict[str, Any] = json.loads(part) if part.strip() else {"type": "BOOKMARK"}
+                    if event["type"] == "ERROR":
+                        return
+                    if event["type"] != "BOOKMARK":
+                        yield None if event["type"] == "DELETED" else event["object"]
+        except (HTTPError, ValueError):
+            return  # broken stream: the caller lists again
+        finally:
+            response.release_conn()
+            response.close()
+
+    def wait(self, ref: Ref, *, ready: Callable[[Manifest], bool], failed: Callable[[Manifest], str | None], timeout_s: float) -> Manifest:
+        """The first state that is ready; `DeployFailed` with the diagnosis, or `WaitTimeout` with the last one."""
+        last: Manifest | None = None
+        for state in self.watch(ref, timeout_s=timeout_s):
+            last = state
+            if state is None:
+                continue
+            if ready(state):
+                return state
+            diagnosis = failed(state)
+            if diagnosis:
+                raise errors.DeployFailed(diagnosis)
+        found = "it does not exist" if last is None else f"its last status was {json.dumps(last.get('status', {}))[:600]}"
+        raise errors.WaitTimeout(f"{ref}: not ready within {timeout_s:g} s; {found}; raise ready_timeout_s if it only needs longer")
+
+    def endpoint(self, service: str, namespace: str, port: int) -> Endpoint:
+        """Walk a Service to an address.
+
+        Inside a cluster its DNS name is used, so that the request goes the way of every client; the walk proves that the hops exist.
+        Outside (a laptop, the embedded cluster) the first ready address of its EndpointSlices is.
+        """
+        host = names.service_host(service, namespace)
+        hops: list[str] = []
+        name, space = service, namespace
+        for _ in range(5):
+            found = self.get(Ref("Service", name, space))
+            hops.append(f"Service {space}/{name}")
+            if found is None:
+                raise errors.NotFound(f"{' -> '.join(hops)}: it does not exist; clients of {host} get no answer")
+            spec = found.get("spec", {})
+            if spec.get("type") != "ExternalName":
+                break
+            target = str(spec.get("externalName", ""))
+            hops.append(target)
+            parts = target.removesuffix(".").split(".")
+            if len(parts) < 3 or parts[2] != "svc":
+                raise errors.NotFound(f"{' -> '.join(hops)}: not a cluster-local Service; it cannot be walked")
+            name, space = parts[0], parts[1]
+        else:
+            raise errors.NotFound(f"{' -> '.join(hops)}: more than five hops; it looks like a loop")
+        if self.in_cluster:
+            return Endpoint(f"http://{host}:{port}", host, tuple(hops))
+        port_name = next((p.get("name") for p in spec.get("ports", []) if p.get("port") == port), None)
+        for piece in self.list("EndpointSlice", space, labels=f"kubernetes.io/service-name={name}"):
+            target_port = next((p["port"] for p in piece.get("ports") or [] if p.get("name") == port_name), None)
+            for entry in piece.get("endpoints") or []:
+                if target_port and entry.get("conditions", {}).get("ready", True) and entry.get("addresses"):
+                    address = entry["addresses"][0]
+                    return Endpoint(f"http://{address}:{target_port}", host, (*hops, f"{address}:{target_port}"))
+        raise errors.NotFound(f"{' -> '.join(hops)}: it has no ready endpoint on port {port}; is the RayService running?")
+
+    def _must(self, method: str, path: str, what: str, **more: Any) -> Manifest:
+        answer = self._call(method, path, what, **more)
+        assert answer is not None
+        return answer
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        what: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        query: Query | None = None,
+        content_type: str = "application/json",
+        missing_ok: bool = False,
+    ) -> Manifest | None:
+        try:
+            response = self._send(method, path, query or [], body, content_type, (5.0, READ_TIMEOUT_S))
+        except ApiException as error:
+            if missing_ok and error.status == 404 and not _no_such_resource(error):
+                return None
+            raise _translate(error, what, self.server) from error
+        except HTTPError as error:
+            raise _translate(error, what, self.server) from error
+        answer: Manifest = json.loads(response.data)
+        return answer
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: Query,
+        body: Mapping[str, Any] | None,
+        content_type: str,
+        timeout: tuple[float, float],
+    ) -> Any:
+        return self._api.call_api(
+            path,
+            method,
+            query_params=query,
+            header_params={"Content-Type": content_type, "Accept": "application/json"},
+            body=dict(body) if body is not None else None,
+            auth_settings=["BearerToken"],
+            _preload_content=False,
+            _return_http_data_only=True,
+            _request_timeout=timeout,
+        )
+
+
+def _path(kind: str, namespace: str, name: str = "") -> str:
+    of = KINDS[kind]
+    middle = f"/namespaces/{namespace}" if namespace and kind != "Namespace" else ""
+    return f"{of.path}{middle}/{of.plural}" + (f"/{name}" if name else "")
+
+
+def _status_of(error: ApiException) -> dict[str, Any]:
+    try:
+        found = json.loads(error.body or "{}")
+    except ValueError:
+        found = {}
+    return found if isinstance(found, dict) else {}
+
+
+def _no_such_resource(error: ApiException) -> bool:
+    """A 404 for the resource type (its CRD is not installed) rather than for the object."""
+    return "could not find the requested resource" in str(_status_of(error).get("message", ""))
+
+
+def _translate(error: Exception, what: str, server: str) -> errors.KfpServingError:
+    """Map an error of the client to one of ours, keeping the server's own words."""
+    if not isinstance(error, ApiException) or not error.status:
+        return errors.Unreachable(
+            f"Kubernetes API {server}: no answer while asking for {what} ({type(error).__name__}); is it running and reachable?"
+        )
+    message = str(_status_of(error).get("message") or error.reason)
+    if error.status == 401:
+        return errors.PermissionDenied(
+            f"{what}: the Kubernetes API at {server} does not know this identity (401 {message}); log in or renew the token"
+        )
+    if error.status == 403:
+        return errors.PermissionDenied(f"{what}: {message}; bind the Role of deploy/rbac.yaml to this identity")
+    if error.status == 404 and _no_such_resource(error):
+        return errors.NotFound(f"{what}: this cluster does not know the kind; install its CRDs (KubeRay, KServe, Gateway API) first")
+    if error.status == 404:
+        return errors.NotFound(f"{what}: {message}")
+    if error.status == 409:
+        return errors.Conflict(f"{what}: {message}")
+    if error.status in (400, 415, 422) or "failed to create typed patch object" in message:
+        return errors.RequestInvalid(f"{what}: the Kubernetes API refused it: {message}")
+    return errors.Unreachable(f"{what}: the Kubernetes API answered {error.status}: {message}; try again")

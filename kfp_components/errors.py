@@ -1,0 +1,114 @@
+"""The error tree, sorted by what the caller does next.
+
+::
+
+    KfpServingError                      exit code
+    ├── InputError                       2   fix the input or the cluster's set-up; nothing was touched
+    │   ├── RequestInvalid                   a field of the request is wrong
+    │   ├── NotFound                         an object that the request names does not exist
+    │   ├── NameTaken                        an object of that name belongs to somebody else
+    │   ├── PermissionDenied                 the identity used may not do it
+    │   └── ManagedElsewhere                 GitOps owns the object; commit the patch there
+    ├── TemporaryError                   3   try again; the state in the cluster says where to go on
+    │   ├── Unreachable                      no answer from the API, the registry or the endpoint
+    │   ├── Conflict                         somebody else wrote first, more often than we retried
+    │   ├── ReleaseHeld                      another run is promoting this model
+    │   └── WaitTimeout                      not ready in time
+    └── RolloutStopped                       users are on the stable version
+        ├── RolledBack                   4   the candidate is bad
+        │   ├── DeployFailed                 it did not start
+        │   ├── SmokeFailed                  it started and answered wrongly
+        │   └── CanaryFailed                 it did worse than stable under real traffic
+        ├── Inconclusive                 5   the budget was spent before the evidence sufficed
+        └── MeterBroken                  6   the counts cannot be trusted; says nothing about the candidate
+
+A message names the object, what was found and what to do.
+"""
+
+
+class KfpServingError(Exception):
+    """Base of everything this library raises on purpose. ``exit_code`` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class InputError(KfpServingError):
+    """Fix the input; nothing was touched."""
+
+    exit_code = 2
+
+
+class RequestInvalid(InputError):
+    """A field of the request is wrong."""
+
+
+class NotFound(InputError):
+    """An object that the request names does not exist."""
+
+
+class NameTaken(InputError):
+    """An object of that name exists and belongs to somebody else."""
+
+
+class PermissionDenied(InputError):
+    """The identity used may not do what the step needs."""
+
+
+class ManagedElsewhere(InputError):
+    """The object is managed by GitOps (Flux, Argo CD); writing it here would start a fight."""
+
+
+class TemporaryError(KfpServingError):
+    """Try again; the release record says where to go on."""
+
+    exit_code = 3
+
+
+class Unreachable(TemporaryError):
+    """No answer from the Kubernetes API, the registry or the endpoint."""
+
+
+class Conflict(TemporaryError):
+    """The object changed between our read and our write."""
+
+
+class ReleaseHeld(TemporaryError):
+    """Another run is promoting this model."""
+
+
+class WaitTimeout(TemporaryError):
+    """Something did not become ready in time."""
+
+
+class RolloutStopped(KfpServingError):
+    """The rollout ended without a promotion; users are on the stable version."""
+
+
+class RolledBack(RolloutStopped):
+    """The candidate is bad and was taken back."""
+
+    exit_code = 4
+
+
+class DeployFailed(RolledBack):
+    """The candidate did not start."""
+
+
+class SmokeFailed(RolledBack):
+    """The candidate started and answered wrongly."""
+
+
+class CanaryFailed(RolledBack):
+    """The candidate did worse than stable under real traffic."""
+
+
+class Inconclusive(RolloutStopped):
+    """The budget of requests or time was spent before the evidence sufficed."""
+
+    exit_code = 5
+
+
+class MeterBroken(RolloutStopped):
+    """The counts cannot be trusted; this says nothing about the candidate."""
+
+    exit_code = 6

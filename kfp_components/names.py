@@ -1,0 +1,84 @@
+"""Every derived name, label, annotation and field manager. Nothing else in the library builds names."""
+
+import re
+
+MANAGER = "kfp-components"
+"""Field manager of everything this library steers (server-side apply)."""
+
+TEMPLATE_MANAGER = "kfp-components-template"
+"""Field manager of what was created once from a template (a RayService's cluster) and is the owner's afterwards."""
+
+ISVC_LABEL = "serving.kserve.io/inferenceservice"
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+MANAGED_BY = "kfp-serving"
+MODEL_LABEL = "kfp-serving/model"
+DEPLOYMENT_MODE = "serving.kserve.io/deploymentMode"
+"""Annotation that makes KServe leave our stub alone when its value is ``ModelMesh`` (see shared/CONTROLPLANE.md)."""
+
+ALLOWED_IMPORTS = "kfp-serving/allowed-import-paths"
+"""Annotation on a RayService: comma-separated patterns (``acme_models.*``) of import paths that a request may deploy."""
+
+ALLOW_RUNTIME_ENV = "kfp-serving/allow-runtime-env"
+"""Annotation on a RayService: ``true`` lets requests bring pip packages or code by ``runtime_env``."""
+
+SERVE_PORT = 8000
+VERSION_HEADER = "x-model-version"
+DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+VERSION = re.compile(r"[a-z0-9]([-a-z0-9._]*[a-z0-9])?")
+PREDICTOR_SUFFIX = "-predictor"
+MAX_MODEL_CHARACTERS = 63 - len(PREDICTOR_SUFFIX)
+
+
+def alias(model: str) -> str:
+    """Name of the ExternalName Service that clients call."""
+    return model + PREDICTOR_SUFFIX
+
+
+def alias_host(model: str, namespace: str) -> str:
+    """DNS name that clients use."""
+    return service_host(alias(model), namespace)
+
+
+def service_host(service: str, namespace: str) -> str:
+    """Cluster-local DNS name of a Service."""
+    return f"{service}.{namespace}.svc.cluster.local"
+
+
+def serve_service(rayservice: str) -> str:
+    """Name of the Service that KubeRay makes in front of the Serve proxies."""
+    return f"{rayservice}-serve-svc"
+
+
+def public_route(model: str) -> str:
+    """Route prefix that users call; it belongs to the router application."""
+    return f"/{model}"
+
+
+def public_url(model: str, namespace: str) -> str:
+    """What the stub shows and clients call."""
+    return f"http://{alias_host(model, namespace)}:{SERVE_PORT}{public_route(model)}"
+
+
+def version_route(model: str, version: str) -> str:
+    """Internal route prefix of one version; no model can claim it, as a DNS label does not start with a dot."""
+    return f"/.versions/{model}/{version}"
+
+
+def application(model: str, version: str) -> str:
+    """Name of the Serve application that holds one version."""
+    return f"{model}-{version}"
+
+
+def router_application(model: str) -> str:
+    """Name of the Serve application that splits traffic between the versions of a model."""
+    return f"{model}-router"
+
+
+ROUTER_DEPLOYMENT = "Router"
+ROUTER_IMPORT_PATH = "kfp_components.router.app:build"
+
+
+def release(model: str) -> str:
+    """Name of the ConfigMap that holds the release record, and of the Lease that keeps a second run out."""
+    return f"{model}-release"

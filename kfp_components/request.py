@@ -1,0 +1,309 @@
+"""``PromoteRequest``: what is asked for, checked at birth. Frozen, unknown keys refused, units in names."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import hashlib
+import itertools
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from kfp_components import errors, names
+
+IMPORT_PATH = re.compile(r"[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*[:.][A-Za-z_]\w*")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+CLUSTER_HOST = re.compile(r"[a-z0-9.-]+\.svc(\.cluster\.local)?")
+Part = TypeVar("Part", bound=BaseModel)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SmokeCase(_Part):
+    """One request that the candidate must answer as expected before it gets any user's request."""
+
+    name: str = "case"
+    protocol: Literal["v2", "json"] = Field("json", description="v2 sends `body` to /v2/models/{model}/infer; json sends it to `path`")
+    path: str = Field("/", description="below the public route; only for protocol json")
+    method: Literal["GET", "POST"] = "POST"
+    body: Any = None
+    expect_status: int = Field(200, ge=100, le=599)
+    expect: dict[str, Any] = Field(default_factory=dict, description="JSON pointer into the answer -> the value there")
+    expect_shape: dict[str, list[int]] = Field(default_factory=dict, description="JSON pointer -> lengths of the nested lists there")
+    tolerance: float = Field(1e-3, ge=0, description="absolute, for numbers in `expect`")
+    timeout_s: float = Field(30.0, gt=0, le=600)
+
+    @field_validator("path")
+    @classmethod
+    def _below_the_route(cls, path: str) -> str:
+        if not path.startswith("/") or "://" in path or ".." in path.split("/"):
+            raise ValueError(f"{path!r} must start with / and stay below the model's route")
+        return path
+
+    @field_validator("expect", "expect_shape")
+    @classmethod
+    def _pointers(cls, value: dict[str, Any]) -> dict[str, Any]:
+        wrong = [key for key in value if key and not key.startswith("/")]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is not a JSON pointer (RFC 6901); it starts with /")
+        return value
+
+
+class JudgeRules(_Part):
+    """What counts as worse, and how much evidence is wanted. Defaults and their reasons: shared figures in docs of `kfp_components.judge`."""
+
+    alpha_fail: float = Field(0.01, gt=0, lt=0.5, description="chance of rolling back a version that is not worse")
+    alpha_pass: float = Field(0.05, gt=0, lt=0.5, description="chance of passing one that is worse by the margin")
+    error_margin_percent: float | None = Field(
+        None,
+        gt=0,
+        le=50,
+        description="how much higher the failure rate may be, in percentage points; default max(0.5, stable's own rate)",
+    )
+    latency_margins_percent: tuple[float, float, float] = Field((10.0, 20.0, 30.0), description="how much slower p50, p95, p99 may be")
+    judge_latency: bool = Field(True, description="off for models whose latency says nothing (batch, cold caches)")
+    warm_up_requests: int = Field(20, ge=0, description="first requests of the candidate that are not judged: they are slow after a start")
+    tick_s: float = Field(1.0, gt=0, le=60, description="how often the counts are read")
+    max_minutes: float = Field(30.0, gt=0, description="budget of one step; then the verdict is inconclusive")
+    max_candidate_requests: int = Field(50_000, gt=0, description="budget of the whole canary")
+
+    @field_validator("latency_margins_percent")
+    @classmethod
+    def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < margin <= 1000 for margin in value):
+            raise ValueError(f"{value} must be three percentages above 0")
+        return value
+
+
+class Options(_Part):
+    """Everything with a sensible default: one struct in the pipeline's run form, each wrong key named."""
+
+    model_format: str = Field("custom", min_length=1, max_length=63, description="shown in Kubeflow's UI: whisper, embedding, llm ...")
+    digest: str | None = Field(None, description="sha256:... of the artifact, recorded in the registry")
+    args: dict[str, Any] | None = Field(
+        default_factory=dict,
+        description="given to the application builder beside model and version; null when `import_path` is a bound application",
+    )
+    deployments: list[dict[str, Any]] = Field(
+        default_factory=list, description="Serve deployment overrides: name, num_replicas, ray_actor_options, ..."
+    )
+    runtime_env: dict[str, Any] = Field(default_factory=dict, description="env_vars always; code or packages only where the RayService allows it")
+    smoke: tuple[SmokeCase, ...] = Field((), description="beside the protocol's own health checks")
+    protocol: Literal["v2", "json"] = Field("v2", description="v2: the health endpoints of the Open Inference Protocol are checked too")
+    judge: JudgeRules = JudgeRules()
+    sticky_header: str | None = Field(None, description="requests with the same value of this header see the same version")
+    lease_s: float = Field(60.0, ge=2, le=3600, description="after so long without a running step the router itself goes back to stable")
+    grace_s: float = Field(10.0, ge=0, le=3600, description="between the switch and the removal of the old version, for requests in flight")
+    ready_timeout_s: float = Field(600.0, gt=0, le=86400, description="for a version to start")
+    request_timeout_s: float = Field(60.0, gt=0, le=3600, description="of one request through the router")
+    alias_target: str | None = Field(None, description="DNS name; default {rayservice}-serve-svc.{namespace}.svc.cluster.local")
+    allow_external_alias: bool = Field(False, description="needed for an alias target outside the cluster")
+    rayservice_template: dict[str, Any] | None = Field(None, description="rayClusterConfig to create the RayService with when there is none")
+    registry_uri: str | None = Field(None, description="MLflow tracking URI; default: environment MLFLOW_TRACKING_URI")
+
+    @field_validator("digest")
+    @classmethod
+    def _digest(cls, value: str | None) -> str | None:
+        if value is not None and not DIGEST.fullmatch(value):
+            raise ValueError(f"{value!r} is not of the form sha256:<64 hex digits>")
+        return value
+
+    @field_validator("sticky_header")
+    @classmethod
+    def _header(cls, value: str | None) -> str | None:
+        if value is not None and not HEADER.fullmatch(value):
+            raise ValueError(f"{value!r} is not a header name")
+        return value
+
+    @field_validator("deployments")
+    @classmethod
+    def _named(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if any(not isinstance(piece.get("name"), str) for piece in value):
+            raise ValueError("each deployment needs a name")
+        return [_whole_numbers(piece) for piece in value]
+
+
+class ModelTarget(_Part):
+    """Which model on which endpoint: enough to roll back, to look at, to re-validate."""
+
+    model: Annotated[str, Field(description="DNS-1035 name; the public route is /{model}")]
+    namespace: str
+    rayservice: str
+
+    @field_validator("model")
+    @classmethod
+    def _model(cls, value: str) -> str:
+        if not names.DNS_1035.fullmatch(value):
+            raise ValueError(f"{value!r} is not a DNS-1035 label (a-z, 0-9, -, starting with a letter)")
+        if len(value) > names.MAX_MODEL_CHARACTERS:
+            raise ValueError(f"{value!r} has {len(value)} characters; at most {names.MAX_MODEL_CHARACTERS} leave room for {names.PREDICTOR_SUFFIX}")
+        return value
+
+    @field_validator("namespace")
+    @classmethod
+    def _namespace(cls, value: str) -> str:
+        if not names.DNS_1123.fullmatch(value) or len(value) > 63:
+            raise ValueError(f"{value!r} is not a DNS-1123 label of at most 63 characters")
+        return value
+
+    @field_validator("rayservice")
+    @classmethod
+    def _rayservice(cls, value: str) -> str:
+        if not names.DNS_1035.fullmatch(value) or len(value) > 63 - len("-serve-svc"):
+            raise ValueError(f"{value!r} is not a DNS-1035 label of at most {63 - len('-serve-svc')} characters (room for -serve-svc)")
+        return value
+
+
+class PromoteRequest(ModelTarget):
+    """One new version of one model, and how it is to reach users."""
+
+    version: str
+    uri: str = Field(description="where the artifact is: s3://, gs://, pvc://, hf://, https://, models:/ ...")
+    import_path: str = Field(description="module:attribute of the Serve application or its builder")
+    steps: tuple[float, ...] = Field((10.0, 25.0, 50.0), description="ceilings of the candidate's share, in percent, rising")
+    options: Options = Options()
+
+    @field_validator("version")
+    @classmethod
+    def _version(cls, value: str) -> str:
+        if not names.VERSION.fullmatch(value) or len(value) > 63:
+            raise ValueError(f"{value!r} must be lower-case letters, digits, '.', '_', '-', at most 63 characters")
+        if value == "router":
+            raise ValueError("'router' is taken: {model}-router is the application that splits the traffic")
+        return value
+
+    @field_validator("uri")
+    @classmethod
+    def _uri(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if not parts.scheme or not (parts.netloc or parts.path.strip("/")):
+            raise ValueError(f"{value!r} is not a URI with a scheme, such as s3://bucket/model or pvc://claim/path")
+        if parts.password or "@" in parts.netloc:
+            raise ValueError("it carries credentials; reference a Secret instead")
+        return value
+
+    @field_validator("import_path")
+    @classmethod
+    def _import_path(cls, value: str) -> str:
+        if not IMPORT_PATH.fullmatch(value):
+            raise ValueError(f"{value!r} is not of the form package.module:attribute")
+        return value
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("steps")
+    @classmethod
+    def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value:
+            raise ValueError("at least one step is needed")
+        if any(not 0 < weight < 100 for weight in value):
+            raise ValueError(f"{list(value)}: each step is a percentage above 0 and below 100; 100 is the promotion itself")
+        if any(a >= b for a, b in itertools.pairwise(value)):
+            raise ValueError(f"{list(value)}: the steps must rise")
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> PromoteRequest:
+        target = self.options.alias_target
+        if target is not None and not CLUSTER_HOST.fullmatch(target) and not self.options.allow_external_alias:
+            raise ValueError(
+                f"options.alias_target {target!r} is not a cluster-local name (*.svc.cluster.local); set options.allow_external_alias to mean it"
+            )
+        return self
+
+    @property
+    def target_host(self) -> str:
+        """DNS name that the alias points to."""
+        return self.options.alias_target or names.service_host(names.serve_service(self.rayservice), self.namespace)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the whole request: a rerun with the same digest resumes, another one is a new release."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def parse(values: Mapping[str, Any]) -> PromoteRequest:
+    """A request from plain values (a run form, JSON, YAML). Raises `RequestInvalid` that names every wrong field in one paragraph."""
+    return _validated(PromoteRequest, values, "request")
+
+
+def parse_options(values: Mapping[str, Any]) -> Options:
+    """The options struct alone."""
+    return _validated(Options, values, "options")
+
+
+def parse_target(values: Mapping[str, Any]) -> ModelTarget:
+    """A model on an endpoint, from plain values."""
+    return _validated(ModelTarget, values, "target")
+
+
+def assert_allowed(request: PromoteRequest, annotations: Mapping[str, str], known_imports: set[str]) -> None:
+    """Nothing executable from parameters without the allow-list.
+
+    ``annotations`` are the RayService's, ``known_imports`` the import paths that its applications use already. Raises `RequestInvalid`.
+    """
+    patterns = [
+        "kfp_components.models.*",
+        *(part.strip() for part in annotations.get(names.ALLOWED_IMPORTS, "").split(",") if part.strip()),
+    ]
+    where = f"RayService {request.namespace}/{request.rayservice}"
+    if request.import_path not in known_imports and not any(fnmatch.fnmatchcase(request.import_path, pattern) for pattern in patterns):
+        raise errors.RequestInvalid(
+            f"import_path {request.import_path!r}: not on the allow-list of {where} ({', '.join(patterns)}); "
+            f"its owner adds it to the annotation {names.ALLOWED_IMPORTS}"
+        )
+    executable = sorted(set(request.options.runtime_env) - {"env_vars"})
+    if executable and annotations.get(names.ALLOW_RUNTIME_ENV) != "true":
+        raise errors.RequestInvalid(
+            f"options.runtime_env.{executable[0]}: brings code or packages, which {where} does not allow; "
+            f"its owner sets the annotation {names.ALLOW_RUNTIME_ENV}: true"
+        )
+
+
+def _whole_numbers(value: Any) -> Any:
+    """Numbers inside KFP's dict and list parameters arrive as floats (FACTS.md); Serve wants num_replicas as an int."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _whole_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(item) for item in value]
+    return value
+
+
+def _validated(kind: type[Part], values: Mapping[str, Any], what: str) -> Part:
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise errors.RequestInvalid(f"{what}: " + "; ".join(_sentence(kind, item) for item in error.errors())) from error
+
+
+def _sentence(kind: type[BaseModel], item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "values"
+    if item["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(item["loc"][-1]), _fields(kind, item["loc"][:-1]), n=1)
+        return f"{where} is not a known key" + (f"; did you mean {close[0]}?" if close else "")
+    if item["type"] == "missing":
+        return f"{where} is missing"
+    return f"{where}: {item['msg'].removeprefix('Value error, ')}"
+
+
+def _fields(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """Names of the fields at a path of nested parts; for the hint at a mistyped key."""
+    for part in path:
+        field = kind.model_fields.get(str(part))
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        kind = inner
+    return list(kind.model_fields)

@@ -1,0 +1,186 @@
+"""Surgery on one application of a RayService's ``serveConfigV2``, and readers of its status.
+
+``serveConfigV2`` is one string that holds every application of the endpoint. The functions here replace, remove or reconfigure
+exactly one of them, keep comments and order, and `assert_others_unchanged` proves that the rest is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import YAMLError
+
+from kfp_components import errors
+
+FAILED_STATES = ("DEPLOY_FAILED", "UNHEALTHY")
+LOG_TAIL_CHARACTERS = 1500
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
+
+
+def parse(text: str) -> CommentedMap:
+    """The configuration as a tree that remembers comments. Raises `RequestInvalid` when it is not a mapping with applications."""
+    try:
+        tree = _yaml().load(text) if text.strip() else CommentedMap()
+    except YAMLError as error:
+        raise errors.RequestInvalid(f"serveConfigV2: not YAML ({error}); mend the RayService first") from error
+    if not isinstance(tree, CommentedMap):
+        raise errors.RequestInvalid(f"serveConfigV2: expected a mapping with `applications`, found {type(tree).__name__}; mend the RayService first")
+    found = tree.setdefault("applications", CommentedSeq())
+    if not isinstance(found, list):
+        raise errors.RequestInvalid("serveConfigV2: `applications` is not a list; mend the RayService first")
+    applications = [entry.get("name") for entry in found]
+    twice = {name for name in applications if applications.count(name) > 1}
+    if twice:
+        raise errors.RequestInvalid(f"serveConfigV2: application {sorted(map(str, twice))[0]!r} stands there twice; mend the RayService first")
+    return tree
+
+
+def dump(tree: CommentedMap) -> str:
+    """The text of a tree, with its comments and order."""
+    out = io.StringIO()
+    _yaml().dump(tree, out)
+    return out.getvalue()
+
+
+def applications(text: str) -> dict[str, dict[str, Any]]:
+    """Plain copies of all applications, by name, in their order."""
+    return {entry["name"]: json.loads(json.dumps(entry)) for entry in parse(text)["applications"]}
+
+
+def digests(text: str) -> dict[str, str]:
+    """SHA-256 of each application's canonical JSON, by name: equal digests mean an equal configuration."""
+    return {name: hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest() for name, entry in applications(text).items()}
+
+
+def assert_others_unchanged(before: str, after: str, changed: Collection[str]) -> None:
+    """Prove that only the named applications differ. Raises `Conflict` naming the first other one; nothing has been written then."""
+    old, new = digests(before), digests(after)
+    for name in (*old, *new):
+        if name not in changed and old.get(name) != new.get(name):
+            raise errors.Conflict(f"serveConfigV2: application {name!r} would change although only {sorted(changed)} may; nothing was written")
+
+
+def with_application(text: str, application: Mapping[str, Any]) -> str:
+    """The text with one application replaced where it stands, or added at the end."""
+    tree = parse(text)
+    entries = tree["applications"]
+    for index, entry in enumerate(entries):
+        if entry["name"] == application["name"]:
+            _update(entry, application)
+            entries[index] = entry
+            break
+    else:
+        entries.append(_commented(application))
+    return dump(tree)
+
+
+def without_application(text: str, name: str) -> str:
+    """The text without one application; unchanged when it is not there."""
+    tree = parse(text)
+    entries = tree["applications"]
+    kept = [index for index, entry in enumerate(entries) if entry["name"] != name]
+    if len(kept) == len(entries):
+        return text
+    for index in reversed(range(len(entries))):
+        if index not in kept:
+            del entries[index]
+    return dump(tree)
+
+
+def with_user_config(text: str, application: str, deployment: str, user_config: Mapping[str, Any]) -> str:
+    """The text with one deployment's ``user_config`` replaced. Raises `NotFound` when the application or deployment is not there."""
+    tree = parse(text)
+    for entry in tree["applications"]:
+        if entry["name"] == application:
+            for piece in entry.get("deployments", []):
+                if piece["name"] == deployment:
+                    piece["user_config"] = _commented(user_config)
+                    return dump(tree)
+            raise errors.NotFound(f"serveConfigV2: application {application!r} has no deployment {deployment!r}")
+    raise errors.NotFound(f"serveConfigV2: no application {application!r}; deploy the model first")
+
+
+def user_config(text: str, application: str, deployment: str) -> dict[str, Any] | None:
+    """A deployment's ``user_config``, None when there is no such application or deployment."""
+    for piece in applications(text).get(application, {}).get("deployments", []):
+        if piece["name"] == deployment:
+            found = piece.get("user_config")
+            return dict(found) if isinstance(found, dict) else {}
+    return None
+
+
+def application_status(rayservice: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What KubeRay reports of one application: the pending cluster's entry where there is one, else the active one's, else ``{}``."""
+    status = rayservice.get("status") or {}
+    for side in ("pendingServiceStatus", "activeServiceStatus"):
+        found = ((status.get(side) or {}).get("applicationStatuses") or {}).get(name)
+        if found:
+            return dict(found)
+    return {}
+
+
+def observed(rayservice: Mapping[str, Any]) -> bool:
+    """Whether the operator has seen this generation. While the head is Pending it lags; then False."""
+    return int((rayservice.get("status") or {}).get("observedGeneration") or 0) >= int(rayservice["metadata"].get("generation") or 0)
+
+
+def ready(name: str) -> Callable[[Mapping[str, Any]], bool]:
+    """Condition for `Cluster.wait`: this generation is observed and the application runs."""
+    return lambda rayservice: observed(rayservice) and application_status(rayservice, name).get("status") == "RUNNING"
+
+
+def failed(name: str) -> Callable[[Mapping[str, Any]], str | None]:
+    """Failure condition for `Cluster.wait`: the diagnosis once the application has failed, else None."""
+
+    def diagnose_if_failed(rayservice: Mapping[str, Any]) -> str | None:
+        found = application_status(rayservice, name)
+        if not observed(rayservice) or found.get("status") not in FAILED_STATES:
+            return None
+        return diagnosis(rayservice, name)
+
+    return diagnose_if_failed
+
+
+def diagnosis(rayservice: Mapping[str, Any], name: str) -> str:
+    """One paragraph: application, state, its message, the messages of its deployments, and the tail of the replica's error."""
+    metadata = rayservice["metadata"]
+    found = application_status(rayservice, name)
+    messages = [str(found.get("message") or "").strip()]
+    for deployment, state in (found.get("serveDeploymentStatuses") or {}).items():
+        if state.get("status") != "HEALTHY" and state.get("message"):
+            messages.append(f"deployment {deployment} {state.get('status')}: {str(state['message']).strip()}")
+    text = "; ".join(dict.fromkeys(message for message in messages if message)) or "no message"
+    if len(text) > LOG_TAIL_CHARACTERS:
+        text = "... " + text[-LOG_TAIL_CHARACTERS:]
+    where = f"RayService {metadata.get('namespace')}/{metadata['name']}"
+    return f"{where}: application {name} {found.get('status', 'is not reported')}: {text}; mend the application and run again"
+
+
+def _update(entry: CommentedMap, wanted: Mapping[str, Any]) -> None:
+    """Make ``entry`` equal to ``wanted`` and keep the comments of what stays."""
+    for key in [key for key in entry if key not in wanted]:
+        del entry[key]
+    for key, value in wanted.items():
+        if key not in entry or entry[key] != value:
+            entry[key] = _commented(value)
+
+
+def _commented(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return CommentedMap((key, _commented(item)) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return CommentedSeq([_commented(item) for item in value])
+    return value

