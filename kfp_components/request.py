@@ -25,6 +25,12 @@ Part = TypeVar("Part", bound=BaseModel)
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _coerce(cls, values: Any) -> Any:
+        """Numbers inside KFP's dict and list parameters arrive as floats (measured with 2.17); whole ones become ints again."""
+        return whole_numbers(values)
+
 
 class SmokeCase(_Part):
     """One request that the candidate must answer as expected before it gets any user's request."""
@@ -127,7 +133,7 @@ class Options(_Part):
     def _named(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if any(not isinstance(piece.get("name"), str) for piece in value):
             raise ValueError("each deployment needs a name")
-        return [_whole_numbers(piece) for piece in value]
+        return value
 
 
 class ModelTarget(_Part):
@@ -270,14 +276,14 @@ def assert_allowed(request: PromoteRequest, annotations: Mapping[str, str], know
         )
 
 
-def _whole_numbers(value: Any) -> Any:
-    """Numbers inside KFP's dict and list parameters arrive as floats (FACTS.md); Serve wants num_replicas as an int."""
+def whole_numbers(value: Any) -> Any:
+    """``value`` with whole floats as ints, at any depth: 64.0 -> 64. Tuples become lists."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, dict):
-        return {key: _whole_numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_whole_numbers(item) for item in value]
+        return {key: whole_numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [whole_numbers(item) for item in value]
     return value
 
 

@@ -1,0 +1,23 @@
+"""Create the name that clients call."""
+
+from kfp import dsl
+
+from kfp_components.ops.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def create_alias(request: dict, run_id: str = "") -> dict:
+    """Create the ExternalName Service {model}-predictor onto the RayService's Serve Service.
+
+    Args:
+        request: what register_model returned.
+        run_id: identity of the run, so that a retried pod goes on and a second run is refused.
+
+    Returns:
+        The request, for the next step.
+    """
+    from kfp_components import rollout
+    from kfp_components.ops import runtime
+
+    rollout.create_alias(runtime.open_run(request, run_id))
+    return request

@@ -1,0 +1,23 @@
+"""Show the model in Kubeflow's UI."""
+
+from kfp import dsl
+
+from kfp_components.ops.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def create_inference_service(request: dict, run_id: str = "") -> dict:
+    """Create the InferenceService stub with URL, readiness and live traffic split; KServe leaves it alone.
+
+    Args:
+        request: what register_model returned.
+        run_id: identity of the run, so that a retried pod goes on and a second run is refused.
+
+    Returns:
+        The request, for the next step.
+    """
+    from kfp_components import rollout
+    from kfp_components.ops import runtime
+
+    rollout.create_stub(runtime.open_run(request, run_id))
+    return request

@@ -1,0 +1,23 @@
+"""Deploy the version beside the others."""
+
+from kfp import dsl
+
+from kfp_components.ops.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def deploy_rayservice(request: dict, run_id: str = "") -> dict:
+    """Put the version on the RayService, every other application proven unchanged, and wait until it runs; it gets no traffic yet.
+
+    Args:
+        request: what register_model returned.
+        run_id: identity of the run, so that a retried pod goes on and a second run is refused.
+
+    Returns:
+        The request, for the next step.
+    """
+    from kfp_components import rollout
+    from kfp_components.ops import runtime
+
+    rollout.deploy(runtime.open_run(request, run_id))
+    return request

@@ -1,0 +1,32 @@
+"""All traffic to the new version."""
+
+from kfp import dsl
+
+from kfp_components.ops.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def promote_model(
+    request: dict,
+    report: dsl.Output[dsl.HTML],
+    metrics: dsl.Output[dsl.Metrics],
+    run_id: str = "",
+) -> dict:
+    """Give the new version all traffic in one write, move registry aliases and stub with it, retire the old one after the grace time.
+
+    Args:
+        request: what register_model returned.
+        run_id: identity of the run, so that a retried pod goes on and a second run is refused.
+        report: the release so far, as a page.
+        metrics: weight, evidence and counts.
+
+    Returns:
+        The request, for the next step.
+    """
+    from kfp_components import rollout
+    from kfp_components.ops import runtime
+
+    release = rollout.promote(runtime.open_run(request, run_id))
+    runtime.write_report(release, report.path)
+    metrics.metadata.update(runtime.metrics(release))
+    return request

@@ -1,0 +1,44 @@
+"""Register the version and open the release."""
+
+from kfp import dsl
+
+from kfp_components.ops.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def register_model(
+    model: str,
+    version: str,
+    uri: str,
+    namespace: str,
+    rayservice: str,
+    import_path: str,
+    steps: list = [10, 25, 50],  # noqa: B006  KFP reads the default from the signature
+    options: dict = {},  # noqa: B006
+    run_id: str = "",
+    first_version: bool = False,
+) -> dict:
+    """Check everything, register the version as `candidate` and open the release record; nothing is written when a check fails.
+
+    Args:
+        model: DNS-1035 name of at most 53 characters; the public route is /{model}.
+        version: name of the new version, such as v8.
+        uri: where the artifact is (s3://, gs://, pvc://, hf://, https:// ...).
+        namespace: namespace of the RayService.
+        rayservice: name of the RayService that serves several models.
+        import_path: module:attribute of the Serve application or its builder; must be on the RayService's allow-list.
+        steps: ceilings of the candidate's share in percent, rising.
+        options: everything with a default; each wrong key is named (see kfp_components.request.Options).
+        run_id: identity of the run, so that a retried pod goes on and a second run is refused.
+        first_version: the model has no stable version yet.
+
+    Returns:
+        The checked request, which the other steps take.
+    """
+    from kfp_components import rollout
+    from kfp_components.ops import runtime
+
+    values = {"model": model, "version": version, "uri": uri, "namespace": namespace, "rayservice": rayservice}
+    run = runtime.open_run({**values, "import_path": import_path, "steps": steps, "options": options}, run_id)
+    rollout.register(run, first_version=first_version)
+    return run.request.model_dump(mode="json")

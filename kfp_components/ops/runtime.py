@@ -1,0 +1,51 @@
+"""What the component bodies share: open a run from a pipeline's values, and write what a person looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kfp_components import report, request, rollout
+from kfp_components.release import Release
+
+
+def open_run(values: Mapping[str, Any], run_id: str) -> rollout.Run:
+    """A run in the Lease's eyes is the KFP run: a retried pod is the same holder."""
+    return rollout.open_run(request.parse(values), holder=f"kfp/{run_id}" if run_id else None, source={"kfp_run_id": run_id}, watch=_Narrator())
+
+
+def open_unfinished(model: str, namespace: str, rayservice: str, run_id: str) -> rollout.Run:
+    """The run that a rollback or an exit handler continues. Raises `NotFound` when this model was never released."""
+    target = request.parse_target({"model": model, "namespace": namespace, "rayservice": rayservice})
+    return rollout.open_rollback(target, holder=f"kfp/{run_id}" if run_id else None, watch=_Narrator())
+
+
+def write_report(release: Release, path: str) -> None:
+    """The release as a self-contained page."""
+    Path(path).write_text(report.render(release.model_dump(mode="json")), encoding="utf-8")
+
+
+def metrics(release: Release) -> dict[str, float]:
+    """Numbers for KFP's metrics card, from the last look at the counts."""
+    if not release.timeline:
+        return {}
+    last = release.timeline[-1]
+    found = {"weight_percent": last["weight_percent"], "e_fail": last["e_fail"], "e_pass": last["e_pass"]}
+    for arm in ("stable", "candidate"):
+        found[f"{arm}_requests"] = last["requests"][arm]
+        found[f"{arm}_failures"] = last["failures"][arm]
+    return {name: float(value) for name, value in found.items()}
+
+
+class _Narrator:
+    """Prints each new event of the release to the pod's log."""
+
+    def __init__(self) -> None:
+        self.told = 0.0
+
+    def __call__(self, release: Release) -> None:
+        for event in release.events:
+            if event["unix_s"] > self.told:
+                print(f"{event['step']}: {event['message']}", flush=True)
+                self.told = event["unix_s"]

@@ -1,0 +1,23 @@
+"""Ask the version before any user does."""
+
+from kfp import dsl
+
+from kfp_components.ops.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def smoke_inference(request: dict, run_id: str = "") -> dict:
+    """Send the smoke cases to the version, pinned, through the alias; a wrong answer takes the version back.
+
+    Args:
+        request: what register_model returned.
+        run_id: identity of the run, so that a retried pod goes on and a second run is refused.
+
+    Returns:
+        The request, for the next step.
+    """
+    from kfp_components import rollout
+    from kfp_components.ops import runtime
+
+    rollout.smoke(runtime.open_run(request, run_id))
+    return request

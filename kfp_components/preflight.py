@@ -1,0 +1,106 @@
+"""Everything that is checked before anything is touched. Reads only; raises an `InputError` that says what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kfp_components import apply, errors, names, request
+from kfp_components.cluster import Cluster, Manifest, Ref
+from kfp_components.registry import ModelRegistry
+from kfp_components.serving import alias, rayservice
+
+PERMISSIONS: tuple[tuple[str, str, str], ...] = (
+    *((verb, "ConfigMap", "") for verb in ("get", "create", "update")),
+    *((verb, "Lease", "") for verb in ("get", "create", "update", "delete")),
+    *((verb, "Service", "") for verb in ("get", "create", "patch", "delete")),
+    *((verb, "InferenceService", "") for verb in ("get", "create", "patch", "delete")),
+    ("patch", "InferenceService", "status"),
+    *((verb, "RayService", "") for verb in ("get", "list", "watch", "patch")),
+    ("create", "Event", ""),
+)
+"""What a promotion needs: verb, kind, subresource. deploy/rbac.yaml grants exactly this."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What was found: the RayService (None: to be created), its configuration, the version that users get (None: none yet)."""
+
+    rayservice: Manifest | None
+    serve_config: str
+    stable_version: str | None
+    alias_exists: bool
+    stub_exists: bool
+
+
+def check(cluster: Cluster, registry: ModelRegistry, asked: request.PromoteRequest, *, stable_version: str | None, first_version: bool) -> Situation:
+    """Look at everything that a release will touch.
+
+    ``stable_version`` is what the router sends users to now. ``first_version`` allows that there is none (deploy_model).
+    """
+    check_permissions(cluster, asked)
+    ref = Ref("RayService", asked.rayservice, asked.namespace)
+    found = cluster.get(ref)
+    if found is None and asked.options.rayservice_template is None:
+        raise errors.NotFound(f"{ref}: it does not exist; create it, correct the name, or give options.rayservice_template")
+    metadata = (found or {}).get("metadata") or {}
+    text = str(((found or {}).get("spec") or {}).get("serveConfigV2") or "")
+    applications = rayservice.applications(text)
+    if found is not None:
+        apply.refuse_gitops(found)
+    imports = {str(entry.get("import_path")) for entry in applications.values()}
+    request.assert_allowed(asked, metadata.get("annotations") or {}, imports)
+    _check_routes(asked, str(ref), applications)
+    if stable_version is None and not first_version:
+        raise errors.NotFound(
+            f"model {asked.model}: {ref} serves no version of it yet, so there is nothing to compare with; "
+            "deploy the first version with `deploy_model` (kfp-serving promote --first)"
+        )
+    if stable_version is not None and names.application(asked.model, stable_version) not in applications:
+        raise errors.NotFound(
+            f"{ref}: the router sends users to {stable_version}, but application {names.application(asked.model, stable_version)} "
+            "is not in serveConfigV2; mend the RayService first"
+        )
+    service = cluster.get(Ref("Service", names.alias(asked.model), asked.namespace))
+    stub = cluster.get(Ref("InferenceService", asked.model, asked.namespace))
+    alias.assert_free(asked.model, asked.namespace, service, stub, asked.target_host)
+    known = registry.find(registered_name(asked), asked.version)
+    if known is not None and (known.uri, known.digest) != (asked.uri, asked.options.digest):
+        raise errors.NameTaken(
+            f"model {asked.model} version {asked.version}: registered with {known.uri} ({known.digest or 'no digest'}), "
+            f"not with {asked.uri} ({asked.options.digest or 'no digest'}); give the new artifact a new version"
+        )
+    return Situation(found, text, stable_version, service is not None, stub is not None)
+
+
+def check_permissions(cluster: Cluster, target: request.ModelTarget) -> None:
+    """Raise `PermissionDenied` naming everything that this identity may not do."""
+    missing = [
+        f"{verb} {kind}{'/' + subresource if subresource else ''}"
+        for verb, kind, subresource in PERMISSIONS
+        if not cluster.may(verb, kind, target.namespace, subresource=subresource)
+    ]
+    if missing:
+        raise errors.PermissionDenied(
+            f"namespace {target.namespace}: this identity may not {', '.join(missing)}; bind the Role of deploy/rbac.yaml to it"
+        )
+
+
+def registered_name(target: request.ModelTarget) -> str:
+    """Name in the registry: models of two namespaces do not meet."""
+    return f"{target.namespace}.{target.model}"
+
+
+def _check_routes(asked: request.PromoteRequest, ref: str, applications: dict[str, dict[str, object]]) -> None:
+    ours = {
+        names.router_application(asked.model): names.public_route(asked.model),
+        names.application(asked.model, asked.version): names.version_route(asked.model, asked.version),
+    }
+    for name, entry in applications.items():
+        route = entry.get("route_prefix")
+        if name in ours and route != ours[name]:
+            raise errors.NameTaken(f"{ref}: application {name} is there already, at {route}; it is not of this library: rename it or the version")
+        if name not in ours and route in ours.values():
+            raise errors.NameTaken(
+                f"{ref}: route {route} belongs to application {name}, which is not of this library; "
+                "give that application another route_prefix, or choose another model name"
+            )

@@ -1,0 +1,162 @@
+"""Smoke inference: requests with expected answers, sent through the alias, as clients send them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from kfp_components import errors, names
+from kfp_components.cluster import Endpoint
+from kfp_components.request import SmokeCase
+
+EXCERPT_CHARACTERS = 300
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What one case gave. ``problem`` is None when all was as expected, else one line: request, answer, what was expected."""
+
+    case: str
+    seconds: float
+    problem: str | None
+
+
+class Prober:
+    """Sends cases to one model through its alias, to a chosen version."""
+
+    def __init__(self, endpoint: Endpoint, model: str) -> None:
+        self.endpoint = endpoint
+        self.model = model
+        self._client = httpx.Client(base_url=endpoint.base_url, headers={"host": endpoint.host}, trust_env=False)
+
+    def __enter__(self) -> Prober:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._client.close()
+
+    def run(self, cases: Iterable[SmokeCase], version: str | None) -> list[ProbeResult]:
+        """Send every case, pinned to ``version`` (None: wherever the traffic goes). Never raises for a bad answer."""
+        return [self._one(case, version) for case in cases]
+
+    def version_that_answers(self, case: SmokeCase) -> str | None:
+        """Who answers an unpinned request; None when nobody does or the server does not say."""
+        path = names.public_route(self.model) + PROTOCOLS[case.protocol](case, self.model)
+        try:
+            answer = self._client.request(case.method, path, timeout=case.timeout_s)
+        except httpx.HTTPError:
+            return None
+        return answer.headers.get(names.VERSION_HEADER)
+
+    def _one(self, case: SmokeCase, version: str | None) -> ProbeResult:
+        path = names.public_route(self.model) + PROTOCOLS[case.protocol](case, self.model)
+        headers = {names.VERSION_HEADER: version} if version else {}
+        sent = f"{case.name}: {case.method} {path}"
+        try:
+            answer = self._client.request(
+                case.method, path, json=case.body if case.method == "POST" else None, headers=headers, timeout=case.timeout_s
+            )
+        except httpx.TimeoutException:
+            return ProbeResult(case.name, case.timeout_s, f"{sent}: no whole answer within {case.timeout_s:g} s")
+        except httpx.HTTPError as error:
+            return ProbeResult(case.name, 0.0, f"{sent}: {type(error).__name__}: {error}")
+        return ProbeResult(case.name, answer.elapsed.total_seconds(), _problem(case, version, sent, answer))
+
+
+def assert_passed(results: Iterable[ProbeResult], what: str) -> None:
+    """Raise `SmokeFailed` with a line for each case that failed."""
+    problems = [result.problem for result in results if result.problem]
+    if problems:
+        raise errors.SmokeFailed(f"{what}: {len(problems)} smoke case(s) failed: " + "; ".join(problems))
+
+
+def health_cases(model: str, protocol: str) -> list[SmokeCase]:
+    """The protocol's own health checks: for V2 live, ready and the model's ready; none for plain JSON."""
+    if protocol != "v2":
+        return []
+    paths = ("/v2/health/live", "/v2/health/ready", f"/v2/models/{model}/ready")
+    return [SmokeCase(name=path, path=path, method="GET") for path in paths]
+
+
+PROTOCOLS: Mapping[str, Callable[[SmokeCase, str], str]] = {
+    "json": lambda case, _model: case.path,
+    "v2": lambda _case, model: f"/v2/models/{model}/infer",
+}
+"""Protocol -> path below the public route."""
+
+
+def _problem(case: SmokeCase, version: str | None, sent: str, answer: httpx.Response) -> str | None:
+    excerpt = answer.text[:EXCERPT_CHARACTERS]
+    if answer.status_code != case.expect_status:
+        return f"{sent}: expected status {case.expect_status}, got {answer.status_code}: {excerpt}"
+    told = answer.headers.get(names.VERSION_HEADER)
+    if version and told != version:
+        return f"{sent}: asked for version {version}, but {told or 'a server that does not say its version'} answered"
+    if not case.expect and not case.expect_shape:
+        return None
+    try:
+        body = answer.json()
+    except json.JSONDecodeError:
+        return f"{sent}: expected JSON, got {excerpt!r}"
+    for pointer, wanted in case.expect.items():
+        found = resolve(body, pointer)
+        if not matches(found, wanted, case.tolerance):
+            return f"{sent}: expected {pointer} = {_short(wanted)} (tolerance {case.tolerance:g}), got {_short(found)}"
+    for pointer, lengths in case.expect_shape.items():
+        found_shape = shape(resolve(body, pointer))
+        if found_shape != lengths:
+            return f"{sent}: expected {pointer} of shape {lengths}, got {found_shape}"
+    return None
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "nothing there"
+
+
+MISSING = _Missing()
+
+
+def resolve(body: Any, pointer: str) -> Any:
+    """The value at a JSON pointer (RFC 6901), `MISSING` when there is none."""
+    for part in pointer.split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(body, list) and key.isdigit() and int(key) < len(body):
+            body = body[int(key)]
+        elif isinstance(body, dict) and key in body:
+            body = body[key]
+        else:
+            return MISSING
+    return body
+
+
+def matches(found: Any, wanted: Any, tolerance: float) -> bool:
+    """Equal, with ``tolerance`` (absolute) for numbers; a wanted dict may hold fewer keys; lists match element by element."""
+    if isinstance(wanted, bool) or isinstance(found, bool):
+        return found is wanted
+    if isinstance(wanted, int | float) and isinstance(found, int | float):
+        return abs(found - wanted) <= tolerance
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and all(key in found and matches(found[key], item, tolerance) for key, item in wanted.items())
+    if isinstance(wanted, list):
+        same_length = isinstance(found, list) and len(found) == len(wanted)
+        return same_length and all(matches(a, b, tolerance) for a, b in zip(found, wanted, strict=True))
+    return bool(found == wanted)
+
+
+def shape(value: Any) -> list[int]:
+    """Lengths of nested lists: [] for a scalar, [2, 3] for two lists of three."""
+    lengths = []
+    while isinstance(value, list):
+        lengths.append(len(value))
+        value = value[0] if value else None
+    return lengths
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."

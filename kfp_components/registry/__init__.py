@@ -1,0 +1,65 @@
+"""Model registries: versions with their provenance, and the aliases champion, candidate and previous, which move with the traffic."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+from urllib.parse import urlsplit
+
+from kfp_components import errors
+
+Alias = Literal["champion", "candidate", "previous"]
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One registered version. ``properties`` are strings; ``url`` is where a person can look at it ("" when there is no page)."""
+
+    model: str
+    version: str
+    uri: str
+    digest: str | None
+    properties: Mapping[str, str]
+    url: str = ""
+
+
+class ModelRegistry(Protocol):
+    """Four verbs. Every method raises `Unreachable` when the registry does not answer."""
+
+    def register(self, model: str, version: str, uri: str, *, digest: str | None, properties: Mapping[str, str]) -> ModelVersion:
+        """Make the version known. The same again is idempotent; another URI or digest is refused with `NameTaken`."""
+
+    def find(self, model: str, version: str) -> ModelVersion | None:
+        """The version, None when it is not registered."""
+
+    def aliases(self, model: str) -> dict[str, str]:
+        """Alias -> version."""
+
+    def move(self, model: str, alias: Alias, version: str | None) -> None:
+        """Point an alias at a version, or remove it; doing it twice is harmless."""
+
+    def annotate(self, model: str, version: str, properties: Mapping[str, str]) -> None:
+        """Add properties (verdict, evidence, report) to a version."""
+
+
+def _mlflow(uri: str) -> ModelRegistry:
+    from kfp_components.registry.mlflow import MlflowRegistry
+
+    return MlflowRegistry(uri)
+
+
+REGISTRIES: Mapping[str, Callable[[str], ModelRegistry]] = {"sqlite": _mlflow, "http": _mlflow, "https": _mlflow}
+"""URI scheme -> how to connect. A tracking server or an sqlite file of MLflow."""
+
+
+def connect(uri: str | None = None) -> ModelRegistry:
+    """The registry at ``uri``, or at MLFLOW_TRACKING_URI. Raises `RequestInvalid` when there is none or its scheme is not known."""
+    where = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not where:
+        raise errors.RequestInvalid("registry: none given; set options.registry_uri or MLFLOW_TRACKING_URI (sqlite:////path/file.db or https://host)")
+    scheme = urlsplit(where).scheme
+    if scheme not in REGISTRIES:
+        raise errors.RequestInvalid(f"registry {where!r}: scheme {scheme!r} is not known; known are {', '.join(REGISTRIES)}")
+    return REGISTRIES[scheme](where)

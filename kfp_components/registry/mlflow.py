@@ -1,0 +1,117 @@
+"""MLflow as the registry: a tracking server, or an sqlite file as the embedded default.
+
+MLflow numbers versions by itself; ours (``v7``) is a tag, and the two are matched here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from kfp_components import errors
+from kfp_components.registry import Alias, ModelVersion
+
+VERSION_TAG = "kfp_serving.version"
+DIGEST_TAG = "kfp_serving.digest"
+
+
+class MlflowRegistry:
+    """Models are named ``{namespace}.{model}`` by the caller; MLflow forbids ``/`` and ``:`` in names."""
+
+    def __init__(self, uri: str) -> None:
+        """Connect; with sqlite the file and its tables are made (a few seconds the first time)."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        try:
+            from mlflow.tracking import MlflowClient
+        except ImportError as error:
+            raise errors.RequestInvalid(f"registry {uri}: MLflow is not installed; install kfp-serving-components[mlflow]") from error
+        self.uri = uri
+        with self._mapped("connecting"):
+            self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    def register(self, model: str, version: str, uri: str, *, digest: str | None, properties: Mapping[str, str]) -> ModelVersion:
+        """Make the version known. The same again is idempotent; another URI or digest is refused with `NameTaken`."""
+        found = self.find(model, version)
+        if found is not None:
+            if found.uri != uri or found.digest != digest:
+                raise errors.NameTaken(
+                    f"model {model} version {version}: registered with {found.uri} ({found.digest or 'no digest'}), "
+                    f"not with {uri} ({digest or 'no digest'}); give the new artifact a new version"
+                )
+            return found
+        tags = {**properties, VERSION_TAG: version, **({DIGEST_TAG: digest} if digest else {})}
+        with self._mapped(f"registering {model} {version}", exists_ok=True):
+            self._client.create_registered_model(model)
+        with self._mapped(f"registering {model} {version}"):
+            made = self._client.create_model_version(model, source=uri, tags=tags)
+        return _version(made)
+
+    def find(self, model: str, version: str) -> ModelVersion | None:
+        """The version, None when it is not registered."""
+        found = self._entry(model, version)
+        return None if found is None else _version(found)
+
+    def aliases(self, model: str) -> dict[str, str]:
+        """Alias -> version."""
+        entries = {str(entry.version): entry for entry in self._entries(model)}
+        if not entries:
+            return {}
+        with self._mapped(f"reading the aliases of {model}"):
+            numbers = self._client.get_registered_model(model).aliases
+        return {alias: entries[str(number)].tags[VERSION_TAG] for alias, number in numbers.items() if str(number) in entries}
+
+    def move(self, model: str, alias: Alias, version: str | None) -> None:
+        """Point an alias at a version, or remove it; doing it twice is harmless."""
+        if version is None:
+            if alias in self.aliases(model):
+                with self._mapped(f"removing alias {alias} of {model}"):
+                    self._client.delete_registered_model_alias(model, alias)
+            return
+        entry = self._required(model, version)
+        with self._mapped(f"moving alias {alias} of {model}"):
+            self._client.set_registered_model_alias(model, alias, entry.version)
+
+    def annotate(self, model: str, version: str, properties: Mapping[str, str]) -> None:
+        """Add properties to a version."""
+        entry = self._required(model, version)
+        with self._mapped(f"annotating {model} {version}"):
+            for key, value in properties.items():
+                self._client.set_model_version_tag(model, entry.version, key, value)
+
+    def _required(self, model: str, version: str) -> Any:
+        entry = self._entry(model, version)
+        if entry is None:
+            raise errors.NotFound(f"model {model} version {version}: not registered at {self.uri}; register it first")
+        return entry
+
+    def _entry(self, model: str, version: str) -> Any | None:
+        return next((entry for entry in self._entries(model) if entry.tags.get(VERSION_TAG) == version), None)
+
+    def _entries(self, model: str) -> list[Any]:
+        with self._mapped(f"reading the versions of {model}"):
+            return [entry for entry in self._client.search_model_versions(f"name='{model}'") if VERSION_TAG in entry.tags]
+
+    @contextmanager
+    def _mapped(self, doing: str, exists_ok: bool = False) -> Iterator[None]:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except MlflowException as error:
+            if exists_ok and error.error_code == "RESOURCE_ALREADY_EXISTS":
+                return
+            if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
+                raise errors.PermissionDenied(f"registry {self.uri}: {doing}: {error.message}") from error
+            if error.error_code == "INVALID_PARAMETER_VALUE":
+                raise errors.RequestInvalid(f"registry {self.uri}: {doing}: {error.message}") from error
+            raise errors.Unreachable(f"registry {self.uri}: {doing}: {str(error.message)[:300]}; is it running?") from error
+
+
+def _version(entry: Any) -> ModelVersion:
+    tags = dict(entry.tags)
+    return ModelVersion(entry.name, tags.pop(VERSION_TAG), entry.source, tags.pop(DIGEST_TAG, None), tags)

@@ -1,0 +1,147 @@
+"""The default data plane: a Serve application that owns the public route and splits it by its ``user_config``.
+
+All control goes through the RayService's ``serveConfigV2``; the router takes no control calls over HTTP, so Kubernetes RBAC is its only key.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import httpx
+
+from kfp_components import errors, names
+from kfp_components.apply import change_serve_config
+from kfp_components.cluster import Cluster, Endpoint, Ref
+from kfp_components.request import ModelTarget
+from kfp_components.serving import rayservice
+from kfp_components.traffic import Split
+
+READ_TIMEOUT_S = 5.0
+
+
+class RayRouter:
+    """Implements `TrafficStrategy` for one model."""
+
+    def __init__(self, cluster: Cluster, target: ModelTarget) -> None:
+        self.cluster = cluster
+        self.target = target
+        self.application = names.router_application(target.model)
+        self._endpoint: Endpoint | None = None
+
+    def prepare(self, serve_config: str, split: Split) -> str:
+        """Add the router application; one that is there already only gets the split."""
+        if rayservice.user_config(serve_config, self.application, names.ROUTER_DEPLOYMENT) is not None:
+            return self._with_split(serve_config, split)
+        application = {
+            "name": self.application,
+            "route_prefix": names.public_route(self.target.model),
+            "import_path": names.ROUTER_IMPORT_PATH,
+            "args": {"model": self.target.model},
+            "deployments": [{"name": names.ROUTER_DEPLOYMENT, "user_config": to_user_config(self.target.model, split)}],
+        }
+        return rayservice.with_application(serve_config, application)
+
+    def set_weight(self, split: Split) -> None:
+        """One compare-and-swap write of the router's ``user_config``."""
+        change_serve_config(
+            self.cluster,
+            self.target.namespace,
+            self.target.rayservice,
+            lambda text: self._with_split(text, split),
+            changed={self.application},
+        )
+
+    def current(self) -> Split | None:
+        """The split in ``serveConfigV2``."""
+        found = self.cluster.get(Ref("RayService", self.target.rayservice, self.target.namespace))
+        text = str(((found or {}).get("spec") or {}).get("serveConfigV2") or "")
+        config = rayservice.user_config(text, self.application, names.ROUTER_DEPLOYMENT)
+        return from_user_config(config) if config else None
+
+    def observed_weight(self) -> Split:
+        """What the router says of itself at ``/{model}/-/router``, with the weight that it applies now (0 after the lease lapsed)."""
+        state = self.read("router")
+        weight = state["weight_percent_effective"]
+        return Split(
+            stable=state["stable"]["version"],
+            candidate=(state.get("candidate") or {}).get("version"),
+            weight_percent=float(weight),
+            lease_expires_unix_s=state.get("lease_expires_unix_s"),
+        )
+
+    def wait_until_applied(self, split: Split, timeout_s: float) -> float:
+        """Wait until the router routes by ``split``; seconds that it took. Raises `WaitTimeout` saying what it does instead."""
+        started = time.monotonic()
+        seen: Split | str = "nothing"
+        while time.monotonic() - started < timeout_s:
+            try:
+                seen = self.observed_weight()
+                if (seen.stable, seen.candidate, seen.weight_percent) == (split.stable, split.candidate, split.weight_percent):
+                    return time.monotonic() - started
+            except errors.TemporaryError as error:
+                seen = str(error)
+            time.sleep(0.1)
+        raise errors.WaitTimeout(
+            f"router of {self.target.model}: after {timeout_s:g} s it still does not route by {split.shares}; it says {seen}; "
+            f"look at application {self.application} in the Ray dashboard"
+        )
+
+    def ledger(self) -> dict[str, Any]:
+        """The router's counts, cumulative per version and router replica (see `kfp_components.router`)."""
+        return self.read("ledger")
+
+    def read(self, page: str) -> dict[str, Any]:
+        """A page of the router's own, through the alias. Raises `Unreachable`."""
+        where = f"router of {self.target.model}"
+        try:
+            if self._endpoint is None:
+                self._endpoint = self.cluster.endpoint(names.alias(self.target.model), self.target.namespace, names.SERVE_PORT)
+            endpoint = self._endpoint
+            url = f"{endpoint.base_url}{names.public_route(self.target.model)}/-/{page}"
+            answer = httpx.get(url, headers={"host": endpoint.host}, timeout=READ_TIMEOUT_S, trust_env=False)
+        except (httpx.HTTPError, errors.NotFound) as error:
+            self._endpoint = None
+            raise errors.Unreachable(f"{where}: {type(error).__name__} while reading /-/{page}: {error}") from error
+        if answer.status_code != 200:
+            self._endpoint = None
+            raise errors.Unreachable(f"{where}: /-/{page} answered {answer.status_code}: {answer.text[:200]}")
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def remove(self, serve_config: str) -> str:
+        """Without the router application."""
+        return rayservice.without_application(serve_config, self.application)
+
+    def _with_split(self, text: str, split: Split) -> str:
+        return rayservice.with_user_config(text, self.application, names.ROUTER_DEPLOYMENT, to_user_config(self.target.model, split))
+
+
+def to_user_config(model: str, split: Split) -> dict[str, Any]:
+    """The router's ``user_config``; without a candidate it is always the same, so a rollback restores it to the letter."""
+
+    def backend(version: str) -> dict[str, str]:
+        return {"version": version, "route": names.version_route(model, version)}
+
+    config: dict[str, Any] = {"stable": backend(split.stable)}
+    if split.candidate is not None:
+        config["candidate"] = backend(split.candidate)
+        config["weight_percent"] = split.weight_percent
+        if split.lease_expires_unix_s is not None:
+            config["lease_expires_unix_s"] = round(split.lease_expires_unix_s, 3)
+    if split.sticky_header:
+        config["sticky_header"] = split.sticky_header
+    config["request_timeout_s"] = split.request_timeout_s
+    return config
+
+
+def from_user_config(config: dict[str, Any]) -> Split:
+    """The inverse of `to_user_config`."""
+    return Split(
+        stable=config["stable"]["version"],
+        candidate=(config.get("candidate") or {}).get("version"),
+        weight_percent=float(config.get("weight_percent", 0.0)),
+        lease_expires_unix_s=config.get("lease_expires_unix_s"),
+        sticky_header=config.get("sticky_header"),
+        request_timeout_s=float(config.get("request_timeout_s", 60.0)),
+    )
