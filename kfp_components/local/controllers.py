@@ -1,0 +1,213 @@
+"""Stand-ins for the KubeRay operator and the endpoint controller. Run as a process beside the embedded API and one Ray.
+
+RayService -> Serve's REST API on that Ray, with the status fields that KubeRay writes;
+``{name}-serve-svc`` and ``{name}-head-svc`` with EndpointSlices
+once Serve is ready, owned by the RayService. What they do not do is in `NOT_SUPPORTED`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from kfp_components import errors, names
+from kfp_components.cluster import Cluster, Manifest, Ref
+from kfp_components.cluster.kubernetes import KubernetesCluster
+from kfp_components.local.ray_process import ServeClient
+
+MANAGER = "kfp-serving-local-operator"
+POLL_S = 0.3
+NOT_SUPPORTED = (
+    "RayService: one per embedded cluster (they would share one Ray); a second one stays not ready and says so",
+    "RayService: rayClusterConfig is stored and not acted on; there is one Ray, started by `kfp-serving local up`",
+    "RayService: no incremental upgrade, no pending cluster",
+    "Pods, Deployments and every other controller of Kubernetes",
+)
+
+
+class RayServiceController:
+    """Reconciles the one RayService of the embedded cluster."""
+
+    def __init__(self, cluster: Cluster, serve: ServeClient, serve_port: int) -> None:
+        self.cluster = cluster
+        self.serve = serve
+        self.serve_port = serve_port
+        self._mine: str | None = None  # uid of the RayService that this Ray serves
+        self._sent: str | None = None  # digest of the configuration that Serve was given
+        self._written: dict[str, str] = {}  # uid -> digest of the status written last
+
+    def reconcile(self) -> None:
+        """One look at every RayService."""
+        found = sorted(self.cluster.list("RayService", ""), key=lambda item: str(item["metadata"]["creationTimestamp"]))
+        uids = [item["metadata"]["uid"] for item in found]
+        if self._mine not in uids:
+            if self._mine is not None:
+                self.serve.put_applications({"applications": []})
+            self._mine, self._sent = (uids[0] if uids else None), None
+        for item in found:
+            if item["metadata"]["uid"] == self._mine:
+                self._serve(item)
+            else:
+                self._write_status(item, {"conditions": [_condition("Ready", False, "EmbeddedRayTaken", NOT_SUPPORTED[0])]})
+
+    def _serve(self, item: Manifest) -> None:
+        text = str(item["spec"].get("serveConfigV2") or "")
+        try:
+            config = yaml.safe_load(text) or {}
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            if digest != self._sent:
+                self.serve.put_applications({"applications": config.get("applications") or []})
+                self._sent = digest
+        except (yaml.YAMLError, httpx.HTTPStatusError, AttributeError) as error:
+            told = error.response.text[-600:] if isinstance(error, httpx.HTTPStatusError) else str(error)
+            self._warn(item, "FailedToUpdateServeApplications", f"Serve refused serveConfigV2: {told}")
+            self._write_status(item, {"conditions": [_condition("Ready", False, "FailedToUpdateServeApplications", told)]})
+            return
+        wanted = {entry["name"] for entry in config.get("applications") or []}
+        reported = (self.serve.get_status().get("applications") or {}).items()
+        statuses = {name: _application_status(state) for name, state in reported if name in wanted}
+        running = any(state["status"] == "RUNNING" for state in statuses.values()) or not wanted
+        if running:
+            self._services(item)
+        condition = _condition("Ready", running, "NonZeroServeEndpoints" if running else "Initializing", "")
+        status: dict[str, Any] = {
+            "observedGeneration": item["metadata"]["generation"],
+            "serviceStatus": "Running" if running else "",
+            "numServeEndpoints": 1 if running else 0,
+            "activeServiceStatus": {"rayClusterName": f"{item['metadata']['name']}-embedded", "applicationStatuses": statuses},
+            "conditions": [condition],
+        }
+        self._write_status(item, status)
+
+    def _write_status(self, item: Manifest, status: dict[str, Any]) -> None:
+        metadata = item["metadata"]
+        digest = json.dumps(status, sort_keys=True)
+        if self._written.get(metadata["uid"]) == digest:
+            return
+        old = {c["type"]: c for c in (item.get("status") or {}).get("conditions") or []}
+        for condition in status["conditions"]:
+            before = old.get(condition["type"], {})
+            same = before.get("status") == condition["status"]
+            condition["lastTransitionTime"] = before["lastTransitionTime"] if same else _now()
+        manifest = {
+            "apiVersion": item["apiVersion"],
+            "kind": "RayService",
+            "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
+            "status": status,
+        }
+        self.cluster.apply(manifest, manager=MANAGER, force=True, subresource="status")
+        self._written[metadata["uid"]] = digest
+
+    def _services(self, item: Manifest) -> None:
+        metadata = item["metadata"]
+        space = metadata["namespace"]
+        ports = {
+            names.serve_service(metadata["name"]): ("serve", names.SERVE_PORT, self.serve_port),
+            f"{metadata['name']}-head-svc": ("dashboard", 8265, int(httpx.URL(self.serve.url).port or 0)),
+        }
+        owner = {"apiVersion": item["apiVersion"], "kind": "RayService", "name": metadata["name"], "uid": metadata["uid"]}
+        for name, (port_name, port, target) in ports.items():
+            if self.cluster.get(Ref("Service", name, space)) is not None:
+                continue
+            meta = {"name": name, "namespace": space, "ownerReferences": [owner]}
+            service = {
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": {**meta, "labels": {"ray.io/originated-from-cr-name": metadata["name"]}},
+                "spec": {
+                    "type": "ClusterIP",
+                    "ports": [{"name": port_name, "port": port, "targetPort": target, "protocol": "TCP"}],
+                },
+            }
+            piece = {
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": {**meta, "labels": {"kubernetes.io/service-name": name}},
+                "addressType": "IPv4",
+                "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": True}}],
+                "ports": [{"name": port_name, "port": target, "protocol": "TCP"}],
+            }
+            self.cluster.apply(service, manager=MANAGER)
+            self.cluster.apply(piece, manager=MANAGER, force=True)
+
+    def _warn(self, item: Manifest, reason: str, message: str) -> None:
+        metadata = item["metadata"]
+        key = f"{metadata['uid']}/{reason}"
+        if self._written.get(key) == message:
+            return
+        self._written[key] = message
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{metadata['name']}-", "namespace": metadata["namespace"]},
+            "involvedObject": {"apiVersion": item["apiVersion"], "kind": "RayService", "name": metadata["name"], "uid": metadata["uid"]},
+            "type": "Warning",
+            "reason": reason,
+            "message": message[:1000],
+            "source": {"component": MANAGER},
+            "firstTimestamp": _now(),
+            "lastTimestamp": _now(),
+            "count": 1,
+        }
+        self.cluster.create(event)
+
+
+def _application_status(state: dict[str, Any]) -> dict[str, Any]:
+    deployments = {
+        name: {"status": piece.get("status", ""), "message": piece.get("message", "")} for name, piece in (state.get("deployments") or {}).items()
+    }
+    return {"status": state["status"], "message": state.get("message") or "", "serveDeploymentStatuses": deployments}
+
+
+def _condition(kind: str, true: bool, reason: str, message: str) -> dict[str, Any]:
+    return {"type": kind, "status": "True" if true else "False", "reason": reason, "message": message[:1000]}
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def run(controller: RayServiceController, stop: threading.Event) -> None:
+    """Reconcile until told to stop. What goes wrong is printed once, and tried again."""
+    told = ""
+    while not stop.wait(POLL_S):
+        try:
+            controller.reconcile()
+            told = ""
+        except (errors.KfpServingError, httpx.HTTPError, KeyError, ValueError) as error:
+            message = f"{type(error).__name__}: {error}"
+            if message != told:
+                print(f"{_now()} {message}", flush=True)
+                told = message
+            time.sleep(0.5)
+
+
+def main() -> None:
+    """``python -m kfp_components.local.controllers``: started by `kfp_components.local.environment`."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--kubeconfig", type=Path, required=True)
+    parser.add_argument("--dashboard-url", required=True)
+    parser.add_argument("--serve-port", type=int, required=True)
+    options = parser.parse_args()
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    with suppress(ProcessLookupError):
+        serve = ServeClient(options.dashboard_url, os.environ["RAY_AUTH_TOKEN"])
+        run(RayServiceController(KubernetesCluster(options.kubeconfig), serve, options.serve_port), stop)
+
+
+if __name__ == "__main__":
+    main()

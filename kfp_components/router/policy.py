@@ -1,0 +1,102 @@
+"""Which version answers a request: pure functions over the router's ``user_config``.
+
+::
+
+    {"stable": {"version": "v7", "route": "/.versions/whisper/v7"},
+     "candidate": {"version": "v8", "route": "/.versions/whisper/v8"},   optional
+     "weight_percent": 10.0,               the candidate's share of unpinned requests
+     "lease_expires_unix_s": 1780000000.0, after which the share is 0 until it is renewed (dead-man's switch)
+     "sticky_header": "x-user-id",         optional: equal values see the same version
+     "request_timeout_s": 60.0}            between two pieces of an answer
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+KEYS = {"stable", "candidate", "weight_percent", "lease_expires_unix_s", "sticky_header", "request_timeout_s"}
+BUCKETS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One version: its name and the internal route prefix of its application."""
+
+    version: str
+    route: str
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A checked ``user_config``."""
+
+    stable: Backend
+    candidate: Backend | None
+    weight_percent: float
+    lease_expires_unix_s: float | None
+    sticky_header: str | None
+    request_timeout_s: float
+    digest: str
+
+    def effective_weight(self, now_unix_s: float) -> float:
+        """The share that applies now, in percent: 0 without a candidate or after the lease lapsed."""
+        if self.candidate is None or (self.lease_expires_unix_s is not None and now_unix_s >= self.lease_expires_unix_s):
+            return 0.0
+        return self.weight_percent
+
+    def known(self) -> dict[str, Backend]:
+        """Versions that a request may be pinned to."""
+        return {backend.version: backend for backend in (self.stable, self.candidate) if backend is not None}
+
+    def choose(self, sticky_value: str | None, draw: float, now_unix_s: float) -> Backend:
+        """The backend of an unpinned request. ``draw`` is uniform in [0, 1); a sticky value replaces it by its own, fixed one.
+
+        The fixed one does not depend on the weight, so a user on the candidate stays there when the weight grows.
+        """
+        if self.candidate is None:
+            return self.stable
+        point = draw if sticky_value is None else fixed_draw(sticky_value)
+        return self.candidate if point * 100.0 < self.effective_weight(now_unix_s) else self.stable
+
+
+def parse(config: Mapping[str, Any]) -> Policy:
+    """Check a ``user_config``. Raises ValueError, which Serve shows as the deployment's message."""
+    unknown = sorted(set(config) - KEYS)
+    if unknown:
+        raise ValueError(f"router user_config: {unknown[0]!r} is not a known key; known are {', '.join(sorted(KEYS))}")
+    if "stable" not in config:
+        raise ValueError("router user_config: 'stable' is missing")
+    weight = float(config.get("weight_percent", 0.0))
+    if not 0.0 <= weight <= 100.0:
+        raise ValueError(f"router user_config: weight_percent {weight:g} is not within 0 and 100")
+    stable = _backend(config["stable"])
+    candidate = _backend(config["candidate"]) if config.get("candidate") else None
+    if candidate is not None and candidate.version == stable.version:
+        raise ValueError(f"router user_config: stable and candidate are both {stable.version}")
+    expires = config.get("lease_expires_unix_s")
+    sticky = config.get("sticky_header")
+    return Policy(
+        stable=stable,
+        candidate=candidate,
+        weight_percent=weight,
+        lease_expires_unix_s=None if expires is None else float(expires),
+        sticky_header=str(sticky).lower() if sticky else None,
+        request_timeout_s=float(config.get("request_timeout_s", 60.0)),
+        digest=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def fixed_draw(value: str) -> float:
+    """A number in [0, 1) that depends on the value alone."""
+    return int.from_bytes(hashlib.sha256(value.encode()).digest()[:8], "big") % BUCKETS / BUCKETS
+
+
+def _backend(value: Mapping[str, Any]) -> Backend:
+    version, route = value.get("version"), value.get("route")
+    if not version or not isinstance(route, str) or not route.startswith("/"):
+        raise ValueError(f"router user_config: {dict(value)!r} needs a version and a route that starts with /")
+    return Backend(str(version), route.rstrip("/"))
