@@ -39,6 +39,7 @@ class Release(BaseModel):
     rayservice: str
     candidate_version: str
     stable_version: str | None = Field(None, description="what users had before; None for the first version of a model")
+    split_before: dict[str, Any] | None = Field(None, description="how the router was told to route before; a rollback restores it to the letter")
     request: dict[str, Any]
     request_digest: str
     phase: Phase = "prepared"

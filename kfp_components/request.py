@@ -22,6 +22,17 @@ CLUSTER_HOST = re.compile(r"[a-z0-9.-]+\.svc(\.cluster\.local)?")
 Part = TypeVar("Part", bound=BaseModel)
 
 
+def whole_numbers(value: Any) -> Any:
+    """``value`` with whole floats as ints, at any depth: 64.0 -> 64. Tuples become lists."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: whole_numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [whole_numbers(item) for item in value]
+    return value
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -274,17 +285,6 @@ def assert_allowed(request: PromoteRequest, annotations: Mapping[str, str], know
             f"options.runtime_env.{executable[0]}: brings code or packages, which {where} does not allow; "
             f"its owner sets the annotation {names.ALLOW_RUNTIME_ENV}: true"
         )
-
-
-def whole_numbers(value: Any) -> Any:
-    """``value`` with whole floats as ints, at any depth: 64.0 -> 64. Tuples become lists."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, dict):
-        return {key: whole_numbers(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [whole_numbers(item) for item in value]
-    return value
 
 
 def _validated(kind: type[Part], values: Mapping[str, Any], what: str) -> Part:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -147,6 +147,7 @@ def begin(run: Run, *, first_version: bool = False) -> Release:
         rayservice=request.rayservice,
         candidate_version=request.version,
         stable_version=stable,
+        split_before=asdict(split) if split else None,
         request=request.model_dump(mode="json"),
         request_digest=request.digest,
         holder=run.hold.holder,
@@ -491,7 +492,7 @@ def _split(request: PromoteRequest, *, stable: str, candidate: str | None = None
         stable=stable,
         candidate=candidate,
         weight_percent=weight_percent,
-        lease_expires_unix_s=time.time() + options.lease_s if candidate else None,
+        lease_expires_unix_s=time.time() + options.lease_s if weight_percent else None,
         sticky_header=options.sticky_header,
         request_timeout_s=options.request_timeout_s,
     )
@@ -502,8 +503,15 @@ def _shift(run: Run, record: Release, weight_percent: float) -> None:
     if not record.reached("smoked"):
         raise errors.RequestInvalid(f"model {record.model}: version {record.candidate_version} is not smoke-tested; run that step first")
     if record.judge is None:  # counts from before the canary are not the candidate's traffic
-        cursor = counts.start(run.router.ledger())
-        run.store.update(lambda r: setattr(r, "judge", {"state": None, "cursor": cursor, "step": None, "step_started_unix_s": 0.0}))
+        page = run.router.ledger()
+        history = counts.Tick(counts.history(page, record.stable_version), counts.ArmCounts(), tuple(page["latency_bounds_s"]))
+        begun = {
+            "state": Judge(run.request.options.judge, history=history).state,
+            "cursor": counts.start(page),
+            "step": None,
+            "step_started_unix_s": 0.0,
+        }
+        run.store.update(lambda r: setattr(r, "judge", begun))
     split = _split(run.request, stable=record.stable_version, candidate=record.candidate_version, weight_percent=weight_percent)
     run.router.set_weight(split)
     seconds = _wait_applied(run, split)
@@ -541,7 +549,7 @@ def _judge_until(run: Run, index: int) -> None:
             continue
         readable_at = time.monotonic()
         tick, cursor = counts.advance(cursor, page, record.stable_version, record.candidate_version)
-        verdict = judge.observe(tick, weight_percent=request.steps[index])
+        verdict = judge.observe(tick, weight_percent=request.steps[index], sticky=request.options.sticky_header is not None)
         may_advance = weight.may_advance(request.steps, index, verdict)
         over = _budget_spent(rules, started, judge)
         if verdict.kind in ("fail", "error") or may_advance or over or time.monotonic() - saved_at >= 2.0:
@@ -604,7 +612,7 @@ def _undo(run: Run, error: BaseException) -> None:
     stable = record.stable_version
     split = run.router.current() if stable else None
     if stable is not None and split is not None:
-        back = _split(request, stable=stable)
+        back = Split(**record.split_before) if record.split_before else _split(request, stable=stable)
         if split.candidate is not None or split.stable != stable:
             leaked_from = _candidate_requests(run, record)
             run.router.set_weight(back)
@@ -723,8 +731,8 @@ def _deployed(run: Run, serve_config: str, stable: str | None) -> str:
         application["deployments"] = options.deployments
     serve_config = rayservice.with_application(serve_config, application)
     if stable is None:
-        serve_config = run.router.prepare(serve_config, _split(request, stable=request.version))
-    return serve_config
+        return run.router.prepare(serve_config, _split(request, stable=request.version))
+    return run.router.prepare(serve_config, _split(request, stable=stable, candidate=request.version))  # known to the router, at 0 %
 
 
 def _new_rayservice(request: PromoteRequest, serve_config: str) -> Manifest:

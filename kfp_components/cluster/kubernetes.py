@@ -33,7 +33,7 @@ class KubernetesCluster:
             if self.in_cluster:
                 config.load_incluster_config(client_configuration=settings)
             else:
-                where = str(kubeconfig) if kubeconfig else None
+                where = str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG")  # the client reads it at import only
                 config.load_kube_config(config_file=where, context=context, client_configuration=settings)
         except config.ConfigException as error:
             raise errors.NotFound(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,12 @@ class RayProcess:
         self.dashboard_url = f"http://127.0.0.1:{ports[0]}"
 
     @property
+    def folder(self) -> Path:
+        """Where Ray keeps its session; removed by ``stop``."""
+        assert self._folder is not None
+        return self._folder
+
+    @property
     def pid(self) -> int:
         """Leader of the session that holds every process of this Ray."""
         assert self._process is not None
@@ -73,8 +80,8 @@ class RayProcess:
         """What a process needs to talk to this Ray."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
-    def start(self) -> None:
-        """Start it. Raises `Unreachable` with the end of its log when it does not come up; nothing is left running then."""
+    def start(self, on_spawn: Callable[[], None] = lambda: None) -> None:
+        """Start it; ``on_spawn`` is called as soon as there is a process. Raises `Unreachable` with the end of its log when it does not come up; nothing is left running then."""
         self._folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: Ray makes socket paths below it
         log = self._log or self._folder / "start.log"
         dashboard, gcs, client, agent, agent_grpc, runtime_env, metrics, node, objects = self._ports
@@ -101,6 +108,7 @@ class RayProcess:
             self._process = subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
             )
+        on_spawn()
         deadline = time.monotonic() + START_TIMEOUT_S
         client_api = ServeClient(self.dashboard_url, self.token)
         while time.monotonic() < deadline and self._process.poll() is None:

@@ -48,6 +48,11 @@ async def asgi(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await _current.handle(scope, receive, send)
 
 
+def asgi_app() -> Any:
+    """What ``serve.ingress`` calls in the replica to get the application."""
+    return asgi
+
+
 class Router:
     """One replica of the router."""
 
@@ -274,8 +279,9 @@ def build(args: dict[str, Any]) -> serve.Application:
     deployment = serve.deployment(
         name="Router",
         num_replicas=int(args.get("num_replicas", 1)),
+        logging_config={"enable_access_log": False},  # a line a request costs as much as a small model
         max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": 0.1},
         graceful_shutdown_timeout_s=30,
     )
-    return deployment(serve.ingress(asgi)(Router)).bind(args["model"], args.get("serve_url"))
+    return deployment(serve.ingress(asgi_app)(Router)).bind(args["model"], args.get("serve_url"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -19,7 +20,8 @@ from ruamel.yaml.error import YAMLError
 from kfp_components import errors
 
 FAILED_STATES = ("DEPLOY_FAILED", "UNHEALTHY")
-LOG_TAIL_CHARACTERS = 1500
+LOG_TAIL_CHARACTERS = 600
+EXCEPTION_LINE = re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\b: .{1,300})$", re.MULTILINE)
 
 
 def _yaml() -> YAML:
@@ -163,7 +165,10 @@ def diagnosis(rayservice: Mapping[str, Any], name: str) -> str:
         if state.get("status") != "HEALTHY" and state.get("message"):
             messages.append(f"deployment {deployment} {state.get('status')}: {str(state['message']).strip()}")
     text = "; ".join(dict.fromkeys(message for message in messages if message)) or "no message"
-    if len(text) > LOG_TAIL_CHARACTERS:
+    raised = EXCEPTION_LINE.findall(text)
+    if raised:
+        text = f"{raised[-1]} (the end of the replica's error: ... {text[-LOG_TAIL_CHARACTERS:].strip()})"
+    elif len(text) > LOG_TAIL_CHARACTERS:
         text = "... " + text[-LOG_TAIL_CHARACTERS:]
     where = f"RayService {metadata.get('namespace')}/{metadata['name']}"
     return f"{where}: application {name} {found.get('status', 'is not reported')}: {text}; mend the application and run again"

@@ -1,0 +1,191 @@
+"""The embedded cluster as one thing: up, down, status. Everything it started is known by session id and start time, also to a later process."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from kfp_components import errors
+from kfp_components.cluster.kubernetes import KubernetesCluster
+from kfp_components.local.apiserver.server import certificate_path, write_atomically, write_kubeconfig
+from kfp_components.local.ray_process import RayProcess, ServeClient, stop_session
+
+START_TIMEOUT_S = 60.0
+DEFAULT_NAMESPACE = "ai-ml"
+Say = Callable[[str], None]
+
+
+def default_home() -> Path:
+    """Where the embedded cluster keeps its files: KFP_SERVING_HOME, else ``.kfp-serving`` in the working directory."""
+    return Path(os.environ.get("KFP_SERVING_HOME") or ".kfp-serving").absolute()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A process that was started: the leader of its session and when it began (seconds since the epoch), so that a reused pid is not hit."""
+
+    name: str
+    pid: int
+    created: float
+
+    @property
+    def alive(self) -> bool:
+        """Whether that very process still runs."""
+        try:
+            process = psutil.Process(self.pid)
+            return abs(process.create_time() - self.created) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+class Embedded:
+    """The embedded cluster of one home folder. Can be opened by any process on this machine."""
+
+    def __init__(self, home: Path | None = None) -> None:
+        self.home = (home or default_home()).absolute()
+        self.kubeconfig = self.home / "kubeconfig"
+        self._state = self.home / "state.json"
+
+    def up(self, say: Say = lambda _message: None, *, namespace: str = DEFAULT_NAMESPACE) -> None:
+        """Start what is not running. Raises `Unreachable` with the end of the log of what did not start; nothing is left running then."""
+        if self.running():
+            say(f"already up: KUBECONFIG={self.kubeconfig}")
+            return
+        self.down(say)
+        (self.home / "logs").mkdir(parents=True, exist_ok=True)
+        try:
+            self._start(say, namespace)
+        except BaseException:
+            self.down(say)
+            raise
+
+    def _start(self, say: Say, namespace: str) -> None:
+        parts: list[Part] = []
+        say("starting the embedded Kubernetes API")
+        token_file, port_file, database = self.home / "token", self.home / "port", self.home / "cluster.db"
+        token = secrets.token_hex(24)
+        write_atomically(token_file, token)
+        port_file.unlink(missing_ok=True)
+        api = ["--database", str(database), "--token-file", str(token_file), "--port-file", str(port_file)]
+        self._spawn(parts, "apiserver", "kfp_components.local.apiserver", *api)
+        say("starting Ray (token authentication on, loopback)")
+        ray = RayProcess(python_path=str(Path.cwd()), log=self.home / "logs" / "ray.log")
+        ray.start(on_spawn=lambda: self._remember(parts, "ray", ray.pid))
+        port = self._wait("apiserver", lambda: port_file.read_text().strip())
+        write_kubeconfig(self.kubeconfig, f"https://127.0.0.1:{port}", token, namespace, certificate_path(database).read_text())
+        say("starting the stand-in controllers")
+        controllers = ["--kubeconfig", str(self.kubeconfig), "--dashboard-url", ray.dashboard_url, "--serve-port", str(ray.serve_port)]
+        self._spawn(parts, "controllers", "kfp_components.local.controllers", *controllers, environment=ray.environment())
+        ServeClient(ray.dashboard_url, ray.token, ray.serve_port).put_applications({"applications": []})
+        facts = {"dashboard_url": ray.dashboard_url, "serve_port": ray.serve_port, "ray_token": ray.token, "ray_folder": str(ray.folder)}
+        self._save(parts, facts)
+        cluster = self.cluster()
+        with suppress(errors.Conflict):
+            cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+        say(f"up: KUBECONFIG={self.kubeconfig}")
+
+    def down(self, say: Say = lambda _message: None) -> None:
+        """Stop everything that was started and forget the cluster's contents. Logs stay."""
+        state = self._load()
+        for part in reversed([Part(**entry) for entry in state.get("parts", [])]):
+            if part.alive:
+                say(f"stopping {part.name}")
+                stop_session(part.pid)
+        folder = state.get("facts", {}).get("ray_folder")
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in (self._state, self.kubeconfig, *self.home.glob("cluster.db*"), self.home / "token", self.home / "port"):
+            path.unlink(missing_ok=True)
+
+    def running(self) -> bool:
+        """Whether every part runs."""
+        parts = self.parts()
+        return len(parts) == 3 and all(part.alive for part in parts)
+
+    def parts(self) -> list[Part]:
+        """What was started."""
+        return [Part(**entry) for entry in self._load().get("parts", [])]
+
+    def cluster(self) -> KubernetesCluster:
+        """A client of the embedded API. Raises `NotFound` when it is not up."""
+        if not self.kubeconfig.exists():
+            raise errors.NotFound(f"embedded cluster in {self.home}: not up; run `kfp-serving local up`")
+        return KubernetesCluster(self.kubeconfig)
+
+    def serve(self) -> ServeClient:
+        """Serve's REST API of the embedded Ray."""
+        facts = self._load()["facts"]
+        return ServeClient(facts["dashboard_url"], facts["ray_token"])
+
+    def environment(self) -> dict[str, str]:
+        """Variables for a process that is to use this cluster: the CLI, kubectl, KFP components under kfp.local."""
+        return {
+            "KUBECONFIG": str(self.kubeconfig),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.home / 'registry.db'}",
+            "KFP_SERVING_HOME": str(self.home),
+        }
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """This process uses the cluster meanwhile."""
+        before = {name: os.environ.get(name) for name in self.environment()}
+        os.environ.update(self.environment())
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+    def _spawn(self, parts: list[Part], name: str, module: str, *arguments: str, environment: dict[str, str] | None = None) -> None:
+        log = self.home / "logs" / f"{name}.log"
+        with log.open("ab") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,
+            )
+        self._remember(parts, name, process.pid)
+
+    def _remember(self, parts: list[Part], name: str, pid: int) -> None:
+        parts.append(Part(name, pid, psutil.Process(pid).create_time()))
+        self._save(parts, {})
+
+    def _wait(self, name: str, read: Callable[[], str]) -> str:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            with suppress(OSError, httpx.HTTPError):
+                found = read()
+                if found:
+                    return found
+            time.sleep(0.05)
+        tail = (self.home / "logs" / f"{name}.log").read_text(errors="replace")[-1500:]
+        raise errors.Unreachable(f"embedded cluster: {name} did not start within {START_TIMEOUT_S:g} s; the end of its log: {tail}")
+
+    def _save(self, parts: list[Part], facts: dict[str, object]) -> None:
+        write_atomically(self._state, json.dumps({"parts": [asdict(part) for part in parts], "facts": facts}))
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self._state.read_text())
+        except (OSError, ValueError):
+            return {}
+        return dict(found)

@@ -1,0 +1,161 @@
+"""Users, for demos and tests: a steady, bounded stream of requests to one model through its alias, with every answer accounted for.
+
+    python -m kfp_components.local.load --url http://127.0.0.1:9123/bge --host bge-predictor... --rate 40 --seconds 120 --report users.json
+
+Loopback only. Open loop: requests start on schedule, whether or not the last one was answered. Ends at ``--seconds`` or on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from kfp_components import errors
+from kfp_components.cluster import Endpoint
+from kfp_components.local.apiserver.server import write_atomically
+
+MAX_RATE_PER_S = 200.0
+MAX_SECONDS = 3600.0
+WORDS = "the invoice was sent twice please reset my password how long does delivery take to the islands in winter thank you".split()
+LONG_SHARE = 0.1
+
+
+@dataclass
+class Tally:
+    """What users saw: answers by version, failures by version and kind, and requests that nobody answered."""
+
+    sent: int = 0
+    answered: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON; ``failed`` is keyed ``version kind``."""
+        return {"sent": self.sent, "answered": dict(self.answered), "failed": dict(self.failed), "examples": self.examples[:10]}
+
+
+def text(source: random.Random) -> str:
+    """A user's sentence: mostly short, one in ten long, which takes the model longer."""
+    count = 60 if source.random() < LONG_SHARE else source.randint(3, 8)
+    return " ".join(source.choices(WORDS, k=count))
+
+
+async def send(url: str, host: str, rate_per_s: float, seconds: float, report: Path, stop: asyncio.Event) -> Tally:
+    """Send until the time is over or ``stop`` is set; the tally is written to ``report`` every half second and at the end."""
+    tally = Tally()
+    source = random.Random(7)
+    pending: set[asyncio.Task[None]] = set()
+    timeout = aiohttp.ClientTimeout(total=60)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers={"host": host}, timeout=timeout) as session:
+
+        async def one() -> None:
+            version = "nobody"
+            try:
+                async with session.post(f"{url}/embed", json={"texts": [text(source)]}) as answer:
+                    version = answer.headers.get("x-model-version", "nobody")
+                    body = await answer.read()
+                    if answer.status == 200:
+                        tally.answered[version] += 1
+                        return
+                    kind = f"status {answer.status}: {body[:120].decode(errors='replace')}"
+            except (aiohttp.ClientError, TimeoutError) as error:
+                kind = f"{type(error).__name__}: {error}"
+            tally.failed[f"{version} {kind.split(':')[0]}"] += 1
+            tally.examples.append(f"{version}: {kind}")
+
+        began = written = time.monotonic()
+        while not stop.is_set() and time.monotonic() - began < seconds:
+            due = int((time.monotonic() - began) * rate_per_s)
+            while tally.sent < due:
+                tally.sent += 1
+                task = asyncio.create_task(one())
+                pending.add(task)
+                task.add_done_callback(pending.discard)
+            if time.monotonic() - written > 0.5:
+                written = time.monotonic()
+                write_atomically(report, json.dumps(tally.as_dict()))
+            await asyncio.sleep(0.5 / rate_per_s)
+        await asyncio.gather(*pending)
+    write_atomically(report, json.dumps(tally.as_dict()))
+    return tally
+
+
+class Users:
+    """A process that sends requests while a block runs; `tally` is what users saw so far."""
+
+    def __init__(self, endpoint: Endpoint, route: str, report: Path, *, rate_per_s: float = 40.0, seconds: float = 600.0) -> None:
+        self._report = report
+        self._command = [
+            *(sys.executable, "-m", "kfp_components.local.load", "--url", endpoint.base_url + route, "--host", endpoint.host),
+            *("--rate", str(rate_per_s), "--seconds", str(seconds), "--report", str(report)),
+        ]
+
+    def __enter__(self) -> Users:
+        self._report.unlink(missing_ok=True)
+        self._process = subprocess.Popen(self._command, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, start_new_session=True)
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> Tally:
+        """Stop sending, wait for the last answers, and return the whole tally. Safe to call twice."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(timeout=70)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        return self.tally
+
+    @property
+    def tally(self) -> Tally:
+        """What users saw so far."""
+        try:
+            found = json.loads(self._report.read_text())
+        except (OSError, ValueError):
+            return Tally()
+        return Tally(found["sent"], Counter(found["answered"]), Counter(found["failed"]), found["examples"])
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--rate", type=float, default=40.0, help="requests a second, at most 200")
+    parser.add_argument("--seconds", type=float, default=60.0, help="at most 3600")
+    parser.add_argument("--report", type=Path, required=True)
+    options = parser.parse_args()
+    if not ipaddress.ip_address(urlsplit(options.url).hostname or "0.0.0.0").is_loopback:
+        raise SystemExit(errors.RequestInvalid(f"load: {options.url} is not a loopback address; this generator sends nowhere else"))
+    rate, seconds = min(options.rate, MAX_RATE_PER_S), min(options.seconds, MAX_SECONDS)
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await send(options.url, options.host, rate, seconds, options.report, stop)
+
+    asyncio.run(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Raw requests to a Kubernetes API, for the contract tests."""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+
+@dataclass(frozen=True)
+class KubeApi:
+    """Where the API is, who we are there, and whether it is the embedded one."""
+
+    url: str
+    token: str
+    ca_file: str
+    reader_token: str | None
+    kubeconfig: Path
+    embedded: bool
+
+    def client(self, token: str | None = None) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {token or self.token}", "User-Agent": "contract/1"}
+        return httpx.Client(
+            base_url=self.url, headers=headers, verify=ssl.create_default_context(cafile=self.ca_file), timeout=20
+        )
+
+
+class Space:
+    """One namespace and raw requests in it; every answer is returned as (status code, body)."""
+
+    def __init__(self, client: httpx.Client, name: str) -> None:
+        self.client, self.name = client, name
+
+    def path(self, plural: str, name: str = "", sub: str = "") -> str:
+        root = {
+            "leases": "/apis/coordination.k8s.io/v1",
+            "endpointslices": "/apis/discovery.k8s.io/v1",
+            "rayservices": "/apis/ray.io/v1",
+            "inferenceservices": "/apis/serving.kserve.io/v1beta1",
+            "httproutes": "/apis/gateway.networking.k8s.io/v1",
+        }.get(plural, "/api/v1")
+        return f"{root}/namespaces/{self.name}/{plural}" + (f"/{name}" if name else "") + (f"/{sub}" if sub else "")
+
+    def _answer(self, response: httpx.Response) -> tuple[int, Any]:
+        return response.status_code, response.json()
+
+    def create(self, plural: str, body: dict[str, Any], **query: str) -> tuple[int, Any]:
+        return self._answer(self.client.post(self.path(plural), json=body, params=query))
+
+    def get(self, plural: str, name: str = "", sub: str = "", **query: str) -> tuple[int, Any]:
+        return self._answer(self.client.get(self.path(plural, name, sub), params=query))
+
+    def put(self, plural: str, name: str, body: Any, sub: str = "", **query: str) -> tuple[int, Any]:
+        return self._answer(self.client.put(self.path(plural, name, sub), json=body, params=query))
+
+    def patch(self, plural: str, name: str, body: Any, kind: str = "merge", sub: str = "", **query: str) -> tuple[int, Any]:
+        headers = {"Content-Type": f"application/{kind}-patch+json"}
+        return self._answer(self.client.patch(self.path(plural, name, sub), json=body, params=query, headers=headers))
+
+    def apply(self, plural: str, body: dict[str, Any], manager: str, sub: str = "", **query: str) -> tuple[int, Any]:
+        headers = {"Content-Type": "application/apply-patch+yaml"}
+        path = self.path(plural, body["metadata"]["name"], sub)
+        return self._answer(self.client.patch(path, json=body, params={"fieldManager": manager, **query}, headers=headers))
+
+    def delete(self, plural: str, name: str = "", body: Any = None, **query: str) -> tuple[int, Any]:
+        return self._answer(self.client.request("DELETE", self.path(plural, name), json=body, params=query))
