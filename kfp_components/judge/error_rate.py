@@ -28,9 +28,10 @@ def fail_start() -> list[float]:
 def fail_update(logs: Sequence[float], n_c: int, n_s: int, x_c: int, x_s: int) -> list[float]:
     """One tick with ``n`` requests and ``x`` failures in candidate and stable.
 
-    Null: the candidate does not fail more often. Given m failures in both arms, each is the candidate's with chance n_c/(n_c+n_s) at most, so
-    ``kappa^x_c * ((n_c+n_s)/(kappa*n_c+n_s))^m`` has expectation 1 at most. Batches are valid, because the hypergeometric is dominated by the binomial in
-    convex order (Hoeffding 1963). Related: Lindon & Malek, Anytime-valid inference for multinomial count data (NeurIPS 2022).
+    Null: the candidate does not fail more often. Given m failures in both arms, each is the candidate's with chance n_c/(n_c+n_s) at
+    most, so ``kappa^x_c * ((n_c+n_s)/(kappa*n_c+n_s))^m`` has expectation 1 at most. Batches are valid, because the hypergeometric is
+    dominated by the binomial in convex order (Hoeffding 1963). Related: Lindon & Malek, Anytime-valid inference for multinomial count
+    data (NeurIPS 2022).
     """
     m = x_c + x_s
     if m == 0 or n_c == 0 or n_s == 0:
@@ -67,7 +68,7 @@ def projection(w: float, margin: float) -> Logs:
         b = a + margin
         slope = (1 - w) * ((1 - RATES) / (1 - a) - RATES / a) + w * ((1 - RATES) / (1 - b) - RATES / b)
         low, high = np.where(slope < 0, a, low), np.where(slope < 0, high, a)
-    return (low + high) / 2
+    return np.asarray((low + high) / 2)
 
 
 def mixed(logs: Sequence[float]) -> float:

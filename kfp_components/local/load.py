@@ -2,7 +2,8 @@
 
     python -m kfp_components.local.load --url http://127.0.0.1:9123/bge --host bge-predictor... --rate 40 --seconds 120 --report users.json
 
-Loopback only. Open loop: requests start on schedule, whether or not the last one was answered. Ends at ``--seconds`` or on SIGTERM.
+Loopback only. Open loop: requests start on schedule, whether or not the last one was answered. Ends at ``--seconds``, on SIGTERM, or with the
+process that began it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ from kfp_components.local.apiserver.server import write_atomically
 
 MAX_RATE_PER_S = 200.0
 MAX_SECONDS = 3600.0
-WORDS = "the invoice was sent twice please reset my password how long does delivery take to the islands in winter thank you".split()
+WORDS = (
+    *("the", "invoice", "was", "sent", "twice", "please", "reset", "my", "password", "how", "long", "does", "delivery", "take"),
+    *("to", "the", "islands", "in", "winter", "thank", "you"),
+)
 LONG_SHARE = 0.1
 
 
@@ -80,7 +84,8 @@ async def send(url: str, host: str, rate_per_s: float, seconds: float, report: P
             tally.examples.append(f"{version}: {kind}")
 
         began = written = time.monotonic()
-        while not stop.is_set() and time.monotonic() - began < seconds:
+        parent = os.getppid()
+        while not stop.is_set() and time.monotonic() - began < seconds and os.getppid() == parent:
             due = int((time.monotonic() - began) * rate_per_s)
             while tally.sent < due:
                 tally.sent += 1
@@ -108,7 +113,9 @@ class Users:
 
     def __enter__(self) -> Users:
         self._report.unlink(missing_ok=True)
-        self._process = subprocess.Popen(self._command, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, start_new_session=True)
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, start_new_session=True
+        )
         return self
 
     def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:

@@ -81,7 +81,10 @@ class RayProcess:
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
     def start(self, on_spawn: Callable[[], None] = lambda: None) -> None:
-        """Start it; ``on_spawn`` is called as soon as there is a process. Raises `Unreachable` with the end of its log when it does not come up; nothing is left running then."""
+        """Start it; ``on_spawn`` is called as soon as there is a process.
+
+        Raises `Unreachable` with the end of its log when it does not come up; nothing is left running then.
+        """
         self._folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: Ray makes socket paths below it
         log = self._log or self._folder / "start.log"
         dashboard, gcs, client, agent, agent_grpc, runtime_env, metrics, node, objects = self._ports

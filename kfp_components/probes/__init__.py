@@ -50,7 +50,8 @@ class Prober:
             answer = self._client.request(case.method, path, timeout=case.timeout_s)
         except httpx.HTTPError:
             return None
-        return answer.headers.get(names.VERSION_HEADER)
+        told: str | None = answer.headers.get(names.VERSION_HEADER)
+        return told
 
     def _one(self, case: SmokeCase, version: str | None) -> ProbeResult:
         path = names.public_route(self.model) + PROTOCOLS[case.protocol](case, self.model)

@@ -17,9 +17,7 @@ from kube_space import KubeApi, Space
 from kfp_components.local.apiserver.access import ADMIN, Account, Rule
 from kfp_components.local.apiserver.server import ApiServer, certificate_path, write_kubeconfig
 
-READER = Account(
-    "reader", (Rule(("get", "list", "watch"), ("*",)), Rule(("*",), ("configmaps",), namespaces=("contract-reader",)))
-)
+READER = Account("reader", (Rule(("get", "list", "watch"), ("*",)), Rule(("*",), ("configmaps",), namespaces=("contract-reader",))))
 
 
 @pytest.fixture(scope="session")
@@ -33,9 +31,7 @@ def kube_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeApi]:
     server = ApiServer(place / "state.db", {"admin-token": ADMIN, "reader-token": READER})
     server.start()
     write_kubeconfig(place / "kubeconfig", server.url, "admin-token", "default", server.ca)
-    yield KubeApi(
-        server.url, "admin-token", str(certificate_path(place / "state.db")), "reader-token", place / "kubeconfig", True
-    )
+    yield KubeApi(server.url, "admin-token", str(certificate_path(place / "state.db")), "reader-token", place / "kubeconfig", True)
     server.stop()
 
 

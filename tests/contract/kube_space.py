@@ -21,9 +21,7 @@ class KubeApi:
 
     def client(self, token: str | None = None) -> httpx.Client:
         headers = {"Authorization": f"Bearer {token or self.token}", "User-Agent": "contract/1"}
-        return httpx.Client(
-            base_url=self.url, headers=headers, verify=ssl.create_default_context(cafile=self.ca_file), timeout=20
-        )
+        return httpx.Client(base_url=self.url, headers=headers, verify=ssl.create_default_context(cafile=self.ca_file), timeout=20)
 
 
 class Space:

@@ -114,9 +114,7 @@ class TestDiscovery:
 
     def test_core_resources(self, http: httpx.Client) -> None:
         found = {r["name"]: r for r in http.get("/api/v1").json()["resources"]}
-        assert (
-            found["services"]["namespaced"] and not found["namespaces"]["namespaced"] and "svc" in found["services"]["shortNames"]
-        )
+        assert found["services"]["namespaced"] and not found["namespaces"]["namespaced"] and "svc" in found["services"]["shortNames"]
         assert {"get", "list", "watch", "create", "update", "patch", "delete"} <= set(found["configmaps"]["verbs"])
 
     def test_status_subresource_is_listed(self, http: httpx.Client) -> None:
@@ -262,9 +260,7 @@ class TestLists:
         assert (found["kind"], found["apiVersion"]) == ("ConfigMapList", "v1") and found["metadata"]["resourceVersion"].isdigit()
 
     def test_across_namespaces(self, space: Space) -> None:
-        found = space.client.get(
-            "/api/v1/configmaps", params={"fieldSelector": f"metadata.namespace={space.name},metadata.name=a"}
-        ).json()
+        found = space.client.get("/api/v1/configmaps", params={"fieldSelector": f"metadata.namespace={space.name},metadata.name=a"}).json()
         assert [o["metadata"]["namespace"] for o in found["items"]] == [space.name]
 
     def test_table(self, space: Space) -> None:
@@ -276,14 +272,8 @@ class TestLists:
     def test_events_by_involved_object(self, space: Space) -> None:
         for name in ("one", "two"):
             about = {"kind": "InferenceService", "name": name, "namespace": space.name}
-            made(
-                space.create(
-                    "events", {"metadata": {"generateName": "e-"}, "involvedObject": about, "reason": "Shifted", "message": name}
-                )
-            )
-        found = made(space.get("events", fieldSelector="involvedObject.name=two,involvedObject.kind=InferenceService"), 200)[
-            "items"
-        ]
+            made(space.create("events", {"metadata": {"generateName": "e-"}, "involvedObject": about, "reason": "Shifted", "message": name}))
+        found = made(space.get("events", fieldSelector="involvedObject.name=two,involvedObject.kind=InferenceService"), 200)["items"]
         assert [e["message"] for e in found] == ["two"]
 
     def test_delete_collection(self, space: Space) -> None:
@@ -367,9 +357,7 @@ class TestPatch:
 
     def test_strategic_merge_is_refused_for_custom_resources(self, space: Space) -> None:
         made(space.create("rayservices", ray_service()))
-        refused(
-            space.patch("rayservices", "ray", {}, "strategic-merge"), 415, "UnsupportedMediaType", "application/merge-patch+json"
-        )
+        refused(space.patch("rayservices", "ray", {}, "strategic-merge"), 415, "UnsupportedMediaType", "application/merge-patch+json")
 
     def test_patch_on_missing_object(self, space: Space) -> None:
         refused(space.patch("configmaps", "none", {"data": {}}), 404, "NotFound")
@@ -471,9 +459,7 @@ class TestApply:
     def test_conflict_inside_a_keyed_list(self, space: Space) -> None:
         made(space.apply("services", service("web", {"name": "http", "port": 80, "targetPort": 1}), "one"))
         answer = space.apply("services", service("web", {"name": "http", "port": 80, "targetPort": 2}), "two")
-        assert (
-            refused(answer, 409, "Conflict")["details"]["causes"][0]["field"] == '.spec.ports[port=80,protocol="TCP"].targetPort'
-        )
+        assert refused(answer, 409, "Conflict")["details"]["causes"][0]["field"] == '.spec.ports[port=80,protocol="TCP"].targetPort'
 
     def test_finalizers_are_a_set(self, space: Space) -> None:
         made(space.apply("configmaps", config_map(finalizers=["x.io/one"]), "one"))
@@ -499,7 +485,9 @@ class TestApply:
 
     def test_unknown_field_is_a_typed_failure(self, space: Space) -> None:
         answer = space.apply("rayservices", ray_service(serveConfigV3="x"), "me")
-        words = f"failed to create typed patch object ({space.name}/ray; ray.io/v1, Kind=RayService): .spec.serveConfigV3: field not declared in schema"
+        words = (
+            f"failed to create typed patch object ({space.name}/ray; ray.io/v1, Kind=RayService): .spec.serveConfigV3: field not declared in schema"
+        )
         assert refused(answer, 500, "")["message"] == words
 
     def test_managed_fields_may_not_be_applied(self, space: Space) -> None:
@@ -556,14 +544,10 @@ class TestStatus:
         condition = {"type": "Ready", "status": "Unknown"}
         body = {"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService", "metadata": {"name": "whisper"}}
         made(
-            space.apply(
-                "inferenceservices", body | {"status": {"conditions": [condition]}}, "kserve-manager", sub="status", force="true"
-            ),
+            space.apply("inferenceservices", body | {"status": {"conditions": [condition]}}, "kserve-manager", sub="status", force="true"),
             200,
         )
-        answer = space.apply(
-            "inferenceservices", body | {"status": {"conditions": [condition | {"status": "True"}]}}, "me", sub="status"
-        )
+        answer = space.apply("inferenceservices", body | {"status": {"conditions": [condition | {"status": "True"}]}}, "me", sub="status")
         words = 'conflict with "kserve-manager" with subresource "status": .status.conditions'
         refused(answer, 409, "Conflict", words)
 
@@ -604,9 +588,7 @@ class TestValidation:
     def test_message_form(self, space: Space) -> None:
         status = refused(space.create("services", service(type="ExternalName")), 422, "Invalid")
         assert status["message"] == 'Service "web" is invalid: spec.externalName: Required value'
-        assert status["details"]["causes"] == [
-            {"reason": "FieldValueRequired", "message": "Required value", "field": "spec.externalName"}
-        ]
+        assert status["details"]["causes"] == [{"reason": "FieldValueRequired", "message": "Required value", "field": "spec.externalName"}]
 
     def test_custom_resource_message_form(self, space: Space) -> None:
         status = refused(space.create("rayservices", ray_service(serveConfigV2=5)), 422, "Invalid")
@@ -660,9 +642,7 @@ class TestValidation:
         body = ray_service()
         container = body["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
         container["livenessProbe"] = {"httpGet": {"path": "/", "port": 1}}
-        found = made(space.create("rayservices", body))["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"][
-            "containers"
-        ][0]
+        found = made(space.create("rayservices", body))["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
         assert found["livenessProbe"]["httpGet"]["path"] == "/"
 
     @pytest.mark.parametrize("how", ["create", "put", "merge", "apply"])
@@ -854,9 +834,7 @@ class TestPythonClient:
     def test_dynamic_client(self, api: client.ApiClient, space: Space) -> None:
         rays = dynamic.DynamicClient(api).resources.get(api_version=RAY, kind="RayService")
         first = rays.create(body=ray_service(), namespace=space.name)
-        applied = rays.server_side_apply(
-            body=serve_config("mine"), namespace=space.name, field_manager="kfp-components", force_conflicts=True
-        )
+        applied = rays.server_side_apply(body=serve_config("mine"), namespace=space.name, field_manager="kfp-components", force_conflicts=True)
         assert applied.spec.serveConfigV2 == "mine"
         with pytest.raises(ConflictError):
             rays.replace(body=first.to_dict(), namespace=space.name)
@@ -874,9 +852,7 @@ class TestPythonClient:
 
     def test_leases_compare_and_swap(self, api: client.ApiClient, space: Space) -> None:
         leases = client.CoordinationV1Api(api)
-        lease = leases.create_namespaced_lease(
-            space.name, {"metadata": {"name": "l"}, "spec": {"holderIdentity": "one", "leaseDurationSeconds": 60}}
-        )
+        lease = leases.create_namespaced_lease(space.name, {"metadata": {"name": "l"}, "spec": {"holderIdentity": "one", "leaseDurationSeconds": 60}})
         lease.spec.holder_identity = "two"
         leases.replace_namespaced_lease("l", space.name, lease)
         with pytest.raises(client.ApiException) as caught:
@@ -886,9 +862,7 @@ class TestPythonClient:
     def test_watch_stream(self, api: client.ApiClient, space: Space) -> None:
         core = client.CoreV1Api(api)
         core.create_namespaced_config_map(space.name, config_map())
-        stream = watch.Watch().stream(
-            core.list_namespaced_config_map, space.name, timeout_seconds=3, field_selector="metadata.name=a"
-        )
+        stream = watch.Watch().stream(core.list_namespaced_config_map, space.name, timeout_seconds=3, field_selector="metadata.name=a")
         event = next(iter(stream))
         assert (event["type"], event["object"].metadata.name) == ("ADDED", "a")
 
@@ -920,9 +894,7 @@ class TestEmbeddedProcess:
             assert api.get("/api/v1/namespaces/default/configmaps/a").json() == sent
             start = int(sent["metadata"]["resourceVersion"])
             query = {"watch": "true", "resourceVersion": str(start - 1), "timeoutSeconds": "1"}
-            assert (
-                json.loads(api.get("/api/v1/configmaps", params=query).text.splitlines()[0])["object"]["metadata"]["name"] == "a"
-            )
+            assert json.loads(api.get("/api/v1/configmaps", params=query).text.splitlines()[0])["object"]["metadata"]["name"] == "a"
             with api.stream("GET", "/api/v1/configmaps", params={"watch": "true"}) as watching:
                 next(watching.iter_lines())
                 began = time.monotonic()

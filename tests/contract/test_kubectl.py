@@ -119,10 +119,7 @@ def test_create_verbs(kubectl: Kubectl) -> None:
     kubectl("create", "service", "externalname", "alias", "--external-name=a.b.svc.cluster.local", "--tcp=8000:8000")
     assert kubectl("get", "cm", "cm", "-o", "jsonpath={.data.a}") == "1"
     assert kubectl("get", "secret", "s", "-o", "jsonpath={.data.password}") == "eA=="
-    assert (
-        kubectl("get", "svc", "alias", "-o", "jsonpath={.spec.externalName} {.spec.ports[0].targetPort}")
-        == "a.b.svc.cluster.local 8000"
-    )
+    assert kubectl("get", "svc", "alias", "-o", "jsonpath={.spec.externalName} {.spec.ports[0].targetPort}") == "a.b.svc.cluster.local 8000"
     assert "already exists" in kubectl("create", "configmap", "cm", fails=True)
 
 

@@ -62,9 +62,7 @@ def read_token_file(path: Path) -> dict[str, Account]:
     text = path.read_text().strip()
     if not text.startswith("{"):
         if not text or any(c.isspace() for c in text):
-            raise ValueError(
-                f"token file {path}: found {'several words' if text else 'nothing'}; write one token or a JSON object of accounts"
-            )
+            raise ValueError(f"token file {path}: found {'several words' if text else 'nothing'}; write one token or a JSON object of accounts")
         return {text: ADMIN}
     accounts: dict[str, Account] = {}
     for token, entry in json.loads(text).items():

@@ -129,9 +129,7 @@ def invalid(kind: Kind, name: str, causes: Sequence[Cause]) -> Failure:
     """The object breaks its schema or rules."""
     words = [f"{c.field}: {c.message}" for c in causes]
     said = words[0] if len(words) == 1 else f"[{', '.join(words)}]"
-    details = {"name": name, "kind": kind.kind, "causes": [c.as_dict() for c in causes]} | (
-        {"group": kind.group} if kind.group else {}
-    )
+    details = {"name": name, "kind": kind.kind, "causes": [c.as_dict() for c in causes]} | ({"group": kind.group} if kind.group else {})
     return Failure(422, "Invalid", f'{kind.kind}{"." + kind.group if kind.group else ""} "{name}" is invalid: {said}', details)
 
 
@@ -171,6 +169,4 @@ def _details(kind: Kind, name: str) -> dict[str, Any]:
 def _show(value: Any) -> str:
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return (
-        {True: "true", False: "false", None: "null"}.get(value, str(value)) if not isinstance(value, (dict, list)) else str(value)
-    )
+    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if not isinstance(value, (dict, list)) else str(value)

@@ -158,9 +158,7 @@ class Api:
     def _list(self, request: Request, target: Target) -> Response:
         query, kind = request.query_params, target.kind
         if query.get("continue"):
-            raise Failure(
-                410, "Expired", "continue tokens are not supported by the embedded API server: lists are answered whole"
-            )
+            raise Failure(410, "Expired", "continue tokens are not supported by the embedded API server: lists are answered whole")
         match = matcher(kind, query.get("labelSelector", ""), query.get("fieldSelector", ""))
         found = [o for o in self.store.find(kind, target.namespace) if match(o)]
         metadata = {"resourceVersion": str(self.store.version)}
@@ -172,9 +170,7 @@ class Api:
     def _watch(self, request: Request, target: Target) -> Response:
         query, kind = request.query_params, target.kind
         if query.get("sendInitialEvents"):
-            raise Failure(
-                422, "Invalid", "sendInitialEvents: Forbidden: sendInitialEvents is not supported by the embedded API server"
-            )
+            raise Failure(422, "Invalid", "sendInitialEvents: Forbidden: sendInitialEvents is not supported by the embedded API server")
         match = matcher(kind, query.get("labelSelector", ""), query.get("fieldSelector", ""))
         if target.name:
             raise failure.NOT_ALLOWED
@@ -269,9 +265,7 @@ def _documents(request: Request, parts: list[str]) -> Response:
         raise failure.NOT_ALLOWED
     match parts:
         case []:
-            return JSONResponse(
-                {"paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}
-            )
+            return JSONResponse({"paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]})
         case ["api"]:
             return JSONResponse(discovery.api_versions())
         case ["apis"]:
@@ -331,9 +325,7 @@ async def _body(request: Request, content_type: str) -> Any:
     if content_type == "application/vnd.kubernetes.protobuf":
         return proto.decode(raw)
     if "cbor" in content_type:
-        raise Failure(
-            415, "UnsupportedMediaType", f"{content_type} is not accepted by the embedded API server; send JSON or YAML"
-        )
+        raise Failure(415, "UnsupportedMediaType", f"{content_type} is not accepted by the embedded API server; send JSON or YAML")
     try:
         return json.loads(raw, parse_constant=_no_constant)
     except ValueError as error:
@@ -360,9 +352,7 @@ def _call(request: Request) -> Call:
     if dry not in ("", "All"):
         raise Failure(422, "Invalid", f'dryRun: Unsupported value: "{dry}": supported values: "All"')
     if validation not in ("Strict", "Warn", "Ignore"):
-        raise Failure(
-            422, "Invalid", f'fieldValidation: Unsupported value: "{validation}": supported values: "Ignore", "Strict", "Warn"'
-        )
+        raise Failure(422, "Invalid", f'fieldValidation: Unsupported value: "{validation}": supported values: "Ignore", "Strict", "Warn"')
     manager = query.get("fieldManager") or request.headers.get("user-agent", "unknown").split("/")[0][:128]
     return Call(manager, dry == "All", validation, query.get("force", "").lower() in ("true", "1"))
 

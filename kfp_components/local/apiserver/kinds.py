@@ -153,9 +153,7 @@ def _check_immutable(old: Object | None, new: Object) -> Iterator[Cause]:
     for key in ("data", "binaryData"):
         for name in new.get(key, {}):
             if not re.fullmatch(r"[-._a-zA-Z0-9]+", name):
-                yield bad_value(
-                    f"{key}[{name}]", name, "a valid config key must consist of alphanumeric characters, '-', '_' or '.'"
-                )
+                yield bad_value(f"{key}[{name}]", name, "a valid config key must consist of alphanumeric characters, '-', '_' or '.'")
     if old is not None and old.get("immutable"):
         for key in ("immutable", "data", "binaryData"):
             if old.get(key) != new.get(key):
@@ -237,18 +235,13 @@ def _check_inference_service(old: Object | None, new: Object) -> Iterator[Cause]
         raise denied(f"{WEBHOOK}.defaulter", "spec.predictor is empty: give it a model or containers")
     name = new["metadata"]["name"]
     if not LABEL_1035.fullmatch(name):
-        words = (
-            "a InferenceService name must consist of lower case alphanumeric characters or '-', and must start with "
-            "alphabetical character"
-        )
+        words = "a InferenceService name must consist of lower case alphanumeric characters or '-', and must start with alphabetical character"
         raise denied(f"{WEBHOOK}.validator", f'the InferenceService "{name}" is invalid: {words}')
     if old is not None:
         before = old.get("status", {}).get("deploymentMode") or _mode(old)
         before, after = OLD_MODE_NAMES.get(before, before), OLD_MODE_NAMES.get(_mode(new), _mode(new))
         if before != after:
-            raise denied(
-                f"{WEBHOOK}.validator", f"update rejected: deploymentMode cannot be changed from '{before}' to '{after}'"
-            )
+            raise denied(f"{WEBHOOK}.validator", f"update rejected: deploymentMode cannot be changed from '{before}' to '{after}'")
     return iter(())
 
 

@@ -112,9 +112,7 @@ def decode(body: bytes) -> dict[str, Any]:
         envelope = _message(ENVELOPE, memoryview(body)[len(MAGIC) :])
         kind = envelope.get("type", {}).get("kind", "")
         if kind not in BODIES:
-            raise Failure(
-                415, "UnsupportedMediaType", f"{kind} as protobuf is not read by the embedded API server; send JSON or YAML"
-            )
+            raise Failure(415, "UnsupportedMediaType", f"{kind} as protobuf is not read by the embedded API server; send JSON or YAML")
         decoded = _message(BODIES[kind], memoryview(envelope.get("raw", b"")))
     except (IndexError, UnicodeDecodeError) as error:
         raise Failure(400, "BadRequest", f"error decoding protobuf: {error}") from error
@@ -131,9 +129,7 @@ def _message(table: Table, data: memoryview) -> dict[str, Any]:
         if not table:
             continue  # a message whose content says nothing here, as an empty time
         if number not in table:
-            raise Failure(
-                415, "UnsupportedMediaType", f"protobuf field {number} is not read by the embedded API server; send JSON or YAML"
-            )
+            raise Failure(415, "UnsupportedMediaType", f"protobuf field {number} is not read by the embedded API server; send JSON or YAML")
         name, how = table[number]
         if how in ("map", "bytes-map"):
             entry = _message({1: ("key", str), 2: ("value", str if how == "map" else bytes)}, value)

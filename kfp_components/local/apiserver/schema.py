@@ -24,12 +24,7 @@ def child(schema: Schema, key: str) -> Schema:
 
 def knows(schema: Schema, key: str) -> bool:
     """Whether a field of that name may stand here."""
-    return (
-        key in schema.get("properties", {})
-        or "additionalProperties" in schema
-        or bool(schema.get(OPEN))
-        or not schema.get("type")
-    )
+    return key in schema.get("properties", {}) or "additionalProperties" in schema or bool(schema.get(OPEN)) or not schema.get("type")
 
 
 def is_type(value: Any, wanted: str) -> bool:

@@ -55,9 +55,7 @@ def limited(base: Schema, **more: Any) -> Schema:
     return base | {("default" if k == "defaults" else k): v for k, v in more.items()}
 
 
-OWNER = obj(
-    "apiVersion", "kind", "name", "uid", apiVersion=STR, kind=STR, name=STR, uid=STR, controller=BOOL, blockOwnerDeletion=BOOL
-)
+OWNER = obj("apiVersion", "kind", "name", "uid", apiVersion=STR, kind=STR, name=STR, uid=STR, controller=BOOL, blockOwnerDeletion=BOOL)
 METADATA = obj(
     name=STR,
     generateName=STR,
@@ -92,9 +90,7 @@ CONDITION = open_obj(
     lastTransitionTime=TIME,
     observedGeneration=INT,
 )
-OBJECT_REF = obj(apiVersion=STR, kind=STR, name=STR, namespace=STR, uid=STR, resourceVersion=STR, fieldPath=STR) | {
-    "x-kubernetes-map-type": "atomic"
-}
+OBJECT_REF = obj(apiVersion=STR, kind=STR, name=STR, namespace=STR, uid=STR, resourceVersion=STR, fieldPath=STR) | {"x-kubernetes-map-type": "atomic"}
 
 NAMESPACE = whole(spec=obj(finalizers=arr(STR)), status=obj(phase=STR, conditions=keyed(CONDITION, "type", merge_key="type")))
 CONFIG_MAP = whole(data=mapping(STR), binaryData=mapping(STR), immutable=BOOL)
@@ -187,9 +183,7 @@ CONTAINER = open_obj(
     image=STR,
     command=arr(STR),
     args=arr(STR),
-    ports=keyed(
-        open_obj("containerPort", containerPort=INT, name=STR, protocol=limited(STR, defaults="TCP")), "containerPort", "protocol"
-    ),
+    ports=keyed(open_obj("containerPort", containerPort=INT, name=STR, protocol=limited(STR, defaults="TCP")), "containerPort", "protocol"),
     env=keyed(open_obj("name", name=STR, value=STR), "name"),
     resources=open_obj(limits=mapping(INT_OR_STR), requests=mapping(INT_OR_STR)),
 )
@@ -302,9 +296,7 @@ COMPONENT = open_obj(
     annotations=mapping(STR),
 )
 URL_STATUS = obj(url=STR, name=STR, CACerts=STR, audience=STR)
-TRAFFIC = obj(
-    revisionName=STR, configurationName=STR, latestRevision=BOOL, tag=STR, percent=limited(INT, format="int64"), url=STR
-)
+TRAFFIC = obj(revisionName=STR, configurationName=STR, latestRevision=BOOL, tag=STR, percent=limited(INT, format="int64"), url=STR)
 COMPONENT_STATUS = obj(
     url=STR,
     restUrl=STR,
@@ -329,14 +321,10 @@ INFERENCE_SERVICE = whole(
         deploymentMode=STR,
         modelStatus=obj(
             "transitionStatus",
-            transitionStatus=limited(
-                choice("", "UpToDate", "InProgress", "BlockedByFailedLoad", "InvalidSpec"), defaults="UpToDate"
-            ),
+            transitionStatus=limited(choice("", "UpToDate", "InProgress", "BlockedByFailedLoad", "InvalidSpec"), defaults="UpToDate"),
             states=obj(
                 "activeModelState",
-                activeModelState=limited(
-                    choice("", "Pending", "Standby", "Loading", "Loaded", "FailedToLoad"), defaults="Pending"
-                ),
+                activeModelState=limited(choice("", "Pending", "Standby", "Loading", "Loaded", "FailedToLoad"), defaults="Pending"),
                 targetModelState=limited(choice("", "Pending", "Standby", "Loading", "Loaded", "FailedToLoad"), defaults=""),
             ),
             copies=obj("failedCopies", failedCopies=limited(INT, defaults=0), totalCopies=INT),
@@ -360,9 +348,7 @@ PARENT_REF = obj(
 )
 BACKEND = obj("name", group=limited(STR, defaults=""), kind=limited(STR, defaults="Service"), name=NAME, namespace=STR, port=PORT)
 HEADER = obj("name", "value", name=limited(STR, minLength=1, maxLength=256), value=limited(STR, minLength=1, maxLength=4096))
-HEADER_CHANGE = obj(
-    set=keyed(HEADER, "name"), add=keyed(HEADER, "name"), remove=arr(STR, maxItems=16) | {"x-kubernetes-list-type": "set"}
-)
+HEADER_CHANGE = obj(set=keyed(HEADER, "name"), add=keyed(HEADER, "name"), remove=arr(STR, maxItems=16) | {"x-kubernetes-list-type": "set"})
 FILTER = obj(
     "type",
     type=choice(
@@ -425,9 +411,7 @@ HTTP_ROUTE = whole(
                 "parentRef",
                 parentRef=PARENT_REF,
                 controllerName=limited(STR, minLength=1),
-                conditions=keyed(
-                    limited(CONDITION, required=["lastTransitionTime", "message", "reason", "status", "type"]), "type"
-                ),
+                conditions=keyed(limited(CONDITION, required=["lastTransitionTime", "message", "reason", "status", "type"]), "type"),
             ),
             maxItems=32,
         ),

@@ -87,17 +87,13 @@ class ApiServer:
             self._store.close()
             raise
         self._port = self._socket.getsockname()[1]
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, name="apiserver", daemon=True
-        )
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, name="apiserver", daemon=True)
         self._thread.start()
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._server.started:
             if not self._thread.is_alive() or time.monotonic() > deadline:
                 self.stop()
-                raise RuntimeError(
-                    f"API server on port {self._port}: not ready within {START_TIMEOUT_S:g} s; look at its log above"
-                )
+                raise RuntimeError(f"API server on port {self._port}: not ready within {START_TIMEOUT_S:g} s; look at its log above")
             time.sleep(0.005)
 
     def stop(self) -> None:

@@ -62,9 +62,7 @@ class Changes(NamedTuple):
     modified: FieldSet
 
 
-def apply(
-    schema: Schema, live: dict[str, Any], config: dict[str, Any], managers: Managers, me: Manager, *, force: bool
-) -> tuple[Any, Managers]:
+def apply(schema: Schema, live: dict[str, Any], config: dict[str, Any], managers: Managers, me: Manager, *, force: bool) -> tuple[Any, Managers]:
     """The object and its managers after ``me`` applies ``config``. Raises the 409 of a conflict; changes no argument."""
     mine = extract(schema, config)
     after = {who: set(paths) for who, paths in managers.items()}
@@ -215,10 +213,7 @@ def from_fields(tree: Mapping[str, Any], path: Path = ()) -> FieldSet:
 def read_managers(entries: list[dict[str, Any]]) -> Managers:
     """``metadata.managedFields`` as field sets."""
     return {
-        Manager(e.get("manager", ""), e["operation"], e["apiVersion"], e.get("subresource", "")): from_fields(
-            e.get("fieldsV1", {})
-        )
-        for e in entries
+        Manager(e.get("manager", ""), e["operation"], e["apiVersion"], e.get("subresource", "")): from_fields(e.get("fieldsV1", {})) for e in entries
     }
 
 
@@ -241,9 +236,7 @@ def check_types(schema: Schema, value: Any, path: Path = ()) -> str | None:
     if value is None:
         return None
     if schema.get("x-kubernetes-int-or-string"):
-        return (
-            None if isinstance(value, (int, str)) else f"{path_words(path)}: expected integer or string, got {json_type(value)}"
-        )
+        return None if isinstance(value, (int, str)) else f"{path_words(path)}: expected integer or string, got {json_type(value)}"
     if wanted and not schemas.is_type(value, wanted):
         expected = {"object": "map", "array": "list", "integer": "numeric", "number": "numeric"}.get(wanted, wanted)
         return f"{path_words(path) or '.'}: expected {expected}, got {json_type(value)}"
@@ -255,11 +248,7 @@ def check_types(schema: Schema, value: Any, path: Path = ()) -> str | None:
         if None in value:
             return f"{path_words(path)}: associative list with keys may not have null elements"
         for index, item in enumerate(value):
-            missing = [
-                k
-                for k in schema["x-kubernetes-list-map-keys"]
-                if k not in item and "default" not in _property(schema["items"], k)
-            ]
+            missing = [k for k in schema["x-kubernetes-list-map-keys"] if k not in item and "default" not in _property(schema["items"], k)]
             if missing:
                 words = "associative list with keys has an element that omits key field"
                 return f'{path_words(path)}: element {index}: {words} "{missing[0]}"'

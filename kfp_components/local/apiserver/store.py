@@ -59,9 +59,7 @@ class Store:
                 self._db.execute("INSERT INTO counter VALUES (?, ?)", (FIRST_VERSION, FIRST_VERSION))
         except sqlite3.OperationalError as error:
             self._db.close()
-            raise RuntimeError(
-                f"database {database}: {error}; is another API server running on it? stop that one first"
-            ) from error
+            raise RuntimeError(f"database {database}: {error}; is another API server running on it? stop that one first") from error
         self.version, self.oldest = self._db.execute("SELECT version, oldest FROM counter").fetchone()
         self._listeners: set[asyncio.Event] = set()
 
@@ -130,10 +128,7 @@ class Store:
 
     def since(self, kind: Kind, namespace: str, version: int) -> list[Change]:
         """The changes after ``version``, oldest first."""
-        query = (
-            "SELECT version, type, body, previous FROM changes "
-            "WHERE version > ? AND kind = ? AND (? = '' OR namespace = ?) ORDER BY version"
-        )
+        query = "SELECT version, type, body, previous FROM changes WHERE version > ? AND kind = ? AND (? = '' OR namespace = ?) ORDER BY version"
         rows = self._db.execute(query, (version, kind.resource, namespace, namespace))
         return [Change(v, t, json.loads(body), json.loads(previous) if previous else None) for v, t, body, previous in rows]
 

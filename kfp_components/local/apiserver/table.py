@@ -24,11 +24,7 @@ def as_table(kind: Kind, objects: list[Object], metadata: Object, include: str) 
     ]
     rows = []
     for obj in objects:
-        first = (
-            _age(obj.get("lastTimestamp") or obj["metadata"]["creationTimestamp"])
-            if kind.kind == "Event"
-            else obj["metadata"]["name"]
-        )
+        first = _age(obj.get("lastTimestamp") or obj["metadata"]["creationTimestamp"]) if kind.kind == "Event" else obj["metadata"]["name"]
         cells = [first, *(c.cell(obj) for c in kind.columns), *(_age(obj["metadata"]["creationTimestamp"]) for _ in extra)]
         rows.append({"cells": ["" if c is None else c for c in cells], "object": _row_object(obj, include)})
     return {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": definitions, "rows": rows}
@@ -79,9 +75,7 @@ def _label_test(part: str) -> Callable[[Object], bool]:
     if found := re.fullmatch(r"(!?)\s*([-\w./]+)", part):
         absent, key = found.groups()
         return lambda obj: (value(obj, key) is None) == bool(absent)
-    raise bad_request(
-        f"unable to parse requirement: {part!r}: found something that is not key, !key, key=value, key!=value or key in (...)"
-    )
+    raise bad_request(f"unable to parse requirement: {part!r}: found something that is not key, !key, key=value, key!=value or key in (...)")
 
 
 def _field_test(kind: Kind, part: str) -> Callable[[Object], bool]:

@@ -43,9 +43,7 @@ def ensure_certificate(certificate: Path, key: Path) -> None:
     )
     public = private.public_key()
     made = (
-        x509.CertificateBuilder(
-            name, name, public, x509.random_serial_number(), now - timedelta(hours=1), now + timedelta(days=VALID_DAYS)
-        )
+        x509.CertificateBuilder(name, name, public, x509.random_serial_number(), now - timedelta(hours=1), now + timedelta(days=VALID_DAYS))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.KeyUsage(digital_signature=True, key_cert_sign=True, **usage), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)

@@ -85,9 +85,7 @@ class Verbs:
             self._identify(kind, body, namespace, name)
             version = body["metadata"].get("resourceVersion")
             if not version and not kind.unconditional_update:
-                cause = failure.Cause(
-                    "FieldValueInvalid", "metadata.resourceVersion", "Invalid value: 0x0: must be specified for an update"
-                )
+                cause = failure.Cause("FieldValueInvalid", "metadata.resourceVersion", "Invalid value: 0x0: must be specified for an update")
                 raise failure.invalid(kind, name, [cause])
             return self._write(kind, live, body, call, sub)
 
@@ -115,9 +113,7 @@ class Verbs:
             raise failure.bad_request("error decoding YAML: an apply configuration is an object")
         config = copy.deepcopy(body)
         if not config.get("apiVersion") or not config.get("kind"):
-            raise failure.bad_request(
-                f"PatchOptions: the apply configuration of {kind.resource} {name!r} must hold apiVersion and kind"
-            )
+            raise failure.bad_request(f"PatchOptions: the apply configuration of {kind.resource} {name!r} must hold apiVersion and kind")
         self._identify(kind, config, namespace, name)
         if config["metadata"].get("managedFields"):
             raise failure.bad_request("metadata.managedFields must be nil")
@@ -191,22 +187,16 @@ class Verbs:
             raise failure.already_exists(kind, metadata["name"])
         return self._write(kind, None, new, call, "")
 
-    def _write(
-        self, kind: Kind, live: Object | None, new: Object, call: Call, sub: str, managers: ssa.Managers | None = None
-    ) -> Object:
+    def _write(self, kind: Kind, live: Object | None, new: Object, call: Call, sub: str, managers: ssa.Managers | None = None) -> Object:
         """The way of every object into the store; ``managers`` are given by an apply and worked out otherwise."""
         old = live if live is not None else self._empty(kind, new["metadata"].get("namespace", ""), new["metadata"]["name"])
         metadata, name = new["metadata"], old["metadata"]["name"]
         if live is not None:
             self._check_identity(kind, live, metadata)
         if sub:
-            new = {k: v for k, v in copy.deepcopy(old).items() if k != "status"} | (
-                {"status": new["status"]} if "status" in new else {}
-            )
+            new = {k: v for k, v in copy.deepcopy(old).items() if k != "status"} | ({"status": new["status"]} if "status" in new else {})
         elif kind.status:
-            new = {k: v for k, v in new.items() if k != "status"} | (
-                {"status": old["status"]} if live and "status" in live else {}
-            )
+            new = {k: v for k, v in new.items() if k != "status"} | ({"status": old["status"]} if live and "status" in live else {})
         metadata = new["metadata"]
         entries = old["metadata"].get("managedFields", [])
         reset = metadata.get("managedFields") in ([], [{}]) and managers is None and live is not None
@@ -295,9 +285,7 @@ class Verbs:
         found = self.get(NAMESPACE, "", namespace)
         if found["metadata"].get("deletionTimestamp"):
             why = f"unable to create new content in namespace {namespace} because it is being terminated"
-            raise failure.Failure(
-                403, "Forbidden", f'{kind.resource} "{name}" is forbidden: {why}', {"name": name, "kind": kind.plural}
-            )
+            raise failure.Failure(403, "Forbidden", f'{kind.resource} "{name}" is forbidden: {why}', {"name": name, "kind": kind.plural})
 
     def _delete(self, kind: Kind, obj: Object, options: Object) -> Object:
         metadata = obj["metadata"]
@@ -336,9 +324,7 @@ class Verbs:
         self._remove(kind, obj)
         if kind.returns_deleted:
             return answer
-        details = {"name": metadata["name"], "kind": kind.plural, "uid": metadata["uid"]} | (
-            {"group": kind.group} if kind.group else {}
-        )
+        details = {"name": metadata["name"], "kind": kind.plural, "uid": metadata["uid"]} | ({"group": kind.group} if kind.group else {})
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
 
     def _touch(self, kind: Kind, obj: Object, *, status: Object | None = None, **metadata: Any) -> Object:
@@ -389,10 +375,7 @@ class Verbs:
             self._remove(NAMESPACE, home)
 
     def _dependents(self, uid: str) -> list[tuple[Kind, Object, list[Object]]]:
-        found = (
-            (BY_RESOURCE[r], o, [x for x in o["metadata"].get("ownerReferences", []) if x["uid"] == uid])
-            for r, o in self.store.everything()
-        )
+        found = ((BY_RESOURCE[r], o, [x for x in o["metadata"].get("ownerReferences", []) if x["uid"] == uid]) for r, o in self.store.everything())
         return [(kind, obj, refs) for kind, obj, refs in found if refs]
 
     def _collect(self, uid: str) -> None:

@@ -1,0 +1,310 @@
+"""``kfp-serving``: the same functions as notebooks and pipelines, from a terminal.
+
+Exit codes: 0 done, 1 the demo did not go as it should, 2 bad input (nothing was touched), 3 try again, 4 rolled back,
+5 inconclusive (stable serves), 6 the meter is broken (stable serves).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from kfp_components import errors, names, request, rollout
+from kfp_components.cluster import Cluster, Ref
+from kfp_components.release import Release, ReleaseStore
+
+app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False, rich_markup_mode=None)
+local_app = typer.Typer(no_args_is_help=True, help="The embedded cluster: a small Kubernetes API, a real Ray, stand-in controllers, on loopback.")
+app.add_typer(local_app, name="local")
+
+RequestFile = Annotated[
+    Path, typer.Argument(help="YAML or JSON with the request: model, version, uri, namespace, rayservice, import_path, steps, options")
+]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")]
+Kubeconfig = Annotated[Path | None, typer.Option(help="default: KUBECONFIG, the pod's service account, or ~/.kube/config")]
+Home = Annotated[Path | None, typer.Option(help="folder of the embedded cluster; default KFP_SERVING_HOME or .kfp-serving")]
+Model = Annotated[str, typer.Argument(help="name of the model")]
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="namespace of the RayService")]
+RayServiceName = Annotated[str, typer.Option("--rayservice", help="name of the RayService")]
+
+
+@app.command()
+def promote(
+    file: RequestFile,
+    first: Annotated[bool, typer.Option("--first", help="the model has no version yet: deploy it without a canary")] = False,
+    kubeconfig: Kubeconfig = None,
+    report_to: Annotated[Path | None, typer.Option("--report", help="write the report of the release here (HTML)")] = None,
+    as_json: Json = False,
+) -> None:
+    """Promote a version with a canary; the same command again goes on where a killed one stopped."""
+    from kfp_components import live
+
+    console = Console(stderr=as_json)
+    asked = _read(file)
+    shown, watcher = live.view(console)
+    run = rollout.open_run(asked, _cluster(kubeconfig), watch=watcher)
+    try:
+        with shown:
+            rollout.deploy_model(run) if first else rollout.promote_with_canary(run)
+    finally:
+        if report_to is not None:
+            _write_report(run.store, report_to)
+    record = run.store.load()
+    assert record is not None
+    _told(record, as_json, console)
+
+
+@app.command()
+def plan(
+    file: RequestFile,
+    first: Annotated[bool, typer.Option("--first", help="the model has no version yet")] = False,
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """Check everything and print what would be written, as diffs; nothing is touched."""
+    changes = rollout.plan(rollout.open_run(_read(file), _cluster(kubeconfig)), first_version=first)
+    if as_json:
+        print(json.dumps([{"change": str(change), "manifest": change.manifest} for change in changes]))
+    else:
+        print(changes)
+
+
+@app.command()
+def rollback(
+    model: Model,
+    namespace: Namespace,
+    rayservice: RayServiceName,
+    reason: Annotated[str, typer.Option(help="recorded with the release")] = "asked for",
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """Give up an unfinished release: all traffic to stable in one write, verified, then tidied up."""
+    target = request.parse_target({"model": model, "namespace": namespace, "rayservice": rayservice})
+    run = rollout.open_rollback(target, _cluster(kubeconfig))
+    _told(rollout.roll_back(run, reason), as_json, Console(stderr=as_json))
+
+
+@app.command()
+def status(
+    namespace: Namespace,
+    model: Annotated[str | None, typer.Argument(help="one model; default: all of the namespace")] = None,
+    kubeconfig: Kubeconfig = None,
+    report_to: Annotated[Path | None, typer.Option("--report", help="write the report of the model's last release here (HTML)")] = None,
+    as_json: Json = False,
+) -> None:
+    """Models of a namespace: versions, weights, phase of the last release, address."""
+    cluster = _cluster(kubeconfig)
+    labels = f"{names.MODEL_LABEL}={model}" if model else names.MODEL_LABEL
+    records = [
+        ReleaseStore(cluster, item["metadata"]["labels"][names.MODEL_LABEL], namespace).load()
+        for item in cluster.list("ConfigMap", namespace, labels=labels)
+    ]
+    rows = [_row(cluster, record) for record in records if record is not None]
+    if model and not rows:
+        raise errors.NotFound(f"model {namespace}/{model}: it was never released; there is no {names.release(model)} ConfigMap")
+    if report_to is not None and model:
+        _write_report(ReleaseStore(cluster, model, namespace), report_to)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    table = Table("model", "rayservice", "traffic", "last release", "phase", "verdict")
+    for row in rows:
+        traffic = ", ".join(f"{version} {share:g} %" for version, share in row["traffic"].items())
+        table.add_row(row["model"], row["rayservice"], traffic, row["candidate_version"], row["phase"], row["sentence"])
+    Console().print(table)
+
+
+@app.command()
+def demo(
+    home: Home = None,
+    fault: Annotated[str, typer.Option(help="what the bad version does: errors, slow_tail, garbage, fails_to_start")] = "errors",
+    keep: Annotated[bool, typer.Option("--keep", help="leave the embedded cluster running")] = False,
+    as_json: Json = False,
+) -> None:
+    """On this machine: a real model under real traffic, a good version promoted, a bad one caught. Ends with the reports' paths."""
+    from kfp_components import live
+    from kfp_components.local import demo as play
+    from kfp_components.local.environment import Embedded
+
+    if fault not in play.FAULTS:
+        raise errors.RequestInvalid(f"--fault {fault!r} is not known; known are {', '.join(play.FAULTS)}")
+    console = Console(stderr=as_json)
+    embedded = Embedded(home)
+    began = time.monotonic()
+    try:
+        embedded.up(console.print)
+        outcome = play.run(embedded, say=lambda text: console.rule(text, align="left"), watch=lambda _asked: live.view(console), fault=fault)
+    finally:
+        if not keep:
+            embedded.down(console.print)
+    good, bad = outcome.releases
+    right = good.phase == "promoted" and bad.phase == "rolled_back" and not outcome.unexcused
+    facts: dict[str, Any] = {
+        "right": right,
+        "good": {"version": good.candidate_version, "phase": good.phase, **good.summary()},
+        "bad": {"version": bad.candidate_version, "phase": bad.phase, "rollback": bad.rollback, **bad.summary()},
+        "users": outcome.tally.as_dict(),
+        "failures_not_caused_by_the_bad_version": outcome.unexcused,
+        "seconds": {**outcome.seconds, "all": round(time.monotonic() - began, 1)},
+        "reports": [str(path) for path in outcome.reports],
+    }
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        _tell_demo(console, facts)
+    raise typer.Exit(0 if right else 1)
+
+
+def _tell_demo(console: Console, facts: dict[str, Any]) -> None:
+    console.rule("what happened", align="left")
+    for which in ("good", "bad"):
+        found = facts[which]
+        console.print(f"{found['version']} ({which}): {found['phase'].replace('_', ' ')}. {found['sentence']}", soft_wrap=True, markup=False)
+    rollback_facts = facts["bad"]["rollback"] or {}
+    if rollback_facts:
+        console.print(f"rollback: {rollback_facts['seconds']:g} s, {rollback_facts['leaked_requests']} request(s) reached the bad version meanwhile")
+    users = facts["users"]
+    console.print(f"users sent {users['sent']:,} requests; answered {users['answered']}; failed {users['failed'] or 'none'}", markup=False)
+    console.print(f"failures that the bad version did not cause: {sum(facts['failures_not_caused_by_the_bad_version'].values())}")
+    console.print(f"seconds: {facts['seconds']}", markup=False)
+    for path in facts["reports"]:
+        console.print(f"report: {path}", soft_wrap=True)
+    console.print("all as it should be" if facts["right"] else "NOT as it should be")
+
+
+@app.command(name="compile")
+def compile_command(
+    check: Annotated[bool, typer.Option("--check", help="compare byte for byte, write nothing")] = False,
+    steps: Annotated[str, typer.Option(help="one canary box for each")] = "10,25,50",
+    output: Annotated[Path, typer.Option(help="where the YAML goes")] = Path("compiled"),
+) -> None:
+    """Write every component and pipeline as YAML for the Kubeflow UI. KFP_SERVING_IMAGE names your image."""
+    from pipelines import compile as compiling
+
+    parsed = tuple(int(step) for step in steps.split(","))
+    if check:
+        different = compiling.differences(output, parsed)
+        if different:
+            raise errors.RequestInvalid(f"{output}: {', '.join(different)} differ from the sources; run `kfp-serving compile` and commit")
+        print(f"{output}: as the sources compile")
+        return
+    compiling.compile_all(output, parsed)
+    print(f"wrote {output}")
+
+
+@local_app.command()
+def up(home: Home = None) -> None:
+    """Start the embedded cluster and print how to use it."""
+    from kfp_components.local import controllers, environment
+    from kfp_components.local.apiserver import server
+
+    embedded = environment.Embedded(home)
+    embedded.up(print)
+    for name, value in embedded.environment().items():
+        print(f"export {name}={value}")
+    print("What the embedded cluster does not do (it refuses, never fakes):")
+    for line in (*server.NOT_SUPPORTED, *controllers.NOT_SUPPORTED):
+        print(f"  - {line}")
+
+
+@local_app.command()
+def down(home: Home = None) -> None:
+    """Stop the embedded cluster and forget its contents; logs stay."""
+    from kfp_components.local.environment import Embedded
+
+    Embedded(home).down(print)
+
+
+@local_app.command(name="status")
+def local_status(home: Home = None, as_json: Json = False) -> None:
+    """Which parts of the embedded cluster run."""
+    from kfp_components.local.environment import Embedded
+
+    embedded = Embedded(home)
+    found = {part.name: {"pid": part.pid, "alive": part.alive} for part in embedded.parts()}
+    if as_json:
+        print(json.dumps({"running": embedded.running(), "home": str(embedded.home), "parts": found}))
+        return
+    print(f"{embedded.home}: {'running' if embedded.running() else 'not running'}")
+    for name, part in found.items():
+        print(f"  {name}: pid {part['pid']}, {'alive' if part['alive'] else 'gone'}")
+
+
+def _cluster(kubeconfig: Path | None) -> Cluster:
+    from kfp_components.cluster.kubernetes import KubernetesCluster
+
+    return KubernetesCluster(kubeconfig)
+
+
+def _read(file: Path) -> request.PromoteRequest:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise errors.RequestInvalid(f"{file}: {error}") from error
+    if not isinstance(values, dict):
+        raise errors.RequestInvalid(f"{file}: expected a mapping with model, version, uri, ...; found {type(values).__name__}")
+    return request.parse(values)
+
+
+def _row(cluster: Cluster, record: Release) -> dict[str, Any]:
+    stub = cluster.get(Ref("InferenceService", record.model, record.namespace)) or {}
+    predictor = ((stub.get("status") or {}).get("components") or {}).get("predictor") or {}
+    return {
+        "model": record.model,
+        "namespace": record.namespace,
+        "rayservice": record.rayservice,
+        "url": names.public_url(record.model, record.namespace),
+        "traffic": {entry["tag"]: entry["percent"] for entry in predictor.get("traffic") or []},
+        "stable_version": record.stable_version,
+        **record.summary(),
+    }
+
+
+def _told(record: Release, as_json: bool, console: Console) -> None:
+    if as_json:
+        print(json.dumps({"model": record.model, "namespace": record.namespace, "rollback": record.rollback, **record.summary()}))
+    else:
+        sentence = record.summary()["sentence"]
+        console.print(f"{record.model} {record.candidate_version}: {record.phase.replace('_', ' ')}. {sentence}", soft_wrap=True, markup=False)
+
+
+def _write_report(store: ReleaseStore, path: Path) -> None:
+    from kfp_components import report
+
+    record = store.load()
+    if record is not None:
+        path.write_text(report.render(record.model_dump(mode="json")), encoding="utf-8")
+
+
+def main() -> NoReturn:
+    """Run a command; an error of ours is one paragraph on stderr and its exit code."""
+    try:
+        app(standalone_mode=False)
+    except errors.KfpServingError as error:
+        notes = " ".join(getattr(error, "__notes__", []))
+        print(f"{type(error).__name__}: {error}{' ' + notes if notes else ''}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; the release record says where to go on", file=sys.stderr)
+        sys.exit(130)
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
+    except Exception as error:
+        code = getattr(error, "exit_code", None)  # click's usage errors
+        if code is None:
+            raise
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(code)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""A release while it runs, for a terminal: steps, weights, requests per version, evidence, verdict. Plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from kfp_components.release import Release
+from kfp_components.rollout import Watcher
+
+BAR = 30
+EVENTS = 7
+
+
+def view(console: Console) -> tuple[AbstractContextManager[Any], Watcher]:
+    """A context manager and the watcher that feeds it."""
+    if not console.is_terminal:
+        return nullcontext(), _Lines(console)
+    live = Live(console=console, refresh_per_second=4, transient=False)
+    return live, lambda record: live.update(render(record))
+
+
+class _Lines:
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.told = 0.0
+        self.counted = 0.0
+
+    def __call__(self, record: Release) -> None:
+        for event in record.events:
+            if event["unix_s"] > self.told:
+                mark = "" if event["ok"] else "! "
+                self.console.print(f"  {_clock(event['unix_s'])} {mark}{event['step']}: {event['message']}", soft_wrap=True, markup=False)
+                self.told = event["unix_s"]
+        if record.timeline and record.timeline[-1]["unix_s"] - self.counted >= 5:
+            point = record.timeline[-1]
+            self.counted = point["unix_s"]
+            counts = ", ".join(
+                f"{version}: {point['requests'][arm]} requests, {point['failures'][arm]} failed"
+                for arm, version in (("stable", record.stable_version), ("candidate", record.candidate_version))
+            )
+            evidence = f"worse {point['e_fail']:.2g} : 1, not worse {point['e_pass']:.2g} : 1"
+            self.console.print(f"  {_clock(point['unix_s'])} {point['weight_percent']:g} % | {counts} | {evidence}", soft_wrap=True, markup=False)
+
+
+def render(record: Release) -> RenderableType:
+    """One picture of a release."""
+    parts: list[RenderableType] = [_steps(record)]
+    if record.timeline:
+        parts += [_versions(record), _evidence(record)]
+    events = Text()
+    for event in record.events[-EVENTS:]:
+        events.append(f"{_clock(event['unix_s'])} ", "dim")
+        events.append(f"{event['step']}: ", "bold" if event["ok"] else "bold red")
+        events.append(str(event["message"])[:200] + "\n")
+    parts.append(events)
+    title = f"{record.namespace}/{record.model}: {record.stable_version or 'nothing'} -> {record.candidate_version}"
+    colour = {"promoted": "green", "rolled_back": "red", "rolling_back": "red", "inconclusive": "yellow"}.get(record.phase, "cyan")
+    return Panel(Group(*parts), title=title, subtitle=record.phase.replace("_", " "), border_style=colour)
+
+
+def _steps(record: Release) -> Text:
+    boxes = [("register", "registered"), ("deploy", "deployed"), ("smoke", "smoked")]
+    line = Text()
+    for name, phase in boxes:
+        line.append(f" {name} ", "green" if record.reached(phase) else "dim")  # type: ignore[arg-type]
+        line.append(">", "dim")
+    for index, weight in enumerate(record.steps):
+        style = "green" if record.step_index > index else "bold cyan" if record.phase == "canary" and record.step_index == index else "dim"
+        line.append(f" {weight:g} % ", style)
+        line.append(">", "dim")
+    line.append(" promote ", "green" if record.phase == "promoted" else "dim")
+    if record.phase in ("rolling_back", "rolled_back", "inconclusive"):
+        line.append(f" {record.phase.replace('_', ' ')} ", "bold red")
+    return line
+
+
+def _versions(record: Release) -> Table:
+    point = record.timeline[-1]
+    table = Table(box=None, padding=(0, 2))
+    for column in ("version", "share", "requests", "failed", "p50 ms", "p95 ms", "p99 ms"):
+        table.add_column(column, justify="left" if column == "version" else "right")
+    shares = {"stable": 100 - record.weight_percent, "candidate": record.weight_percent}
+    for arm, version in (("stable", record.stable_version), ("candidate", record.candidate_version)):
+        slow = point["latency_ms"][arm]
+        failed = point["failures"][arm]
+        table.add_row(
+            f"{version} ({arm})",
+            f"{shares[arm]:g} %",
+            f"{point['requests'][arm]:,}",
+            Text(f"{failed:,}", "red" if failed else "green"),
+            *(f"{slow[name]:g}" if slow[name] is not None else "-" for name in ("p50", "p95", "p99")),
+        )
+    return table
+
+
+def _evidence(record: Release) -> Text:
+    point, rules = record.timeline[-1], record.request["options"]["judge"]
+    text = Text()
+    for name, value, bound, style in (
+        ("worse    ", point["e_fail"], 1 / rules["alpha_fail"], "red"),
+        ("not worse", point["e_pass"], 1 / rules["alpha_pass"], "green"),
+    ):
+        filled = min(BAR, max(0, round(BAR * math.log(max(value, 1.0)) / math.log(bound))))
+        text.append(f"evidence {name} ")
+        text.append("█" * filled, style)
+        text.append("░" * (BAR - filled), "dim")
+        text.append(f" {value:.3g} of {bound:g}\n")
+    return text
+
+
+def _clock(unix_s: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(unix_s))
