@@ -140,6 +140,7 @@ def demo(
     embedded = Embedded(home)
     began = time.monotonic()
     try:
+        embedded.down(console.print)  # what an interrupted demo left
         embedded.up(console.print)
         outcome = play.run(embedded, say=lambda text: console.rule(text, align="left"), watch=lambda _asked: live.view(console), fault=fault)
     finally:

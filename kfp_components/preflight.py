@@ -99,6 +99,10 @@ def _check_routes(asked: request.PromoteRequest, ref: str, applications: dict[st
         route = entry.get("route_prefix")
         if name in ours and route != ours[name]:
             raise errors.NameTaken(f"{ref}: application {name} is there already, at {route}; it is not of this library: rename it or the version")
+        if name == names.router_application(asked.model) and entry.get("import_path") != names.ROUTER_IMPORT_PATH:
+            raise errors.NameTaken(
+                f"{ref}: application {name} is there already, from {entry.get('import_path')}; it is not the router of this library: rename it"
+            )
         if name not in ours and route in ours.values():
             raise errors.NameTaken(
                 f"{ref}: route {route} belongs to application {name}, which is not of this library; "

@@ -6,9 +6,10 @@ import difflib
 import fnmatch
 import hashlib
 import itertools
+import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -18,7 +19,7 @@ from kfp_components import errors, names
 IMPORT_PATH = re.compile(r"[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*[:.][A-Za-z_]\w*")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
-CLUSTER_HOST = re.compile(r"[a-z0-9.-]+\.svc(\.cluster\.local)?")
+CLUSTER_HOST = re.compile(r"([a-z0-9]([-a-z0-9]*[a-z0-9])?\.){2}svc(\.cluster\.local)?")
 Part = TypeVar("Part", bound=BaseModel)
 
 
@@ -34,7 +35,7 @@ def whole_numbers(value: Any) -> Any:
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)  # a refused value may be a secret
 
     @model_validator(mode="before")
     @classmethod
@@ -85,18 +86,27 @@ class JudgeRules(_Part):
         description="how much higher the failure rate may be, in percentage points; default max(0.5, stable's own rate)",
     )
     latency_margins_percent: tuple[float, float, float] = Field((10.0, 20.0, 30.0), description="how much slower p50, p95, p99 may be")
+    latency_fail_margins_percent: tuple[float, float, float] | None = Field(
+        None, description="how much slower they must be to count against the candidate; default half of latency_margins_percent"
+    )
     judge_latency: bool = Field(True, description="off for models whose latency says nothing (batch, cold caches)")
     warm_up_requests: int = Field(20, ge=0, description="first requests of the candidate that are not judged: they are slow after a start")
     tick_s: float = Field(1.0, gt=0, le=60, description="how often the counts are read")
     max_minutes: float = Field(30.0, gt=0, description="budget of one step; then the verdict is inconclusive")
     max_candidate_requests: int = Field(50_000, gt=0, description="budget of the whole canary")
 
-    @field_validator("latency_margins_percent")
+    @field_validator("latency_margins_percent", "latency_fail_margins_percent")
     @classmethod
-    def _positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not 0 < margin <= 1000 for margin in value):
+    def _positive(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and any(not 0 < margin <= 1000 for margin in value):
             raise ValueError(f"{value} must be three percentages above 0")
         return value
+
+    @property
+    def fail_margins_percent(self) -> tuple[float, float, float]:
+        """Margins of p50, p95, p99 for FAIL: as given, else half of those for PASS."""
+        p50, p95, p99 = self.latency_margins_percent
+        return self.latency_fail_margins_percent or (p50 / 2, p95 / 2, p99 / 2)
 
 
 class Options(_Part):
@@ -200,10 +210,10 @@ class PromoteRequest(ModelTarget):
     @classmethod
     def _uri(cls, value: str) -> str:
         parts = urlsplit(value)
-        if not parts.scheme or not (parts.netloc or parts.path.strip("/")):
-            raise ValueError(f"{value!r} is not a URI with a scheme, such as s3://bucket/model or pvc://claim/path")
         if parts.password or "@" in parts.netloc:
             raise ValueError("it carries credentials; reference a Secret instead")
+        if len(parts.scheme) < 2 or not (parts.netloc or parts.path.strip("/")):  # C:\\model is a path, not a URI
+            raise ValueError(f"{value!r} is not a URI with a scheme, such as s3://bucket/model or pvc://claim/path")
         return value
 
     @field_validator("import_path")
@@ -234,7 +244,8 @@ class PromoteRequest(ModelTarget):
         target = self.options.alias_target
         if target is not None and not CLUSTER_HOST.fullmatch(target) and not self.options.allow_external_alias:
             raise ValueError(
-                f"options.alias_target {target!r} is not a cluster-local name (*.svc.cluster.local); set options.allow_external_alias to mean it"
+                f"options.alias_target {target!r} is not a cluster-local name (service.namespace.svc.cluster.local); "
+                "set options.allow_external_alias to mean it"
             )
         return self
 
@@ -245,8 +256,8 @@ class PromoteRequest(ModelTarget):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the whole request: a rerun with the same digest resumes, another one is a new release."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """SHA-256 of the whole request, whatever the order of its keys: a rerun with the same digest resumes, another one is a new release."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 def parse(values: Mapping[str, Any]) -> PromoteRequest:
@@ -288,6 +299,8 @@ def assert_allowed(request: PromoteRequest, annotations: Mapping[str, str], know
 
 
 def _validated(kind: type[Part], values: Mapping[str, Any], what: str) -> Part:
+    if not isinstance(values, Mapping):
+        raise errors.RequestInvalid(f"{what}: expected a mapping of keys to values, found {type(values).__name__}")
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
@@ -307,9 +320,12 @@ def _sentence(kind: type[BaseModel], item: Any) -> str:
 def _fields(kind: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
     """Names of the fields at a path of nested parts; for the hint at a mistyped key."""
     for part in path:
+        if isinstance(part, int):
+            continue  # an item of a list is described where the list is
         field = kind.model_fields.get(str(part))
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        annotation = field.annotation if field else None
+        parts = [inner for inner in (annotation, *get_args(annotation)) if isinstance(inner, type) and issubclass(inner, BaseModel)]
+        if not parts:
             return []
-        kind = inner
+        kind = parts[0]
     return list(kind.model_fields)

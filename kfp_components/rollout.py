@@ -504,7 +504,7 @@ def _shift(run: Run, record: Release, weight_percent: float) -> None:
         raise errors.RequestInvalid(f"model {record.model}: version {record.candidate_version} is not smoke-tested; run that step first")
     if record.judge is None:  # counts from before the canary are not the candidate's traffic
         page = run.router.ledger()
-        history = counts.Tick(counts.history(page, record.stable_version), counts.ArmCounts(), tuple(page["latency_bounds_s"]))
+        history = counts.history(page, record.stable_version)
         begun = {
             "state": Judge(run.request.options.judge, history=history).state,
             "cursor": counts.start(page),

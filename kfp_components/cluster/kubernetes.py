@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
@@ -29,15 +30,16 @@ class KubernetesCluster:
         """Read the configuration; nothing is sent yet. Raises `NotFound` when there is none."""
         self.in_cluster = kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
         settings = client.Configuration()
+        where = str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG")  # the client reads it at import only
         try:
             if self.in_cluster:
                 config.load_incluster_config(client_configuration=settings)
             else:
-                where = str(kubeconfig) if kubeconfig else os.environ.get("KUBECONFIG")  # the client reads it at import only
                 config.load_kube_config(config_file=where, context=context, client_configuration=settings)
-        except config.ConfigException as error:
+        except (config.ConfigException, yaml.YAMLError, OSError, TypeError, ValueError) as error:
+            told = str(error) if isinstance(error, config.ConfigException) else f"{where or 'the default file'} is not a kubeconfig ({_short(error)})"
             raise errors.NotFound(
-                f"Kubernetes configuration: {error}; set KUBECONFIG, pass --kubeconfig, or start the embedded cluster with `kfp-serving local up`"
+                f"Kubernetes configuration: {told}; set KUBECONFIG, pass --kubeconfig, or start the embedded cluster with `kfp-serving local up`"
             ) from error
         settings.retries = False
         self.server = settings.host
@@ -244,6 +246,10 @@ def _path(kind: str, namespace: str, name: str = "") -> str:
     of = KINDS[kind]
     middle = f"/namespaces/{namespace}" if namespace and kind != "Namespace" else ""
     return f"{of.path}{middle}/{of.plural}" + (f"/{name}" if name else "")
+
+
+def _short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _status_of(error: ApiException) -> dict[str, Any]:

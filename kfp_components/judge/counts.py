@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +14,30 @@ Cursor = dict[str, dict[str, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class ArmCounts:
-    """One version's part of a tick: answered requests, failures among them, and requests per latency bucket."""
+    """One version's part of a tick: answered requests, failures among them, and requests per latency bucket.
+
+    ``routed`` are the requests that arrived for it, answered or not (None: as many as were answered); ``waiting`` those without an answer at the look.
+    """
 
     requests: int = 0
     failures: int = 0
     latency_counts: tuple[int, ...] = ()
+    routed: int | None = None
+    waiting: int = 0
+
+    @property
+    def arrived(self) -> int:
+        """Requests that the split is tested on: an answer that is late must not look like a request that never came."""
+        return self.requests if self.routed is None else self.routed
 
     def __add__(self, other: ArmCounts) -> ArmCounts:
-        return ArmCounts(self.requests + other.requests, self.failures + other.failures, _sum(self.latency_counts, other.latency_counts))
+        return ArmCounts(
+            self.requests + other.requests,
+            self.failures + other.failures,
+            _sum(self.latency_counts, other.latency_counts),
+            self.arrived + other.arrived,
+            self.waiting + other.waiting,
+        )
 
 
 @dataclass(frozen=True)
@@ -57,7 +75,8 @@ def advance(cursor: Cursor, page: Mapping[str, Any], stable: str, candidate: str
             if requests < 0 or failures < 0 or min(latency, default=0) < 0 or failures > requests:
                 broken = f"router replica {replica} counted backwards for version {version}"
                 continue
-            arms[version] += ArmCounts(requests, failures, latency)
+            routed = max(0, _arrived(now) - _arrived(before))  # a pinned request that was waiting is not
+            arms[version] += ArmCounts(requests, failures, latency, routed, now.get("in_flight", 0))
         following[replica] = dict(found["versions"])
     return Tick(arms[stable], arms[candidate], tuple(page["latency_bounds_s"]), broken), following
 
@@ -82,12 +101,12 @@ def quantile_s(latency_counts: Sequence[int], bounds_s: Sequence[float], quantil
     total = sum(latency_counts)
     if total == 0:
         return None
-    reached = 0
-    for bound, count in zip(bounds_s, latency_counts, strict=False):
-        reached += count
-        if reached >= quantile * total:
-            return bound
-    return bounds_s[-1]
+    bucket = bisect.bisect_left(list(itertools.accumulate(latency_counts)), quantile * total)
+    return bounds_s[min(bucket, len(bounds_s) - 1)]
+
+
+def _arrived(counted: Mapping[str, Any]) -> int:
+    return sum(int(counted.get(key, 0)) for key in ("requests", "in_flight", "client_disconnects"))
 
 
 def _sum(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:

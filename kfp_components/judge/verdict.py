@@ -40,26 +40,23 @@ class Verdict:
 class Judge:
     """Compares two versions by the rules of a request. ``state`` is JSON; a judge made from it goes on exactly where the other stopped."""
 
-    def __init__(self, rules: JudgeRules, state: dict[str, Any] | None = None, history: Tick | None = None) -> None:
-        """``history``: what stable did before the canary (its arm only); it fixes the margin and the latency bounds."""
+    def __init__(self, rules: JudgeRules, state: dict[str, Any] | None = None, history: ArmCounts | None = None) -> None:
+        """``history``: what stable did before the canary; it fixes the margin where none is given."""
         self.rules = rules
         if state is not None:
             self.state = state
             return
-        before = history.stable if history else ArmCounts()
+        before = history or ArmCounts()
         margin = (rules.error_margin_percent or 0.0) / 100
         if rules.error_margin_percent is None:
             own = before.failures / before.requests if before.requests >= MARGIN_HISTORY else 0.0
             margin = max(DEFAULT_MARGIN, own)
-        learned = latency.start()
-        if history:
-            learned = latency.learn(learned, before.latency_counts, history.bounds_s, rules.latency_margins_percent)
         empty = {"requests": 0, "failures": 0, "latency_counts": []}
         self.state = {
             "margin": margin,
             "fail": error_rate.fail_start(),
             "pass": error_rate.pass_start(),
-            "latency": learned,
+            "latency": latency.start(),
             "split": split.start(),
             "stable": empty,
             "candidate": dict(empty),
@@ -83,7 +80,9 @@ class Judge:
         state["fail"] = error_rate.fail_update(state["fail"], *sizes)
         state["pass"] = error_rate.pass_update(state["pass"], *sizes, state["margin"])
         if self.rules.judge_latency and warm:
-            state["latency"] = latency.update(state["latency"], tick, self.rules.latency_margins_percent)
+            state["latency"] = latency.update(
+                state["latency"], tick, fail_margins=self.rules.fail_margins_percent, pass_margins=self.rules.latency_margins_percent
+            )
         if not sticky:
             state["split"] = split.update(state["split"], *sizes[:2], weight_percent)
         self.state = state
@@ -107,8 +106,9 @@ class Judge:
         metrics = {"errors": {"e_fail": error_rate.mixed(self.state["fail"]), "e_pass": error_rate.mixed(self.state["pass"])}}
         if self.rules.judge_latency:
             rows = self.state["latency"]
-            flat = {side: error_rate.mixed([value for row in rows[side] for value in row]) for side in ("fail", "pass")}
-            metrics["latency"] = {"e_fail": flat["fail"], "e_pass": flat["pass"]}
+            worse = error_rate.mixed([value for row in rows["fail"] for value in row])
+            not_worse = min(error_rate.mixed(rows["pass"][row]) for row in latency.PASS_ROWS)
+            metrics["latency"] = {"e_fail": worse, "e_pass": not_worse}
         e_fail = sum(found["e_fail"] for found in metrics.values()) / len(metrics)
         e_pass = min(found["e_pass"] for found in metrics.values())
         wrong_split = error_rate.mixed(self.state["split"]) >= 1 / split.ALPHA

@@ -46,7 +46,12 @@ def request(version: str, *, model: str = MODEL, fault: str | None = None, **opt
             "expect": {"/model_name": model, "/outputs/0/datatype": "FP32", "/outputs/0/shape": [1, 384]},
         },
     ]
-    judge = {"error_margin_percent": 2.0, "latency_margins_percent": [25.0, 20.0, 20.0], "max_minutes": 4.0}
+    judge = {
+        "error_margin_percent": 2.0,
+        "latency_margins_percent": [30.0, 60.0, 60.0],  # a laptop is noisy
+        "latency_fail_margins_percent": [15.0, 20.0, 20.0],
+        "max_minutes": 4.0,
+    }
     defaults = {
         "model_format": "embedding",
         "args": args,

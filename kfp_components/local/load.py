@@ -54,10 +54,10 @@ class Tally:
         return {"sent": self.sent, "answered": dict(self.answered), "failed": dict(self.failed), "examples": self.examples[:10]}
 
 
-def text(source: random.Random) -> str:
-    """A user's sentence: mostly short, one in ten long, which takes the model longer."""
-    count = 60 if source.random() < LONG_SHARE else source.randint(3, 8)
-    return " ".join(source.choices(WORDS, k=count))
+def texts(source: random.Random) -> list[str]:
+    """What a user asks for: mostly one short sentence, one time in ten three long ones, which take the model several times as long."""
+    lengths = [60, 60, 60] if source.random() < LONG_SHARE else [source.randint(3, 8)]
+    return [" ".join(source.choices(WORDS, k=length)) for length in lengths]
 
 
 async def send(url: str, host: str, rate_per_s: float, seconds: float, report: Path, stop: asyncio.Event) -> Tally:
@@ -71,7 +71,7 @@ async def send(url: str, host: str, rate_per_s: float, seconds: float, report: P
         async def one() -> None:
             version = "nobody"
             try:
-                async with session.post(f"{url}/embed", json={"texts": [text(source)]}) as answer:
+                async with session.post(f"{url}/embed", json={"texts": texts(source)}) as answer:
                     version = answer.headers.get("x-model-version", "nobody")
                     body = await answer.read()
                     if answer.status == 200:

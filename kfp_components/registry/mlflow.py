@@ -24,6 +24,7 @@ class MlflowRegistry:
     def __init__(self, uri: str) -> None:
         """Connect; with sqlite the file and its tables are made (a few seconds the first time)."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's 7 take minutes to say that nobody answers
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         try:

@@ -37,16 +37,21 @@ def parse(text: str) -> CommentedMap:
     try:
         tree = _yaml().load(text) if text.strip() else CommentedMap()
     except YAMLError as error:
-        raise errors.RequestInvalid(f"serveConfigV2: not YAML ({error}); mend the RayService first") from error
+        mark = getattr(error, "problem_mark", None)
+        told = f"line {mark.line + 1}: {getattr(error, 'problem', error)}" if mark else str(error)
+        raise errors.RequestInvalid(f"serveConfigV2: not YAML ({' '.join(told.split())}); mend the RayService first") from error
     if not isinstance(tree, CommentedMap):
         raise errors.RequestInvalid(f"serveConfigV2: expected a mapping with `applications`, found {type(tree).__name__}; mend the RayService first")
     found = tree.setdefault("applications", CommentedSeq())
     if not isinstance(found, list):
         raise errors.RequestInvalid("serveConfigV2: `applications` is not a list; mend the RayService first")
-    applications = [entry.get("name") for entry in found]
+    for index, entry in enumerate(found):
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+            raise errors.RequestInvalid(f"serveConfigV2: entry {index} of `applications` is not a mapping with a name; mend the RayService first")
+    applications = [entry["name"] for entry in found]
     twice = {name for name in applications if applications.count(name) > 1}
     if twice:
-        raise errors.RequestInvalid(f"serveConfigV2: application {sorted(map(str, twice))[0]!r} stands there twice; mend the RayService first")
+        raise errors.RequestInvalid(f"serveConfigV2: application {sorted(twice)[0]!r} stands there twice; mend the RayService first")
     return tree
 
 
@@ -58,8 +63,8 @@ def dump(tree: CommentedMap) -> str:
 
 
 def applications(text: str) -> dict[str, dict[str, Any]]:
-    """Plain copies of all applications, by name, in their order."""
-    return {entry["name"]: json.loads(json.dumps(entry)) for entry in parse(text)["applications"]}
+    """Plain copies of all applications, by name, in their order. What JSON does not know (dates, tagged scalars) is a string in them."""
+    return {entry["name"]: json.loads(json.dumps(entry, default=str)) for entry in parse(text)["applications"]}
 
 
 def digests(text: str) -> dict[str, str]:

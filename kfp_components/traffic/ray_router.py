@@ -53,11 +53,19 @@ class RayRouter:
         )
 
     def current(self) -> Split | None:
-        """The split in ``serveConfigV2``."""
-        found = self.cluster.get(Ref("RayService", self.target.rayservice, self.target.namespace))
+        """The split in ``serveConfigV2``. Raises `RequestInvalid` when that cannot be read, `NameTaken` when the application is not our router."""
+        ref = Ref("RayService", self.target.rayservice, self.target.namespace)
+        found = self.cluster.get(ref)
         text = str(((found or {}).get("spec") or {}).get("serveConfigV2") or "")
-        config = rayservice.user_config(text, self.application, names.ROUTER_DEPLOYMENT)
-        return from_user_config(config) if config else None
+        try:
+            config = rayservice.user_config(text, self.application, names.ROUTER_DEPLOYMENT)
+            return from_user_config(config) if config else None
+        except errors.RequestInvalid as error:
+            raise errors.RequestInvalid(f"{ref}: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise errors.NameTaken(
+                f"{ref}: application {self.application} has a user_config that is not of this library's router; rename that application"
+            ) from error
 
     def observed_weight(self) -> Split:
         """What the router says of itself at ``/{model}/-/router``, with the weight that it applies now (0 after the lease lapsed)."""

@@ -1,0 +1,186 @@
+"""How many candidate requests the judge needs, against the least that any test with its false alarm rate can need. Seeded; under a minute.
+
+    python benchmarks/judge.py            prints the tables and writes them to benchmarks/RESULTS.md
+
+A look is taken after every block of 1 candidate request and r stable ones (r = 1 at 50/50, 9 at 10/90). The steps of the e-processes come from the
+judge's own functions, once for each outcome of a block; runs are then sums of them. "Bound" is log(1/alpha)/KL, with KL the information of a block.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kfp_components.judge import error_rate
+from kfp_components.judge.counts import ArmCounts, Tick
+from kfp_components.judge.verdict import Judge
+from kfp_components.request import JudgeRules
+from kfp_components.router.ledger import LATENCY_BOUNDS_S
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+BEGIN, END = "<!-- judge -->", "<!-- /judge -->"
+ALPHA_FAIL, ALPHA_PASS = 0.01, 0.05
+Array = NDArray[np.float64]
+Update = Callable[[int, int], list[float]]
+
+
+def main() -> int:
+    started = time.perf_counter()
+    text = "\n\n".join([fail_table(), alarm_table(), pass_table(), latency_table(), speed_line()])
+    text += f"\n\nSeeded, numpy {np.__version__}, {time.perf_counter() - started:.0f} s on one core."
+    print(text)
+    write(text)
+    return 0
+
+
+def fail_table() -> str:
+    rows = ["| failure rate | split | bound | median | p95 | mean / bound | failures served (median) |", "|---|---|---|---|---|---|---|"]
+    cases = [(0.001, 0.01, 1), (0.005, 0.02, 1), (0.01, 0.05, 1), (0.01, 0.05, 9), (0.0, 1.0, 1), (0.0, 1.0, 9)]
+    for stable, candidate, ratio in cases:
+        rng = np.random.default_rng(7)
+        needed = fail_times(rng, stable, candidate, ratio, runs=400 if candidate < 1 else 20, most=20_000 if candidate < 1 else 50)
+        bound = np.log(1 / ALPHA_FAIL) / information(stable, candidate, ratio)
+        rows.append(
+            f"| {stable:.1%} to {candidate:.0%} | {split(ratio)} | {bound:.1f} | {np.median(needed):.0f} | {np.quantile(needed, 0.95):.0f} "
+            f"| {needed.mean() / bound:.2f} | {np.median(needed * candidate):.1f} |"
+        )
+    return "**Error rate, FAIL** (candidate requests to the decision, looking after each)\n\n" + "\n".join(rows)
+
+
+def alarm_table() -> str:
+    rows = ["| failure rate of both | split | false alarms |", "|---|---|---|"]
+    for rate in (0.001, 0.005, 0.01, 0.05):
+        for ratio in (1, 9):
+            needed = fail_times(np.random.default_rng(11), rate, rate, ratio, runs=2000, most=5_000)
+            rows.append(f"| {rate:.1%} | {split(ratio)} | {np.isfinite(needed).mean():.2%} |")
+    return "**Error rate, false alarms** (alpha 1 %, looking after each of 5,000 candidate requests, 2,000 runs)\n\n" + "\n".join(rows)
+
+
+def pass_table() -> str:
+    rows = ["| failure rate of both | margin | bound | median | p95 | mean / bound | false PASS with the truth on the margin |", "|---|---|---|---|---|---|---|"]
+    for rate, margin in ((0.001, 0.005), (0.005, 0.005), (0.01, 0.01)):
+        needed = pass_times(np.random.default_rng(13), rate, rate, margin, runs=400, most=40_000)
+        wrong = pass_times(np.random.default_rng(17), rate, rate + margin, margin, runs=1000, most=10_000)
+        low = error_rate.projection(0.5, margin)
+        a = float(np.interp(np.log(rate), np.log(error_rate.RATES), low))
+        bound = np.log(1 / ALPHA_PASS) / (divergence(rate, a) + divergence(rate, a + margin))
+        rows.append(
+            f"| {rate:.1%} | {margin:.1%} | {bound:.0f} | {np.median(needed):.0f} | {np.quantile(needed, 0.95):.0f} | {needed.mean() / bound:.2f} "
+            f"| {np.isfinite(wrong).mean():.1%} |"
+        )
+    return "**Error rate, PASS** (candidate requests at 50/50)\n\n" + "\n".join(rows)
+
+
+def latency_table(runs: int = 40) -> str:
+    """Through the whole judge: 50 requests a second at 10/90, a look each second; warm-up and both metrics as in a release."""
+    rows = ["| candidate | fail | pass | undecided after 20,000 | median candidate requests |", "|---|---|---|---|---|"]
+    cases = [
+        ("same as stable", 1.0, 0.0),
+        ("5 % slower (inside the margin)", 1.05, 0.0),
+        ("20 % slower", 1.2, 0.0),
+        ("50 % slower", 1.5, 0.0),
+        ("slowest 3 % of requests 3 times slower", 1.0, 0.03),
+        ("same, 5 % failures against 1 %", 1.0, 0.0),
+    ]
+    for index, (name, scale, tail) in enumerate(cases):
+        ends = [whole_run(np.random.default_rng([19, index, run]), scale, tail, 0.05 if "failures" in name else 0.01) for run in range(runs)]
+        kinds = [kind for kind, _ in ends]
+        decided = [requests for kind, requests in ends if kind in ("fail", "pass")]
+        median = f"{np.median(decided):.0f}" if decided else "-"
+        rows.append(f"| {name} | {kinds.count('fail')} | {kinds.count('pass')} | {kinds.count('inconclusive')} | {median} |")
+    head = f"**The whole judge** (errors and latency, defaults; lognormal latency, sigma 0.4; 100 requests a second at 10/90, a look each second; {runs} runs)"
+    return f"{head}\n\n" + "\n".join(rows)
+
+
+def whole_run(rng: np.random.Generator, scale: float, tail: float, failure_rate: float, most: int = 20_000) -> tuple[str, int]:
+    judge = Judge(JudgeRules())
+    while True:
+        stable, candidate = arm(rng, 90, 0.01, 1.0, 0.0), arm(rng, 10, failure_rate, scale, tail)
+        verdict = judge.observe(Tick(stable, candidate, LATENCY_BOUNDS_S), weight_percent=10)
+        if verdict.kind != "inconclusive" or judge.candidate_requests >= most:
+            return verdict.kind, judge.candidate_requests
+
+
+def arm(rng: np.random.Generator, requests: int, failure_rate: float, scale: float, tail: float) -> ArmCounts:
+    seconds = 0.05 * scale * rng.lognormal(0, 0.4, requests) * np.where(rng.random(requests) < tail, 3.0, 1.0)
+    buckets = np.bincount(np.searchsorted(LATENCY_BOUNDS_S, seconds), minlength=len(LATENCY_BOUNDS_S) + 1)
+    return ArmCounts(requests, int(rng.binomial(requests, failure_rate)), tuple(map(int, buckets)))
+
+
+def speed_line() -> str:
+    rng = np.random.default_rng(23)
+    ticks = [Tick(arm(rng, 90, 0.01, 1.0, 0.0), arm(rng, 10, 0.01, 1.0, 0.0), LATENCY_BOUNDS_S) for _ in range(200)]
+    judge = Judge(JudgeRules())
+    started = time.perf_counter()
+    for index in range(2000):
+        judge.observe(ticks[index % len(ticks)], weight_percent=10)
+    seconds = time.perf_counter() - started
+    return f"**Speed**: {seconds / 2000 * 1000:.2f} ms a look; a million requests in looks of 100 take {seconds / 2000 * 10_000:.1f} s."
+
+
+def fail_times(rng: np.random.Generator, stable: float, candidate: float, ratio: int, *, runs: int, most: int) -> Array:
+    """Candidate requests until E >= 1/alpha in each run; inf where that never happens."""
+    start = error_rate.fail_start()
+    return stopping_times(rng, stable, candidate, ratio, lambda x_c, x_s: error_rate.fail_update(start, 1, ratio, x_c, x_s), ALPHA_FAIL, runs, most)
+
+
+def pass_times(rng: np.random.Generator, stable: float, candidate: float, margin: float, *, runs: int, most: int) -> Array:
+    start = error_rate.pass_start()
+    return stopping_times(rng, stable, candidate, 1, lambda x_c, x_s: error_rate.pass_update(start, 1, 1, x_c, x_s, margin), ALPHA_PASS, runs, most)
+
+
+def stopping_times(
+    rng: np.random.Generator, stable: float, candidate: float, ratio: int, update: Update, alpha: float, runs: int, most: int
+) -> Array:
+    table = np.array([[update(x_c, x_s) for x_s in range(ratio + 1)] for x_c in (0, 1)])  # the step of each outcome of a block
+    logs = np.zeros((runs, table.shape[-1]))
+    found = np.full(runs, np.inf)
+    alive = np.arange(runs)
+    done = 0
+    while done < most and len(alive):
+        size = min(500, most - done)
+        x_c = rng.binomial(1, candidate, (len(alive), size))
+        x_s = rng.binomial(ratio, stable, (len(alive), size))
+        paths = logs[alive][:, None, :] + np.cumsum(table[x_c, x_s], axis=1)
+        top = paths.max(axis=2)
+        evidence = top + np.log(np.exp(paths - top[..., None]).mean(axis=2))
+        crossed = evidence >= np.log(1 / alpha)
+        hit = crossed.any(axis=1)
+        found[alive[hit]] = done + 1 + crossed.argmax(axis=1)[hit]
+        logs[alive] = paths[:, -1]
+        alive = alive[~hit]
+        done += size
+    return found
+
+
+def information(stable: float, candidate: float, ratio: int) -> float:
+    """Nats in a block, against the nearest pair of equal rates."""
+    shared = (candidate + ratio * stable) / (1 + ratio)
+    return divergence(candidate, shared) + ratio * divergence(stable, shared)
+
+
+def divergence(p: float, q: float) -> float:
+    parts = [x * np.log(x / y) for x, y in ((p, q), (1 - p, 1 - q)) if x > 0]
+    return float(sum(parts))
+
+
+def split(ratio: int) -> str:
+    return "50/50" if ratio == 1 else "10/90"
+
+
+def write(text: str) -> None:
+    """Between the markers of RESULTS.md, which other benchmarks write too."""
+    old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n"
+    if BEGIN not in old:
+        old = f"{old.rstrip()}\n\n{BEGIN}\n{END}\n"
+    head, rest = old.split(BEGIN, 1)
+    RESULTS.write_text(f"{head}{BEGIN}\n## Judge\n\n{text}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

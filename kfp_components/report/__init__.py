@@ -1,0 +1,329 @@
+"""A release as a page that opens anywhere: the verdict in one sentence, what was done, and the plots that show why.
+
+``render`` gives self-contained HTML (inline SVG, no scripts, light and dark), ``markdown`` a short text. Both take the release record as JSON and
+show what is there: a release that stopped before the canary has no plots.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from html import escape
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from kfp_components.report import svg
+from kfp_components.report.svg import Bound, Series
+
+ARMS = ("stable", "candidate")
+QUANTILES = ("p50", "p95", "p99")
+OUTCOMES = {"promoted": "good", "rolled_back": "bad", "rolling_back": "bad", "inconclusive": "open"}
+EVIDENCE_FLOOR, EVIDENCE_CEILING = 1e-4, 1e6
+"""Evidence beyond these is drawn at the edge of the plot; tooltips and tables tell the true value."""
+
+
+def render(release: Mapping[str, Any]) -> str:
+    """The page as HTML text. Whatever the record holds is escaped; values of environment variables are left out."""
+    return _template().render(
+        title=_title(release),
+        outcome=OUTCOMES.get(_phase(release), "running"),
+        phase=_phase(release).replace("_", " "),
+        sentence=sentence(release),
+        rollback=_rollback_sentence(release),
+        flow=flow(release),
+        facts=_facts(release),
+        versions=_versions(release),
+        metrics=_metrics(release),
+        plots=[Markup(plot) for plot in plots(release)],
+        events=[_event(release, event) for event in release.get("events") or []],
+        past=[_past(entry) for entry in reversed(release.get("past") or [])],
+        request=json.dumps(_without_secrets(release.get("request") or {}), indent=2, sort_keys=True),
+    )
+
+
+def markdown(release: Mapping[str, Any]) -> str:
+    """The release in a few lines, for a KFP Markdown artifact or a chat message."""
+    lines = [f"## {_plain(_title(release))}: {_plain(_phase(release).replace('_', ' '))}", "", _plain(sentence(release)) or "no verdict yet"]
+    rollback = _rollback_sentence(release)
+    if rollback:
+        lines += ["", _plain(rollback)]
+    versions = _versions(release)
+    if versions:
+        lines += ["", "| version | requests | failed | p50 ms | p95 ms | p99 ms |", "|---|---|---|---|---|---|"]
+        for row in versions:
+            lines.append(f"| {_plain(row['name'])} | {row['requests']} | {row['failed']} | " + " | ".join(row[q] for q in QUANTILES) + " |")
+    metrics = _metrics(release)
+    if metrics:
+        fail_bound, pass_bound = _bounds(release)
+        lines += ["", f"| metric | worse (bound {fail_bound:g}) | not worse (bound {pass_bound:g}) |", "|---|---|---|"]
+        lines += [f"| {_plain(row['name'])} | {row['e_fail']} | {row['e_pass']} |" for row in metrics]
+    return "\n".join(lines) + "\n"
+
+
+def sentence(release: Mapping[str, Any]) -> str:
+    """Why the release ended as it did: what failed, else the verdict. Empty when nothing is known yet."""
+    failure = (release.get("failure") or {}).get("message") or (release.get("rollback") or {}).get("reason")
+    verdict = (release.get("verdict") or {}).get("sentence")
+    if _phase(release) in ("rolled_back", "rolling_back", "inconclusive"):
+        return str(failure or verdict or "")
+    return str(verdict or failure or "")
+
+
+def flow(release: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The boxes of the flow strip: name and state (done, now, bad, open)."""
+    boxes = [("register", "registered"), ("deploy", "deployed"), ("smoke", "smoked")]
+    phase, order = _phase(release), ["prepared", "registered", "deployed", "smoked", "canary", "promoting", "promoted"]
+    done_steps = {str(event.get("step")) for event in release.get("events") or [] if event.get("ok", True)}
+    timeline = release.get("timeline") or []
+    reached = order.index(phase) if phase in order else 4 if timeline else 0
+    ended_badly = phase in ("rolled_back", "rolling_back", "inconclusive")
+    found = []
+    for name, until in boxes:
+        done = reached >= order.index(until) or bool(done_steps & {name, until})
+        found.append({"name": name, "state": "done" if done else "open"})
+    steps = release.get("steps") or []
+    passed = len(steps) if reached >= order.index("promoting") else _steps_passed(release, steps)
+    for index, weight in enumerate(steps):
+        begun = any(float(point.get("weight_percent", 0)) >= float(weight) for point in timeline)
+        state = "done" if index < passed else "now" if index == passed and (begun or phase == "canary") and not ended_badly else "open"
+        if ended_badly and index == passed and begun:
+            state = "bad"
+        found.append({"name": f"{float(weight):g} %", "state": state})
+    if ended_badly:
+        if not any(box["state"] == "bad" for box in found):
+            first_open = next((box for box in found if box["state"] == "open"), None)
+            if first_open is not None:
+                first_open["state"] = "bad"
+        return [*found, {"name": phase.replace("_", " "), "state": "bad"}]
+    return [*found, {"name": "promote", "state": {"promoted": "done", "promoting": "now"}.get(phase, "open")}]
+
+
+def plots(release: Mapping[str, Any]) -> list[str]:
+    """Weight, evidence, requests, failures and latency over the time of the canary, as SVG; empty without a timeline."""
+    timeline = sorted(release.get("timeline") or [], key=lambda point: float(point.get("unix_s") or 0))
+    if not timeline:
+        return []
+    begin = float(timeline[0].get("unix_s") or 0)
+    seconds = [float(point.get("unix_s") or begin) - begin for point in timeline]
+
+    def line(name: str, style: str, values: Sequence[float | None], **more: bool) -> Series:
+        return Series(name, style, list(zip(seconds, values, strict=True)), **more)
+
+    def per_arm(key: str) -> list[Series]:
+        return [line(_arm_name(release, arm), arm, [_number(point, key, arm) for point in timeline], dashed=arm == "candidate") for arm in ARMS]
+
+    fail_bound, pass_bound = _bounds(release)
+    worse = [_number(point, "e_fail") for point in timeline]
+    not_worse = [_number(point, "e_pass") for point in timeline]
+    found = [
+        svg.line_plot(
+            "Share of the requests that goes to the candidate",
+            [Series(_arm_name(release, "candidate"), "candidate", _shares(release, timeline, begin), steps=True)],
+            unit=" %",
+        ),
+        svg.line_plot(
+            "Evidence (log scale; 1 says nothing)",
+            [line("candidate is worse", "fail", worse), line("candidate is not worse", "pass", not_worse, dashed=True)],
+            log=True,
+            bounds=[Bound(f"{fail_bound:g}: fail", "fail", fail_bound), Bound(f"{pass_bound:g}: pass", "pass", pass_bound)],
+            floor=EVIDENCE_FLOOR,
+            ceiling=EVIDENCE_CEILING,
+        ),
+        svg.line_plot("Requests so far", per_arm("requests")),
+        svg.line_plot("Failures so far", per_arm("failures")),
+    ]
+    for quantile in QUANTILES:
+        pairs = [
+            line(_arm_name(release, arm), arm, [_number(point, "latency_ms", arm, quantile) for point in timeline], dashed=arm == "candidate")
+            for arm in ARMS
+        ]
+        if any(value is not None for series in pairs for _, value in series.points):
+            found.append(svg.line_plot(f"Latency {quantile}, milliseconds", pairs))
+    return found
+
+
+def _shares(release: Mapping[str, Any], timeline: Sequence[Mapping[str, Any]], begin: float) -> list[tuple[float, float | None]]:
+    """The candidate's share over time, to its end: 100 % once promoted, 0 % once taken back."""
+    shares = [(float(point.get("unix_s") or begin) - begin, _number(point, "weight_percent")) for point in timeline]
+    last = {"promoted": 100.0, "promoting": 100.0, "rolled_back": 0.0, "rolling_back": 0.0, "inconclusive": 0.0}.get(_phase(release))
+    if last is None:
+        return shares
+    ends = [float(e.get("unix_s") or 0) - begin for e in release.get("events") or [] if e.get("step") in ("promoting", "promoted", "roll back")]
+    return [*shares, (min((second for second in ends if second >= shares[-1][0]), default=shares[-1][0] + 1.0), last)]
+
+
+def _steps_passed(release: Mapping[str, Any], steps: Sequence[float]) -> int:
+    """How many canary steps were left behind; from the timeline where the record does not say."""
+    if release.get("step_index") is not None:
+        return int(release["step_index"])
+    highest = max((float(point.get("weight_percent", 0)) for point in release.get("timeline") or []), default=0.0)
+    return max(0, sum(float(step) <= highest for step in steps) - 1)
+
+
+def _facts(release: Mapping[str, Any]) -> list[tuple[str, str]]:
+    started, finished = release.get("started_unix_s"), release.get("finished_unix_s")
+    judge = ((release.get("request") or {}).get("options") or {}).get("judge") or {}
+    facts = [
+        ("model", f"{release.get('namespace', '?')}/{release.get('model', '?')}"),
+        ("RayService", str(release.get("rayservice") or "?")),
+        ("stable version", str(release.get("stable_version") or "none: this is the model's first")),
+        ("candidate version", str(release.get("candidate_version") or "?")),
+        ("artifact", str((release.get("request") or {}).get("uri") or "")),
+        ("canary steps", ", ".join(f"{float(step):g} %" for step in release.get("steps") or [])),
+        ("started", _utc(started) if started else ""),
+        ("finished", _utc(finished) if finished else "not yet"),
+        ("took", svg.duration(float(finished) - float(started)) if started and finished else ""),
+        ("run by", str(release.get("holder") or "")),
+    ]
+    if judge:
+        margin = judge.get("error_margin_percent")
+        facts.append(
+            (
+                "worse means",
+                f"fails more often by {f'{margin:g}' if margin else 'max(0.5, the rate of stable)'} percentage points"
+                + (
+                    ", or is slower at p50/p95/p99 by " + "/".join(f"{float(m):g}" for m in judge.get("latency_margins_percent") or []) + " %"
+                    if judge.get("judge_latency", True)
+                    else ""
+                ),
+            )
+        )
+    return [(name, value) for name, value in facts if value]
+
+
+def _versions(release: Mapping[str, Any]) -> list[dict[str, str]]:
+    timeline = release.get("timeline") or []
+    if not timeline:
+        return []
+    last = timeline[-1]
+    rows = []
+    for arm in ARMS:
+        requests, failures = _number(last, "requests", arm) or 0, _number(last, "failures", arm) or 0
+        rate = f" ({100 * failures / requests:.2f} %)" if requests else ""
+        row = {"name": _arm_name(release, arm), "arm": arm, "requests": f"{requests:,.0f}", "failed": f"{failures:,.0f}{rate}"}
+        for quantile in QUANTILES:
+            value = _number(last, "latency_ms", arm, quantile)
+            row[quantile] = "-" if value is None else f"{value:,.1f}"
+        rows.append(row)
+    return rows
+
+
+def _metrics(release: Mapping[str, Any]) -> list[dict[str, Any]]:
+    verdict = release.get("verdict") or {}
+    fail_bound, pass_bound = _bounds(release)
+    table = {**(verdict.get("metrics") or {})}
+    if "e_fail" in verdict and "e_pass" in verdict:
+        table["together"] = {"e_fail": verdict["e_fail"], "e_pass": verdict["e_pass"]}
+    rows = []
+    for name, found in table.items():
+        worse, not_worse = _number(found, "e_fail"), _number(found, "e_pass")
+        rows.append(
+            {
+                "name": name,
+                "e_fail": _evidence(worse),
+                "e_pass": _evidence(not_worse),
+                "failed": worse is not None and worse >= fail_bound,
+                "passed": not_worse is not None and not_worse >= pass_bound,
+            }
+        )
+    return rows
+
+
+def _event(release: Mapping[str, Any], event: Mapping[str, Any]) -> dict[str, Any]:
+    began = float(release.get("started_unix_s") or event.get("unix_s") or 0)
+    at = float(event.get("unix_s") or began)
+    return {
+        "at": _utc(at),
+        "after": svg.duration(max(0.0, at - began)),
+        "step": str(event.get("step") or ""),
+        "message": str(event.get("message") or ""),
+        "ok": bool(event.get("ok", True)),
+    }
+
+
+def _past(entry: Mapping[str, Any]) -> dict[str, str]:
+    finished = entry.get("finished_unix_s")
+    return {
+        "version": str(entry.get("candidate_version") or "?"),
+        "phase": str(entry.get("phase") or "?").replace("_", " "),
+        "finished": _utc(finished) if finished else "",
+        "sentence": str(entry.get("sentence") or ""),
+    }
+
+
+def _rollback_sentence(release: Mapping[str, Any]) -> str:
+    rollback = release.get("rollback") or {}
+    if "seconds" not in rollback:
+        return ""
+    leaked = int(rollback.get("leaked_requests") or 0)
+    requests = "1 request" if leaked == 1 else f"{leaked:,} requests"
+    stable = release.get("stable_version") or "the stable version"
+    return f"Rolled back: {stable} answered everything again after {float(rollback['seconds']):.1f} s; {requests} reached the candidate meanwhile."
+
+
+def _bounds(release: Mapping[str, Any]) -> tuple[float, float]:
+    judge = ((release.get("request") or {}).get("options") or {}).get("judge") or {}
+    return 1 / float(judge.get("alpha_fail") or 0.01), 1 / float(judge.get("alpha_pass") or 0.05)
+
+
+def _without_secrets(value: Any) -> Any:
+    """The request as it was asked for, without the values of environment variables: people put secrets there."""
+    if isinstance(value, Mapping):
+        return {
+            key: {name: "(not shown)" for name in inner} if key == "env_vars" and isinstance(inner, Mapping) else _without_secrets(inner)
+            for key, inner in value.items()
+        }
+    return [_without_secrets(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _number(point: Mapping[str, Any], *keys: str) -> float | None:
+    value: Any = point
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _evidence(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f} : 1" if 1000 <= value < 1e7 else f"{value:.3g} : 1"
+
+
+def _arm_name(release: Mapping[str, Any], arm: str) -> str:
+    version = release.get(f"{arm}_version")
+    return f"{arm} {version}" if version else arm
+
+
+def _title(release: Mapping[str, Any]) -> str:
+    return f"{release.get('model', 'model')} {release.get('stable_version') or 'nothing'} to {release.get('candidate_version') or '?'}"
+
+
+def _phase(release: Mapping[str, Any]) -> str:
+    return str(release.get("phase") or "unknown")
+
+
+def _utc(unix_s: float) -> str:
+    return datetime.fromtimestamp(float(unix_s), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _plain(text: str) -> str:
+    """Text in a Markdown line or table cell: no markup, no line breaks."""
+    for mark in "\\`*_[]|#":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(escape(text, quote=False).split())
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("kfp_components.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("page.html.j2")

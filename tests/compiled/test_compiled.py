@@ -1,0 +1,75 @@
+"""compiled/ is what the sources compile to, byte for byte, and what the sources promise holds in it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+COMPILED = ROOT / "compiled"
+COMPONENTS = sorted((COMPILED / "components").glob("*.yaml"))
+PIPELINES = sorted(COMPILED.glob("*.yaml"))
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+
+
+def test_every_byte_is_as_compiled() -> None:
+    done = subprocess.run([sys.executable, "-m", "pipelines.compile", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_changed_file_is_found(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipelines.compile", "--output", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (tmp_path / "rollback.yaml").write_text("changed: true\n")
+    done = subprocess.run([*command, "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "rollback.yaml" in done.stderr
+
+
+@pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.stem)
+def test_one_name_from_file_to_ui(path: Path) -> None:
+    from kfp import components
+
+    (document,) = load(path)
+    assert document["pipelineInfo"]["name"] == path.stem.replace("_", "-")
+    assert components.load_component_from_file(str(path)).component_spec.description
+    source = (ROOT / "kfp_components" / "ops" / f"{path.stem}.py").read_text()
+    body = source.split('"""\n', 3)[-1]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 16, "a component body is 5 to 15 lines"
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
+def test_nothing_that_touches_a_cluster_is_cached(path: Path) -> None:
+    (document,) = load(path)
+    dags = [document["root"]["dag"], *(part["dag"] for part in document["components"].values() if "dag" in part)]
+    tasks = {name: task for dag in dags for name, task in dag["tasks"].items()}
+    leaves = {name: task for name, task in tasks.items() if not name.startswith("exit-handler")}
+    assert leaves
+    for name, task in leaves.items():
+        assert not (task.get("cachingOptions") or {}).get("enableCache"), name
+
+
+def test_the_run_form_is_typed_and_short() -> None:
+    (document,) = load(COMPILED / "promote_with_canary.yaml")
+    form = document["root"]["inputDefinitions"]["parameters"]
+    kinds = {name: field["parameterType"] for name, field in form.items()}
+    assert kinds == {
+        **dict.fromkeys(("model", "version", "uri", "namespace", "rayservice", "import_path"), "STRING"),
+        "steps": "LIST",
+        "options": "STRUCT",
+    }
+
+
+def test_the_canary_is_flat_with_an_exit_handler() -> None:
+    (document,) = load(COMPILED / "promote_with_canary.yaml")
+    assert set(document["root"]["dag"]["tasks"]) == {"exit-handler-1", "finish-release"}
+    inner = document["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    assert [name for name in inner if name.startswith("canary-step")] == ["canary-step", "canary-step-2", "canary-step-3"]
+    assert "promote-model" in inner
+    assert not any("condition" in name or "loop" in name for name in inner)

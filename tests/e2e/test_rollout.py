@@ -1,0 +1,190 @@
+"""Releases end to end: real Ray, a real Kubernetes API, users sending all the time."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import NAMESPACE, RAYSERVICE, first, record_of, snapshot, tiny, write
+
+from kfp_components import errors, names, registry, rollout
+from kfp_components.cluster import Ref
+from kfp_components.cluster.kubernetes import KubernetesCluster
+from kfp_components.request import parse_target
+from kfp_components.serving import rayservice
+from kfp_components.traffic.ray_router import RayRouter
+
+
+def serve_config(cluster: KubernetesCluster) -> str:
+    found = cluster.get(Ref("RayService", RAYSERVICE, NAMESPACE))
+    assert found is not None
+    return str(found["spec"]["serveConfigV2"])
+
+
+def effective(cluster: KubernetesCluster, model: str) -> tuple[str, float]:
+    split = RayRouter(cluster, parse_target({"model": model, "namespace": NAMESPACE, "rayservice": RAYSERVICE})).observed_weight()
+    return split.stable, split.weight_percent
+
+
+def assert_promoted(cluster: KubernetesCluster, model: str, version: str, old: str) -> None:
+    """Weight, stub, registry and applications all say the same."""
+    assert record_of(cluster, model)["phase"] == "promoted"
+    assert effective(cluster, model) == (version, 0.0)
+    applications = rayservice.applications(serve_config(cluster))
+    assert names.application(model, version) in applications
+    assert names.application(model, old) not in applications
+    stub = cluster.get(Ref("InferenceService", model, NAMESPACE))
+    assert stub is not None
+    assert [(entry["tag"], entry["percent"]) for entry in stub["status"]["components"]["predictor"]["traffic"]] == [(version, 100)]
+    aliases = registry.connect().aliases(f"{NAMESPACE}.{model}")
+    assert aliases == {"champion": version, "previous": old}
+    assert cluster.get(Ref("Lease", names.release(model), NAMESPACE)) is None
+
+
+def test_a_good_version_is_promoted_and_nobody_notices(cluster: KubernetesCluster, users: Callable[..., Any]) -> None:
+    first(cluster, tiny("good", "v1"))
+    with users("good") as sending:
+        rollout.promote_with_canary(rollout.open_run(tiny("good", "v2"), cluster))
+        tally = sending.stop()
+    assert_promoted(cluster, "good", "v2", "v1")
+    assert not tally.failed, tally
+    assert tally.answered["v2"] > 0
+    assert sum(tally.answered.values()) == tally.sent
+    assert "# ours" in serve_config(cluster)
+    # the same command again is harmless
+    assert rollout.promote_with_canary(rollout.open_run(tiny("good", "v2"), cluster)).phase == "promoted"
+
+
+def test_a_bad_version_is_rolled_back_and_leaves_nothing(cluster: KubernetesCluster, users: Callable[..., Any]) -> None:
+    first(cluster, tiny("erring", "v1"))
+    before = snapshot(cluster)
+    with users("erring") as sending:
+        with pytest.raises(errors.CanaryFailed, match="worse in errors"):
+            rollout.promote_with_canary(rollout.open_run(tiny("erring", "v2", args={"error_rate": 0.3}), cluster))
+        time.sleep(1)
+        tally = sending.stop()
+    record = record_of(cluster, "erring")
+    assert record["phase"] == "rolled_back"
+    assert max(point["weight_percent"] for point in record["timeline"]) < 50
+    assert record["rollback"]["seconds"] < 15
+    assert all(kind.startswith("v2 ") for kind in tally.failed), tally
+    assert snapshot(cluster) == before
+    assert registry.connect().aliases(f"{NAMESPACE}.erring") == {"champion": "v1"}
+    # the next one works at once
+    with users("erring"):
+        rollout.promote_with_canary(rollout.open_run(tiny("erring", "v3"), cluster))
+    assert_promoted(cluster, "erring", "v3", "v1")
+
+
+def test_a_version_that_does_not_start_is_diagnosed(cluster: KubernetesCluster, users: Callable[..., Any]) -> None:
+    first(cluster, tiny("broken", "v1"))
+    before = snapshot(cluster)
+    request = tiny("broken", "v2").model_copy(update={"import_path": "tests.e2e.nothing_here:build"})
+    with users("broken") as sending:
+        with pytest.raises(errors.DeployFailed, match=r"application broken-v2 DEPLOY_FAILED.*No module named 'tests.e2e.nothing_here'"):
+            rollout.promote_with_canary(rollout.open_run(request, cluster))
+        tally = sending.stop()
+    assert not tally.failed, tally
+    assert snapshot(cluster) == before
+
+
+def test_a_first_version_that_fails_leaves_nothing(cluster: KubernetesCluster) -> None:
+    before = snapshot(cluster)
+    wrong = {"name": "never", "path": "/embed", "body": {"texts": []}, "expect": {"/count": 7}}
+    with pytest.raises(errors.SmokeFailed, match=r"expected /count = 7.*got 0"):
+        first(cluster, tiny("first", "v1", smoke=[wrong]))
+    assert snapshot(cluster) == before
+
+
+PHASES = ("registered", "deployed", "smoked", "canary", "promoting")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_killed_run_is_finished_by_the_same_command(cluster: KubernetesCluster, users: Callable[..., Any], tmp_path: Path, phase: str) -> None:
+    model = f"killed-{phase}"
+    first(cluster, tiny(model, "v1"))
+    request = write(tiny(model, "v2", grace_s=3.0), tmp_path / "request.yaml")
+    command = [sys.executable, "-m", "kfp_components.cli", "promote", str(request)]
+    with users(model) as sending:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            found = cluster.get(Ref("ConfigMap", names.release(model), NAMESPACE))
+            if found and '"candidate_version":"v2"' in found["data"]["release.json"] and record_of(cluster, model)["phase"] == phase:
+                break
+            time.sleep(0.02)
+        else:
+            pytest.fail(f"never came to {phase}")
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert record_of(cluster, model)["phase"] not in ("promoted", "rolled_back")
+        again = subprocess.run(command, capture_output=True, text=True, timeout=150)
+        assert again.returncode == 0, again.stdout + again.stderr
+        tally = sending.stop()
+    assert_promoted(cluster, model, "v2", "v1")
+    assert not tally.failed, tally
+
+
+def test_when_nobody_runs_traffic_returns_by_itself(cluster: KubernetesCluster, users: Callable[..., Any], tmp_path: Path) -> None:
+    model, lease_s = "abandoned", 6.0
+    first(cluster, tiny(model, "v1"))
+    rules = {"judge_latency": False, "error_margin_percent": 0.01, "tick_s": 0.3}  # so strict that it never ends by itself
+    request = write(tiny(model, "v2", lease_s=lease_s, judge=rules), tmp_path / "request.yaml")
+    with users(model):
+        process = subprocess.Popen([sys.executable, "-m", "kfp_components.cli", "promote", str(request)], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and effective_or_zero(cluster, model) != 20.0:
+            time.sleep(0.2)
+        assert effective_or_zero(cluster, model) == 20.0
+        time.sleep(lease_s * 1.5)
+        assert effective_or_zero(cluster, model) == 20.0  # renewed meanwhile
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(lease_s + 1.0)
+        assert effective(cluster, model) == ("v1", 0.0)
+    target = parse_target({"model": model, "namespace": NAMESPACE, "rayservice": RAYSERVICE})
+    assert rollout.roll_back(rollout.open_rollback(target, cluster), "test").phase == "rolled_back"
+    assert names.application(model, "v2") not in rayservice.applications(serve_config(cluster))
+
+
+def effective_or_zero(cluster: KubernetesCluster, model: str) -> float:
+    try:
+        return effective(cluster, model)[1]
+    except errors.Unreachable:
+        return 0.0
+
+
+def test_two_models_at_once_and_the_same_model_twice(embedded: Any, cluster: KubernetesCluster, users: Callable[..., Any]) -> None:
+    for model in ("left", "right"):
+        first(cluster, tiny(model, "v1"))
+    failures: list[BaseException] = []
+
+    def go(model: str) -> None:
+        try:
+            rollout.promote_with_canary(rollout.open_run(tiny(model, "v2"), embedded.cluster(), holder=f"run-of-{model}"))
+        except BaseException as error:
+            failures.append(error)
+
+    with users("left", 40.0) as left, users("right", 40.0) as right:
+        threads = [threading.Thread(target=go, args=(model,)) for model in ("left", "right")]
+        for thread in threads:
+            thread.start()
+        while cluster.get(Ref("Lease", names.release("left"), NAMESPACE)) is None:
+            time.sleep(0.05)
+        with pytest.raises(errors.ReleaseHeld, match="run-of-left"):
+            rollout.promote_with_canary(rollout.open_run(tiny("left", "v3"), embedded.cluster(), holder="another"))
+        with pytest.raises(errors.ReleaseHeld, match="run-of-left"):
+            rollout.promote_with_canary(rollout.open_run(tiny("left", "v2"), embedded.cluster(), holder="the same request"))
+        for thread in threads:
+            thread.join(timeout=120)
+        tallies = [left.stop(), right.stop()]
+    assert not failures
+    for model, tally in zip(("left", "right"), tallies, strict=True):
+        assert_promoted(cluster, model, "v2", "v1")
+        assert not tally.failed, tally

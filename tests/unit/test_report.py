@@ -1,0 +1,223 @@
+"""The report: self-contained, escaped, right about what happened, and whole whatever is missing from the record."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kfp_components import report
+from kfp_components.release import Release
+from kfp_components.report import svg
+
+VOID = {"meta", "br", "hr", "img", "line", "link", "input"}
+
+
+def release(**changes: Any) -> dict[str, Any]:
+    """A record of a bad version that was caught in the second step."""
+    timeline = [
+        {
+            "unix_s": 1_790_000_040.0 + 2 * second,
+            "weight_percent": 10.0 if second < 5 else 25.0,
+            "requests": {"stable": 180 * second, "candidate": 20 * second},
+            "failures": {"stable": second // 4, "candidate": second},
+            "e_fail": 1.9**second,
+            "e_pass": 0.8**second,
+            "latency_ms": {"stable": {"p50": 12.0, "p95": 24.9, "p99": 44.1}, "candidate": {"p50": 12.8, "p95": None, "p99": None}},
+        }
+        for second in range(9)
+    ]
+    return {
+        "model": "bge",
+        "namespace": "ai-ml",
+        "rayservice": "ai-inference",
+        "stable_version": "v1",
+        "candidate_version": "v2",
+        "phase": "rolled_back",
+        "verdict": {
+            "kind": "fail",
+            "sentence": "the candidate is worse in errors: candidate failed 8 of 160 requests",
+            "e_fail": 169.8,
+            "e_pass": 0.17,
+            "metrics": {"errors": {"e_fail": 338.6, "e_pass": 0.17}, "latency": {"e_fail": 1.0, "e_pass": 2.0}},
+        },
+        "failure": {"error": "CanaryFailed", "message": "model bge: the candidate is worse in errors: candidate failed 8 of 160 requests"},
+        "started_unix_s": 1_790_000_000.0,
+        "finished_unix_s": 1_790_000_060.0,
+        "holder": "host/1/2",
+        "steps": [10.0, 25.0, 50.0],
+        "step_index": 1,
+        "request": {
+            "uri": "s3://models/bge/v2",
+            "options": {"judge": {"alpha_fail": 0.01, "alpha_pass": 0.05}, "runtime_env": {"env_vars": {"KEY": "hush-hush"}}},
+        },
+        "timeline": timeline,
+        "events": [
+            {"unix_s": 1_790_000_001.0, "step": "registered", "message": "bge v2 registered", "ok": True},
+            {"unix_s": 1_790_000_020.0, "step": "deployed", "message": "runs", "ok": True},
+            {"unix_s": 1_790_000_030.0, "step": "smoked", "message": "2 cases", "ok": True},
+            {"unix_s": 1_790_000_058.0, "step": "roll back", "message": "all traffic back to v1", "ok": False},
+        ],
+        "rollback": {"seconds": 1.24, "leaked_requests": 1, "reason": "errors"},
+        **changes,
+    }
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order and collects what a browser would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.fetched: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.fetched += [str(value) for name, value in attrs if name in ("src", "href", "xlink:href", "data", "action")]
+        assert not any(name.startswith("on") for name, _ in attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def drawings(text: str) -> list[ElementTree.Element]:
+    return [ElementTree.fromstring(found) for found in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+
+
+def test_page_is_whole_and_fetches_nothing() -> None:
+    text = report.render(release())
+    page = Page(text)
+    assert page.fetched == []
+    assert "script" not in page.tags
+    assert "url(" not in text and "@import" not in text
+    assert len(drawings(text)) == 7  # weight, evidence, requests, failures, p50, p95, p99: each is well-formed XML
+    for said in ("bge v1 to v2", "rolled back", "candidate failed 8 of 160 requests", "answered everything again after 1.2 s; 1 request reached"):
+        assert said in page.text
+    assert "170 : 1" in page.text and "339 : 1" in page.text
+    assert "8 (5.00 %)" in page.text
+
+
+def test_values_of_environment_variables_are_not_shown() -> None:
+    assert "hush-hush" not in report.render(release())
+    assert "KEY" in report.render(release())
+
+
+@pytest.mark.parametrize("hostile", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7 * 191 }}", "</svg><b>"])
+def test_everything_is_escaped(hostile: str) -> None:
+    events = [{"unix_s": 1.0, "step": hostile, "message": hostile, "ok": False}]
+    texts = {"model": hostile, "stable_version": hostile, "candidate_version": hostile, "holder": hostile, "phase": hostile}
+    record = release(**texts, verdict={"kind": "fail", "sentence": hostile, "metrics": {hostile: {}}}, events=events, request={"uri": hostile})
+    text = report.render(record)
+    page = Page(text)
+    assert not {"script", "img"} & set(page.tags)
+    assert hostile in page.text and "1337" not in page.text  # as text
+    assert "<script" not in report.markdown(record)
+
+
+def test_flow_shows_where_it_ended() -> None:
+    def states(**changes: Any) -> dict[str, str]:
+        return {box["name"]: box["state"] for box in report.flow(release(**changes))}
+
+    assert states() == {"register": "done", "deploy": "done", "smoke": "done", "10 %": "done", "25 %": "bad", "50 %": "open", "rolled back": "bad"}
+    assert set(states(phase="promoted", step_index=3).values()) == {"done"}
+    running = states(phase="canary", step_index=1)
+    assert (running["10 %"], running["25 %"], running["50 %"], running["promote"]) == ("done", "now", "open", "open")
+    at_smoke = states(timeline=[], step_index=0, events=release()["events"][:2])
+    assert (at_smoke["deploy"], at_smoke["smoke"], at_smoke["10 %"]) == ("done", "bad", "open")
+    without_index = release(phase="promoted")
+    del without_index["step_index"]
+    assert {box["state"] for box in report.flow(without_index)} == {"done"}
+
+
+def test_share_falls_to_nothing_when_it_is_taken_back() -> None:
+    first = drawings(report.plots(release())[0])[0]
+    tooltips = [found.text or "" for found in first.iter() if found.tag.endswith("title")]
+    assert tooltips[0].endswith("candidate v2: 10 %") and tooltips[-1] == "after 18 s\ncandidate v2: 0 %"
+
+
+@given(
+    missing=st.sets(st.sampled_from(sorted(release()))),
+    phase=st.sampled_from(["promoted", "rolled_back", "canary", "prepared", "inconclusive", "new"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_tolerates_missing_parts(missing: set[str], phase: str) -> None:
+    record = {key: value for key, value in release(phase=phase).items() if key not in missing}
+    Page(report.render(record))
+    assert report.markdown(record).startswith("## ")
+
+
+@pytest.mark.parametrize(
+    "point", [{}, {"unix_s": 3.0}, {"unix_s": 3.0, "requests": {}, "latency_ms": {"stable": None}}, {"e_fail": 1e300, "e_pass": 0.0, "unix_s": 1}]
+)
+def test_tolerates_poor_points(point: dict[str, Any]) -> None:
+    for timeline in ([point], [point, *release()["timeline"]]):
+        Page(report.render(release(timeline=timeline)))
+        assert all("nan" not in plot and "inf" not in plot.lower().replace("info", "") for plot in report.plots(release(timeline=timeline)))
+
+
+def test_a_real_record_renders() -> None:
+    record = Release(model="bge", namespace="ai-ml", rayservice="rs", candidate_version="v1", request={}, request_digest="d")
+    page = Page(report.render(record.model_dump(mode="json")))
+    assert "this is the model's first" in page.text
+
+
+def test_markdown_is_short_and_escaped() -> None:
+    text = report.markdown(release(model="b|g*e"))
+    assert text.startswith("## b\\|g\\*e v1 to v2: rolled back\n")
+    assert "| candidate v2 | 160 | 8 (5.00 %) | 12.8 | - | - |" in text
+    assert len(text.splitlines()) < 25
+
+
+@given(st.floats(1e-6, 1e12))
+def test_linear_ticks_hold_the_highest_value(highest: float) -> None:
+    ticks = svg.linear_ticks(highest)
+    assert ticks[0] == 0 and 2 <= len(ticks) <= 6
+    assert highest <= ticks[-1] * (1 + 1e-9) and ticks[-2] < highest
+
+
+@given(st.floats(0.001, 1e7))
+def test_time_ticks_are_few_and_inside(end_s: float) -> None:
+    ticks = svg.time_ticks(end_s)
+    assert ticks[0] == (0.0, "0 s") and len(ticks) <= 7
+    assert ticks[-1][0] <= end_s
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (150, "2 min 30 s"), (3600, "1 h"), (3905, "1 h 5 min"), (86400, "24 h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert svg.duration(seconds) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0"), (0.05, "0.05"), (1200, "1,200"), (20_000, "20 k"), (1e6, "1e6"), (1e-4, "1e-4"), (2.5, "2.5")])
+def test_axis_numbers(value: float, text: str) -> None:
+    assert svg.short_number(value) == text
+
+
+def test_plot_draws_gaps_and_keeps_inside() -> None:
+    line = svg.Series("a", "stable", [(0, 1.0), (1, None), (2, 5.0), (3, 1e9)])
+    drawing = ElementTree.fromstring(svg.line_plot("t", [line], ceiling=10))
+    paths = [found for found in drawing.iter() if found.tag.endswith("path")]
+    assert len(paths) == 2
+    heights = [float(number) for path in paths for number in re.findall(r"[ML][\d.]+ ([\d.]+)", path.get("d") or "")]
+    assert min(heights) >= svg.TOP and max(heights) <= 250 - svg.BOTTOM
+    assert ElementTree.fromstring(svg.line_plot("t", [])) is not None
