@@ -114,10 +114,8 @@ class Options(_Part):
 
     model_format: str = Field("custom", min_length=1, max_length=63, description="shown in Kubeflow's UI: whisper, embedding, llm ...")
     digest: str | None = Field(None, description="sha256:... of the artifact, recorded in the registry")
-    args: dict[str, Any] | None = Field(
-        default_factory=dict,
-        description="given to the application builder beside model and version; null when `import_path` is a bound application",
-    )
+    args: dict[str, Any] = Field(default_factory=dict, description="given to the application builder beside model and version")
+    builder: bool = Field(True, description="false when import_path is a bound application, which takes no arguments")
     deployments: list[dict[str, Any]] = Field(
         default_factory=list, description="Serve deployment overrides: name, num_replicas, ray_actor_options, ..."
     )
@@ -148,6 +146,12 @@ class Options(_Part):
         if value is not None and not HEADER.fullmatch(value):
             raise ValueError(f"{value!r} is not a header name")
         return value
+
+    @model_validator(mode="after")
+    def _arguments(self) -> Options:
+        if self.args and not self.builder:
+            raise ValueError("args are given, but builder is false: a bound application takes no arguments")
+        return self
 
     @field_validator("deployments")
     @classmethod
@@ -238,6 +242,11 @@ class PromoteRequest(ModelTarget):
         if any(a >= b for a, b in itertools.pairwise(value)):
             raise ValueError(f"{list(value)}: the steps must rise")
         return value
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """What differs from the defaults, as JSON without nulls, which KFP's struct parameters do not take."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
     @model_validator(mode="after")
     def _together(self) -> PromoteRequest:

@@ -723,7 +723,7 @@ def _deployed(run: Run, serve_config: str, stable: str | None) -> str:
         "route_prefix": names.version_route(request.model, request.version),
         "import_path": request.import_path,
     }
-    if options.args is not None:
+    if options.builder:
         application["args"] = {"model": request.model, "version": request.version, **options.args}
     if options.runtime_env:
         application["runtime_env"] = options.runtime_env

@@ -16,7 +16,7 @@ Cursor = dict[str, dict[str, dict[str, Any]]]
 class ArmCounts:
     """One version's part of a tick: answered requests, failures among them, and requests per latency bucket.
 
-    ``routed`` are the requests that arrived for it, answered or not (None: as many as were answered); ``waiting`` those without an answer at the look.
+    ``routed`` are the requests that arrived for it, answered or not (None: as many as were answered); ``waiting`` have no answer at the look.
     """
 
     requests: int = 0

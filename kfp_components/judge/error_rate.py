@@ -63,7 +63,7 @@ def pass_update(logs: Sequence[float], n_c: int, n_s: int, x_c: int, x_s: int, m
 
 @lru_cache(maxsize=4096)
 def projection(w: float, margin: float) -> Logs:
-    """For each shared rate p the a that minimises (1-w)*KL(p||a) + w*KL(p||a+margin): Newton's method on its derivative (convex in a), kept in bounds."""
+    """For each shared rate p the a that minimises (1-w)*KL(p||a) + w*KL(p||a+margin), which is convex: Newton's method, kept in bounds."""
     low, high = np.full_like(RATES, 1e-12), np.full_like(RATES, 1 - margin - 1e-9)
     a = np.clip(RATES - w * margin, RATES / 10, high)
     for _ in range(60):
@@ -72,7 +72,7 @@ def projection(w: float, margin: float) -> Logs:
         curve = (1 - w) * ((1 - RATES) / (1 - a) ** 2 + RATES / a**2) + w * ((1 - RATES) / (1 - b) ** 2 + RATES / b**2)
         low, high = np.where(slope < 0, a, low), np.where(slope < 0, high, a)
         step = a - slope / curve
-        following = np.where((step > low) & (step < high), step, (low + high) / 2)
+        following = np.where((step >= low) & (step <= high), step, (low + high) / 2)
         if np.all(np.abs(following - a) <= 1e-9 * a):
             break
         a = following

@@ -2,8 +2,8 @@
 
 The three bounds of a tick are taken from stable's requests of the ticks before it, in the same canary: so they are fixed before they are used, which
 is all that validity asks for, and they follow a load that changes for both. PASS measures the candidate against the bound times (1 + margin): its
-null is P(candidate > q*(1+margin)) >= P(stable > q). FAIL uses a smaller margin (half of it by default), with the opposite null: so a version that is a little slower is not
-failed, one beyond the margin is not passed, and in between the evidence for both stays low.
+null is P(candidate > q*(1+margin)) >= P(stable > q). FAIL uses a smaller margin (half of it by default), with the opposite null: so a version that
+is a little slower is not failed, one beyond the margin is not passed, and in between the evidence for both stays low.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any, Literal
 
-from kfp_components.judge import error_rate, latency, split
+from kfp_components.judge import error_rate, latency, split, stuck
 from kfp_components.judge.counts import ArmCounts, Tick, quantile_s
 from kfp_components.request import JudgeRules
 
@@ -58,6 +58,8 @@ class Judge:
             "pass": error_rate.pass_start(),
             "latency": latency.start(),
             "split": split.start(),
+            "weight_percent": None,
+            "stuck_looks": 0,
             "stable": empty,
             "candidate": dict(empty),
             "bounds_s": [],
@@ -68,8 +70,12 @@ class Judge:
         """Requests of the candidate judged so far."""
         return int(self.state["candidate"]["requests"])
 
-    def observe(self, tick: Tick, *, weight_percent: float, sticky: bool = False) -> Verdict:
-        """Add a tick and say what is known now. ``sticky`` routing sends users, not requests, by weight: then the split is not tested."""
+    def observe(self, tick: Tick, *, weight_percent: float, sticky: bool = False, unwatched: bool = False) -> Verdict:
+        """Add a tick and say what is known now.
+
+        The split is not tested where the tick may hold requests of another weight: in the first one with a new weight and after a time when nobody
+        renewed the weight's lease (``unwatched``); nor with ``sticky`` routing, which sends users, not requests, by weight.
+        """
         state = dict(self.state)
         warm = state["candidate"]["requests"] >= self.rules.warm_up_requests
         for arm, counted in (("stable", tick.stable), ("candidate", tick.candidate)):
@@ -83,10 +89,13 @@ class Judge:
             state["latency"] = latency.update(
                 state["latency"], tick, fail_margins=self.rules.fail_margins_percent, pass_margins=self.rules.latency_margins_percent
             )
-        if not sticky:
-            state["split"] = split.update(state["split"], *sizes[:2], weight_percent)
+        if not (sticky or unwatched) and state.get("weight_percent") == weight_percent:
+            state["split"] = split.update(state["split"], tick.candidate.arrived, tick.stable.arrived, weight_percent)
+        state["weight_percent"] = weight_percent
+        waits = stuck.looks_stuck(tick.candidate.waiting, tick.stable.waiting, weight_percent)
+        state["stuck_looks"] = state.get("stuck_looks", 0) + 1 if waits else 0
         self.state = state
-        return self._verdict(tick.broken, weight_percent)
+        return self._verdict(tick, weight_percent)
 
     def totals(self) -> dict[str, Any]:
         """Cumulative counts and latency quantiles (milliseconds) of both versions, for the record and the report."""
@@ -102,7 +111,7 @@ class Judge:
         found = {f"p{round(q * 100)}": quantile_s(counted, bounds_s, q) for q in latency.QUANTILES}
         return {name: None if value is None else round(value * 1000, 2) for name, value in found.items()}
 
-    def _verdict(self, broken: str | None, weight_percent: float) -> Verdict:
+    def _verdict(self, tick: Tick, weight_percent: float) -> Verdict:
         metrics = {"errors": {"e_fail": error_rate.mixed(self.state["fail"]), "e_pass": error_rate.mixed(self.state["pass"])}}
         if self.rules.judge_latency:
             rows = self.state["latency"]
@@ -113,11 +122,14 @@ class Judge:
         e_pass = min(found["e_pass"] for found in metrics.values())
         wrong_split = error_rate.mixed(self.state["split"]) >= 1 / split.ALPHA
         counts = self._counts_sentence()
-        if broken:
-            kind, why = "error", f"{broken}; the counts cannot be trusted"
+        if tick.broken:
+            kind, why = "error", f"{tick.broken}; the counts cannot be trusted"
         elif wrong_split:
             seen = self.state["candidate"]["requests"] / max(1, self.state["candidate"]["requests"] + self.state["stable"]["requests"])
             kind, why = "error", f"the router was told {weight_percent:g} %, but {seen:.1%} of the requests went to the candidate; the split is wrong"
+        elif self.state["stuck_looks"] * self.rules.tick_s >= stuck.PERSISTENCE_S:
+            kind = "fail"
+            why = f"the candidate hangs: {tick.candidate.waiting:,} of its requests wait for an answer, {tick.stable.waiting:,} of stable's; {counts}"
         elif e_fail >= 1 / self.rules.alpha_fail:
             worst = max(metrics, key=lambda name: metrics[name]["e_fail"])
             kind, why = "fail", f"the candidate is worse in {worst}: {counts}; evidence {e_fail:,.0f} : 1, bound {1 / self.rules.alpha_fail:,.0f} : 1"

@@ -16,6 +16,9 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from kfp_components import errors
 
@@ -23,9 +26,25 @@ FAILED_STATES = ("DEPLOY_FAILED", "UNHEALTHY")
 LOG_TAIL_CHARACTERS = 600
 EXCEPTION_LINE = re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\b: .{1,300})$", re.MULTILINE)
 
+PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./:-]*[A-Za-z0-9_/]")
+NOT_PLAIN = ("yes", "no", "on", "off", "true", "false", "null")
+"""A text is written without quotes when every reader takes it for a text: this one reads YAML 1.2, the operator 1.1 (``no`` is false there)."""
+
+
+class _Representer(RoundTripRepresenter):
+    def represent_float(self, data: float) -> ScalarNode:
+        node: ScalarNode = super().represent_float(data)
+        if "e" in node.value and "." not in node.value:
+            node.value = node.value.replace("e", ".0e")  # 1e-05 is a text in YAML 1.1
+        return node
+
+
+_Representer.add_representer(float, _Representer.represent_float)
+
 
 def _yaml() -> YAML:
     yaml = YAML()
+    yaml.Representer = _Representer
     yaml.preserve_quotes = True
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
@@ -36,7 +55,7 @@ def parse(text: str) -> CommentedMap:
     """The configuration as a tree that remembers comments. Raises `RequestInvalid` when it is not a mapping with applications."""
     try:
         tree = _yaml().load(text) if text.strip() else CommentedMap()
-    except YAMLError as error:
+    except (YAMLError, ValueError, IndexError) as error:  # a date of month 13 is a ValueError
         mark = getattr(error, "problem_mark", None)
         told = f"line {mark.line + 1}: {getattr(error, 'problem', error)}" if mark else str(error)
         raise errors.RequestInvalid(f"serveConfigV2: not YAML ({' '.join(told.split())}); mend the RayService first") from error
@@ -190,7 +209,9 @@ def _update(entry: CommentedMap, wanted: Mapping[str, Any]) -> None:
 
 def _commented(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return CommentedMap((key, _commented(item)) for key, item in value.items())
+        return CommentedMap((_commented(key), _commented(item)) for key, item in value.items())
     if isinstance(value, list | tuple):
         return CommentedSeq([_commented(item) for item in value])
+    if isinstance(value, str) and (value.lower() in NOT_PLAIN or not PLAIN.fullmatch(value)):
+        return SingleQuotedScalarString(value)
     return value

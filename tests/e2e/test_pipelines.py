@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NAMESPACE, RAYSERVICE, TINY, record_of, snapshot, tiny
+from world import NAMESPACE, RAYSERVICE, TINY, record_of, snapshot, tiny
 
 from kfp_components.cluster.kubernetes import KubernetesCluster
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NAMESPACE, RAYSERVICE, first, record_of, snapshot, tiny, write
+from world import NAMESPACE, RAYSERVICE, first, record_of, snapshot, tiny, write
 
 from kfp_components import errors, names, registry, rollout
 from kfp_components.cluster import Ref

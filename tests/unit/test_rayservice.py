@@ -81,10 +81,20 @@ def test_an_application_is_replaced_where_it_stands() -> None:
     assert list(rayservice.applications(replaced)) == ["whisper-v7", "bge", "whisper-router"]
     assert {line.split("#")[0].strip() for line in lines_that_differ(CONFIG, replaced)} == {
         'import_path: "acme_models.whisper:build"',
-        "import_path: acme_models.whisper2:build",
+        'import_path: "acme_models.whisper2:build"',
     }
     assert all(comment in replaced for comment in COMMENTS)
     assert rayservice.with_application(replaced, wanted) == replaced
+
+
+@pytest.mark.parametrize(
+    "value", ["no", "Off", "y", "1e-5", "1_000", "0o7", "12:30", "2026-01-01", "~", "", "-_", "a: b", "# a", "é\n", 1e-05, 1e16, "=", "<<"]
+)
+def test_every_reader_reads_the_same(value: Any) -> None:
+    """The operator reads YAML 1.1, where ``no`` is false (and the code of Norwegian) and 1e-5 a text."""
+    written = rayservice.with_application(CONFIG, {**V8, "args": {"value": value, "in a list": [value]}})
+    for read in (yaml.safe_load(written)["applications"][-1], rayservice.applications(written)["whisper-v8"]):
+        assert read["args"] == {"value": value, "in a list": [value]}
 
 
 def test_keys_that_are_no_longer_wanted_go() -> None:
@@ -151,6 +161,7 @@ def test_a_configuration_without_applications(text: str) -> None:
 BROKEN = {
     "not YAML": ("applications: [", "not YAML"),
     "a tab": ("applications:\n\t- name: a\n", "not YAML"),
+    "month 13": ("applications:\n  - name: a\n    args: {since: 2026-13-01}\n", "month must be in 1..12"),
     "a key twice": ("applications: []\napplications: []\n", "duplicate key"),
     "two documents": ("applications: []\n---\napplications: []\n", "another document"),
     "a list": ("- name: a\n", "expected a mapping"),
@@ -173,7 +184,7 @@ def test_a_broken_configuration_is_refused(kind: str) -> None:
 
 # --- any configuration ------------------------------------------------------------------------------------------------------------
 
-WORDS = st.text(st.sampled_from("abcxyz-_ :#'\"{}[]&*!|>%@,\n0189é"), max_size=12)
+WORDS = st.text(st.sampled_from("abcxyz- :#'\"{}[]&*!|>%@,\n0189é"), max_size=12)
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(10**6), 10**6), st.floats(allow_nan=False, allow_infinity=False, width=32), WORDS)
 VALUES = st.recursive(SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(WORDS, inner, max_size=3)), max_leaves=8)
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
@@ -190,7 +201,7 @@ def whole(applications: dict[str, dict[str, Any]]) -> str:
     return "# head\n" + yaml.safe_dump({"http_options": {"port": 8000}, "applications": listed}, sort_keys=False, allow_unicode=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(APPLICATIONS, st.fixed_dictionaries({"name": NAMES, "import_path": WORDS}, optional={"args": VALUES}))
 def test_replacing_one_never_changes_the_others(applications: dict[str, dict[str, Any]], wanted: dict[str, Any]) -> None:
     text = whole(applications)

@@ -1,0 +1,43 @@
+"""What README says can be typed can be typed; its Python runs in tests/e2e/test_real_model.py."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kfp_components import preflight, request
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted(set(re.findall(r"kfp-serving ((?:local )?[a-z]+)", README)) - {"components"})
+
+
+def test_the_request_of_the_readme_is_valid() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert request.parse(yaml.safe_load(text)).steps == (10.0, 25.0, 50.0)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_readme_exists(command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "kfp_components.cli", *command.split(), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for option in re.findall(rf"kfp-serving {command}[^\n`]*?(--[a-z-]+)", README):
+        assert option in done.stdout, f"{command} has no {option}"
+
+
+def test_every_path_of_the_readme_exists() -> None:
+    for path in re.findall(r"`((?:deploy|compiled|benchmarks|kfp_components|pipelines)/[\w./-]*)`", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_rbac_grants_what_preflight_asks_for_and_what_reading_needs() -> None:
+    role = next(document for document in yaml.safe_load_all((ROOT / "deploy" / "rbac.yaml").read_text()) if document["kind"] == "Role")
+    granted = {(verb, resource) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    plural = {"ConfigMap": "configmaps", "Lease": "leases", "Service": "services", "InferenceService": "inferenceservices", "RayService": "rayservices", "Event": "events"}
+    asked = {(verb, plural[kind] + (f"/{sub}" if sub else "")) for verb, kind, sub in preflight.PERMISSIONS}
+    assert asked <= granted
+    optional = {("list", "configmaps"), ("list", "endpointslices"), ("create", "rayservices"), ("delete", "rayservices")}
+    assert granted - asked == optional
