@@ -16,19 +16,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kfp_components import errors, names, preflight, probes, registry, release, traffic
 from kfp_components.apply import apply, change_serve_config
 from kfp_components.cluster import Cluster, Manifest, Ref
-from kfp_components.judge import counts, weight
-from kfp_components.judge.verdict import Judge, Verdict
+from kfp_components.judge import counts
 from kfp_components.plan import Change, Plan
 from kfp_components.registry import ModelRegistry
 from kfp_components.release import Hold, Release, ReleaseStore
 from kfp_components.request import ModelTarget, Options, PromoteRequest, SmokeCase
 from kfp_components.serving import alias, inference_service, rayservice
 from kfp_components.traffic import Split, TrafficStrategy
+
+if TYPE_CHECKING:
+    from kfp_components.judge.verdict import Judge, Verdict
 
 APPLY_TIMEOUT_S = 60.0
 """How long the router may take to route by a weight that was written; Serve needs 0.6 s, a busy operator several."""
@@ -503,6 +505,8 @@ def _shift(run: Run, record: Release, weight_percent: float) -> None:
     if not record.reached("smoked"):
         raise errors.RequestInvalid(f"model {record.model}: version {record.candidate_version} is not smoke-tested; run that step first")
     if record.judge is None:  # counts from before the canary are not the candidate's traffic
+        from kfp_components.judge.verdict import Judge  # numpy: only the steps that judge pay for it
+
         page = run.router.ledger()
         history = counts.history(page, record.stable_version)
         begun = {
@@ -526,6 +530,9 @@ def _shift(run: Run, record: Release, weight_percent: float) -> None:
 
 def _judge_until(run: Run, index: int) -> None:
     """Read the counts, judge, renew the weight's lease; until the next step may begin. Raises what stops the release."""
+    from kfp_components.judge import weight
+    from kfp_components.judge.verdict import Judge
+
     request = run.request
     rules = request.options.judge
     record = _record(run)
@@ -535,6 +542,7 @@ def _judge_until(run: Run, index: int) -> None:
     cursor = stored["cursor"]
     started = stored["step_started_unix_s"] if stored["step"] == index else time.time()
     renew_at = 0.0
+    unwatched = True  # before the first look the lease may have lapsed: requests since then went by another weight
     readable_at = saved_at = time.monotonic()
     while True:
         time.sleep(rules.tick_s)
@@ -549,7 +557,9 @@ def _judge_until(run: Run, index: int) -> None:
             continue
         readable_at = time.monotonic()
         tick, cursor = counts.advance(cursor, page, record.stable_version, record.candidate_version)
-        verdict = judge.observe(tick, weight_percent=request.steps[index], sticky=request.options.sticky_header is not None)
+        sticky = request.options.sticky_header is not None
+        verdict = judge.observe(tick, weight_percent=request.steps[index], sticky=sticky, unwatched=unwatched)
+        unwatched = False
         may_advance = weight.may_advance(request.steps, index, verdict)
         over = _budget_spent(rules, started, judge)
         if verdict.kind in ("fail", "error") or may_advance or over or time.monotonic() - saved_at >= 2.0:
@@ -561,7 +571,8 @@ def _judge_until(run: Run, index: int) -> None:
         if verdict.kind == "error":
             raise errors.MeterBroken(f"model {record.model}: {verdict.sentence}")
         if may_advance:
-            _write(run, f"judge {request.steps[index]:g} %", verdict.sentence, step_index=index + 1)
+            following = f"{request.steps[index + 1]:g} %" if index + 1 < len(request.steps) else "the promotion"
+            _write(run, f"judge {request.steps[index]:g} %", f"enough for {following}: {verdict.sentence}", step_index=index + 1)
             return
         if over:
             raise errors.Inconclusive(f"model {record.model}: {over}; {verdict.sentence}")

@@ -136,7 +136,7 @@ class Judge:
         elif e_pass >= 1 / self.rules.alpha_pass:
             kind, why = "pass", f"the candidate is not worse: {counts}; evidence {e_pass:,.0f} : 1, bound {1 / self.rules.alpha_pass:,.0f} : 1"
         else:
-            kind, why = "inconclusive", f"not enough evidence yet: {counts}; for worse {e_fail:.2g} : 1, for not worse {e_pass:.2g} : 1"
+            kind, why = "inconclusive", f"undecided so far: {counts}; for worse {e_fail:.2g} : 1, for not worse {e_pass:.2g} : 1"
         return Verdict(kind, why, e_fail, e_pass, metrics)  # type: ignore[arg-type]
 
     def _counts_sentence(self) -> str:

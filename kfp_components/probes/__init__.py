@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from kfp_components import errors, names
 from kfp_components.cluster import Endpoint
 from kfp_components.request import SmokeCase
+
+if TYPE_CHECKING:
+    import httpx
 
 EXCERPT_CHARACTERS = 300
 
@@ -31,6 +32,9 @@ class Prober:
     def __init__(self, endpoint: Endpoint, model: str) -> None:
         self.endpoint = endpoint
         self.model = model
+        import httpx  # its import brings rich and click: a step that sends nothing need not pay for it
+
+        self._errors = (httpx.TimeoutException, httpx.HTTPError)
         self._client = httpx.Client(base_url=endpoint.base_url, headers={"host": endpoint.host}, trust_env=False)
 
     def __enter__(self) -> Prober:
@@ -48,7 +52,7 @@ class Prober:
         path = names.public_route(self.model) + PROTOCOLS[case.protocol](case, self.model)
         try:
             answer = self._client.request(case.method, path, timeout=case.timeout_s)
-        except httpx.HTTPError:
+        except self._errors[1]:
             return None
         told: str | None = answer.headers.get(names.VERSION_HEADER)
         return told
@@ -61,9 +65,9 @@ class Prober:
             answer = self._client.request(
                 case.method, path, json=case.body if case.method == "POST" else None, headers=headers, timeout=case.timeout_s
             )
-        except httpx.TimeoutException:
+        except self._errors[0]:
             return ProbeResult(case.name, case.timeout_s, f"{sent}: no whole answer within {case.timeout_s:g} s")
-        except httpx.HTTPError as error:
+        except self._errors[1] as error:
             return ProbeResult(case.name, 0.0, f"{sent}: {type(error).__name__}: {error}")
         return ProbeResult(case.name, answer.elapsed.total_seconds(), _problem(case, version, sent, answer))
 

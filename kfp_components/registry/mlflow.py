@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from kfp_components import errors
@@ -22,18 +23,21 @@ class MlflowRegistry:
     """Models are named ``{namespace}.{model}`` by the caller; MLflow forbids ``/`` and ``:`` in names."""
 
     def __init__(self, uri: str) -> None:
-        """Connect; with sqlite the file and its tables are made (a few seconds the first time)."""
+        """Nothing is sent yet."""
+        self.uri = uri
+
+    @cached_property
+    def _client(self) -> Any:
+        """MLflow's client, made at first use: its import takes seconds, and most steps of a release do not ask the registry."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's 7 take minutes to say that nobody answers
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
         try:
             from mlflow.tracking import MlflowClient
         except ImportError as error:
-            raise errors.RequestInvalid(f"registry {uri}: MLflow is not installed; install kfp-serving-components[mlflow]") from error
-        self.uri = uri
-        with self._mapped("connecting"):
-            self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            raise errors.RequestInvalid(f"registry {self.uri}: MLflow is not installed; install kfp-serving-components[mlflow]") from error
+        for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def register(self, model: str, version: str, uri: str, *, digest: str | None, properties: Mapping[str, str]) -> ModelVersion:
         """Make the version known. The same again is idempotent; another URI or digest is refused with `NameTaken`."""
@@ -99,6 +103,7 @@ class MlflowRegistry:
 
     @contextmanager
     def _mapped(self, doing: str, exists_ok: bool = False) -> Iterator[None]:
+        self._client  # noqa: B018  without MLflow this says so
         from mlflow.exceptions import MlflowException
 
         try:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import httpx
-
 from kfp_components import errors, names
 from kfp_components.apply import change_serve_config
 from kfp_components.cluster import Cluster, Endpoint, Ref
@@ -101,6 +99,8 @@ class RayRouter:
 
     def read(self, page: str) -> dict[str, Any]:
         """A page of the router's own, through the alias. Raises `Unreachable`."""
+        import httpx  # as in kfp_components.probes
+
         where = f"router of {self.target.model}"
         try:
             if self._endpoint is None:

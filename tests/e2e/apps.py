@@ -1,12 +1,16 @@
 """A tiny Serve application for tests of the rollout itself: it answers at once, so a canary takes seconds. Runs inside Ray."""
 
+import asyncio
+import gzip
+import hashlib
 import random
+from collections.abc import AsyncIterator
 from typing import Any
 
 from ray import serve
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 _settings: dict[str, Any] = {}
@@ -28,11 +32,69 @@ async def _embed(request: Request) -> JSONResponse:
     return JSONResponse({"count": len(body["texts"]), "version": _settings["version"]})
 
 
+async def _echo(request: Request) -> Response:
+    body = await request.body()
+    raw = request.scope.get("raw_path", b"").decode()
+    told = {
+        "method": request.method,
+        "path": request.url.path,
+        "raw_path": raw,
+        "query": request.url.query,
+        "headers": [[name.decode(), value.decode()] for name, value in request.headers.raw],
+        "sha256": hashlib.sha256(body).hexdigest(),
+        "bytes": len(body),
+    }
+    headers = {"set-cookie": "a=1; Path=/"}
+    answer = JSONResponse(told, headers=headers)
+    answer.raw_headers.append((b"set-cookie", b"b=2; Path=/"))
+    return answer
+
+
+async def _stream(_request: Request) -> StreamingResponse:
+    async def pieces() -> AsyncIterator[str]:
+        for number in range(5):
+            yield f"data: {number}\n\n"
+            await asyncio.sleep(0.3)
+
+    return StreamingResponse(pieces(), media_type="text/event-stream")
+
+
+async def _breaks(_request: Request) -> StreamingResponse:
+    async def pieces() -> AsyncIterator[str]:
+        yield "half an answ"
+        await asyncio.sleep(0.1)
+        raise RuntimeError("broke in the middle")
+
+    return StreamingResponse(pieces())
+
+
+async def _slow(request: Request) -> JSONResponse:
+    await asyncio.sleep(float(request.query_params["s"]))
+    return JSONResponse({"slept": True})
+
+
+async def _status(request: Request) -> Response:
+    code = int(request.path_params["code"])
+    headers = {"retry-after": "3"} if code == 503 else {"location": "/elsewhere"} if code == 302 else {}
+    return Response(b"" if code in (204, 304) else b"told", status_code=code, headers=headers)
+
+
+async def _gzip(_request: Request) -> Response:
+    return Response(gzip.compress(b"squeezed"), headers={"content-encoding": "gzip"})
+
+
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 ROUTES = [
     Route("/v2/health/live", _ok),
     Route("/v2/health/ready", _ok),
     Route("/v2/models/{model}/ready", _ok),
     Route("/embed", _embed, methods=["POST"]),
+    Route("/echo/{rest:path}", _echo, methods=METHODS),
+    Route("/stream", _stream),
+    Route("/breaks", _breaks),
+    Route("/slow", _slow),
+    Route("/status/{code}", _status),
+    Route("/gzip", _gzip),
 ]
 asgi = Starlette(routes=ROUTES)
 

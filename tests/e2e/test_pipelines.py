@@ -14,7 +14,7 @@ from world import NAMESPACE, RAYSERVICE, TINY, record_of, snapshot, tiny
 
 from kfp_components.cluster.kubernetes import KubernetesCluster
 
-pytestmark = pytest.mark.kfp
+pytestmark = [pytest.mark.kfp, pytest.mark.timeout(700)]
 ROOT = Path(__file__).parents[2]
 
 RUNNER = """
@@ -53,7 +53,7 @@ def test_deploy_then_promote_then_catch_a_bad_one(cluster: KubernetesCluster, us
     done = run_pipeline("deploy_model", values(model, "v1"), tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert record_of(cluster, model)["phase"] == "promoted"
-    with users(model) as sending:
+    with users(model, 20.0, 900.0) as sending:
         done = run_pipeline("promote_with_canary", {**values(model, "v2"), "steps": [20, 50]}, tmp_path)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert record_of(cluster, model)["phase"] == "promoted"

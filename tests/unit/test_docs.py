@@ -36,7 +36,14 @@ def test_every_path_of_the_readme_exists() -> None:
 def test_rbac_grants_what_preflight_asks_for_and_what_reading_needs() -> None:
     role = next(document for document in yaml.safe_load_all((ROOT / "deploy" / "rbac.yaml").read_text()) if document["kind"] == "Role")
     granted = {(verb, resource) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
-    plural = {"ConfigMap": "configmaps", "Lease": "leases", "Service": "services", "InferenceService": "inferenceservices", "RayService": "rayservices", "Event": "events"}
+    plural = {
+        "ConfigMap": "configmaps",
+        "Lease": "leases",
+        "Service": "services",
+        "InferenceService": "inferenceservices",
+        "RayService": "rayservices",
+        "Event": "events",
+    }
     asked = {(verb, plural[kind] + (f"/{sub}" if sub else "")) for verb, kind, sub in preflight.PERMISSIONS}
     assert asked <= granted
     optional = {("list", "configmaps"), ("list", "endpointslices"), ("create", "rayservices"), ("delete", "rayservices")}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from kfp_components import errors
@@ -147,6 +147,13 @@ def test_a_change_of_another_application_is_noticed(edit: tuple[str, str]) -> No
         rayservice.assert_others_unchanged(CONFIG, after, {"whisper-v8"})
 
 
+def test_what_cannot_be_written_back_to_the_letter_is_refused() -> None:
+    """The YAML library loses the last digit of this number; a changed number of somebody else must not be written."""
+    text = "applications:\n  - name: odd\n    args: {x: -5.593603486043341e+16}\n"
+    with pytest.raises(errors.Conflict, match="'odd'"):
+        rayservice.assert_others_unchanged(text, rayservice.with_application(text, V8), {"whisper-v8"})
+
+
 def test_a_lost_application_is_noticed() -> None:
     with pytest.raises(errors.Conflict, match="'bge'"):
         rayservice.assert_others_unchanged(CONFIG, rayservice.without_application(CONFIG, "bge"), {"whisper-v8"})
@@ -185,7 +192,7 @@ def test_a_broken_configuration_is_refused(kind: str) -> None:
 # --- any configuration ------------------------------------------------------------------------------------------------------------
 
 WORDS = st.text(st.sampled_from("abcxyz- :#'\"{}[]&*!|>%@,\n0189é"), max_size=12)
-SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(10**6), 10**6), st.floats(allow_nan=False, allow_infinity=False, width=32), WORDS)
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(10**6), 10**6), st.integers(-(10**6), 10**6).map(lambda n: n / 1000), WORDS)
 VALUES = st.recursive(SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(WORDS, inner, max_size=3)), max_leaves=8)
 NAMES = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
 APPLICATIONS = st.dictionaries(
@@ -201,7 +208,7 @@ def whole(applications: dict[str, dict[str, Any]]) -> str:
     return "# head\n" + yaml.safe_dump({"http_options": {"port": 8000}, "applications": listed}, sort_keys=False, allow_unicode=True)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
 @given(APPLICATIONS, st.fixed_dictionaries({"name": NAMES, "import_path": WORDS}, optional={"args": VALUES}))
 def test_replacing_one_never_changes_the_others(applications: dict[str, dict[str, Any]], wanted: dict[str, Any]) -> None:
     text = whole(applications)

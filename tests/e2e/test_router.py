@@ -1,0 +1,236 @@
+"""The router on real Ray, through the alias: what passes, what is counted, who answers."""
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from world import NAMESPACE, RAYSERVICE, first, tiny
+
+from kfp_components import errors, names, rollout
+from kfp_components.cluster.kubernetes import KubernetesCluster
+from kfp_components.judge import counts
+from kfp_components.traffic import Split
+from kfp_components.traffic.ray_router import RayRouter
+
+MODEL = "routed"
+
+
+@pytest.fixture(scope="module")
+def run(embedded: Any) -> Iterator[rollout.Run]:
+    """v1 stable, v2 beside it and smoke-tested, at weight 0; given up at the end."""
+    first(embedded.cluster(), tiny(MODEL, "v1"))
+    run = rollout.open_run(tiny(MODEL, "v2", request_timeout_s=2.0, sticky_header="x-user", lease_s=600.0), embedded.cluster())
+    rollout._all_steps(run, first_version=False)
+    yield run
+    rollout.roll_back(run, "the tests are over")
+
+
+@pytest.fixture
+def client(run: rollout.Run, cluster: KubernetesCluster) -> Iterator[httpx.Client]:
+    endpoint = cluster.endpoint(names.alias(MODEL), NAMESPACE, names.SERVE_PORT)
+    with httpx.Client(base_url=f"{endpoint.base_url}/{MODEL}", headers={"host": endpoint.host}, timeout=20, trust_env=False) as sending:
+        yield sending
+
+
+def router(run: rollout.Run) -> RayRouter:
+    assert isinstance(run.router, RayRouter)
+    return run.router
+
+
+def set_split(run: rollout.Run, weight: float, *, lease_s: float = 600.0, sticky: str | None = None) -> float:
+    split = Split("v1", "v2", weight, time.time() + lease_s, sticky, 2.0)
+    run.router.set_weight(split)
+    return run.router.wait_until_applied(split, 20)
+
+
+def test_every_answer_says_its_version_and_a_pin_chooses_it(run: rollout.Run, client: httpx.Client) -> None:
+    set_split(run, 0)
+    assert client.get("/v2/health/ready").headers["x-model-version"] == "v1"
+    assert client.get("/v2/health/ready", headers={"x-model-version": "v2"}).json()["version"] == "v2"
+    refused = client.get("/v2/health/ready", headers={"x-model-version": "v9"})
+    assert refused.status_code == 400 and refused.json()["known"] == ["v1", "v2"]
+
+
+def test_requests_pass_as_they_are(client: httpx.Client) -> None:
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+        told = client.request(method, "/echo/a%2Fb%20c/%C3%BC?x=1&x=2&y=%26", headers=[("x-many", "1"), ("x-many", "2"), ("cookie", "k=v")]).json()
+        assert told["method"] == method
+        assert told["raw_path"].endswith("/echo/a%2Fb%20c/%C3%BC")
+        assert told["query"] == "x=1&x=2&y=%26"
+        assert [value for name, value in told["headers"] if name == "x-many"] == ["1", "2"]
+        assert ["cookie", "k=v"] in told["headers"]
+        assert ["host", names.alias_host(MODEL, NAMESPACE)] in told["headers"]
+
+
+@pytest.mark.parametrize("size", [0, 10, 1 << 20, 5 << 20])
+def test_bodies_pass_whole(client: httpx.Client, size: int) -> None:
+    body = os.urandom(size)
+    assert client.post("/echo/x", content=body).json()["sha256"] == hashlib.sha256(body).hexdigest()
+    pieces = (body[at : at + 100_000] for at in range(0, size, 100_000))
+    assert client.post("/echo/x", content=pieces).json()["sha256"] == hashlib.sha256(body).hexdigest()
+
+
+def test_answers_pass_as_they_are(client: httpx.Client) -> None:
+    assert client.get("/echo/x").headers.get_list("set-cookie") == ["a=1; Path=/", "b=2; Path=/"]
+    squeezed = client.get("/gzip")
+    assert squeezed.headers["content-encoding"] == "gzip" and squeezed.text == "squeezed"
+    moved = client.get("/status/302")
+    assert (moved.status_code, moved.headers["location"]) == (302, "/elsewhere")
+    for code in (204, 304, 404, 418):
+        assert client.get(f"/status/{code}").status_code == code
+    full = client.get("/status/503")
+    assert (full.status_code, full.headers["retry-after"]) == (503, "3")
+
+
+def test_a_stream_arrives_piece_by_piece(client: httpx.Client) -> None:
+    arrived = []
+    with client.stream("GET", "/stream") as answer:
+        assert answer.headers["x-model-version"] == "v1"
+        for piece in answer.iter_text():
+            arrived += [time.monotonic()] * piece.count("data:")
+    assert len(arrived) == 5
+    assert arrived[-1] - arrived[0] > 0.8, "the pieces came all at once"
+
+
+def test_failures_are_counted_by_class(run: rollout.Run, client: httpx.Client) -> None:
+    before = counted(run)["by_class"]
+    assert client.get("/status/500").status_code == 500
+    assert client.get("/status/503").status_code == 503
+    late = client.get("/slow?s=4")
+    assert late.status_code == 504 and late.headers["x-model-version"] == "v1"
+    with pytest.raises(httpx.RemoteProtocolError):
+        client.get("/breaks")
+    time.sleep(0.3)
+    after = counted(run)["by_class"]
+    assert {kind: after[kind] - before[kind] for kind in after} == {"http_5xx": 1, "overloaded": 1, "timeout": 1, "connect": 0, "stream_broken": 1}
+
+
+def test_a_client_that_goes_away_is_counted_apart(run: rollout.Run, client: httpx.Client) -> None:
+    before = counted(run)
+    with pytest.raises(httpx.ReadTimeout):
+        client.get("/slow?s=1.5", timeout=0.3)
+    time.sleep(2)
+    after = counted(run)
+    assert after["client_disconnects"] == before["client_disconnects"] + 1
+    assert (after["requests"], after["failures"]) == (before["requests"], before["failures"])
+    assert after["in_flight"] == 0
+
+
+def counted(run: rollout.Run, version: str = "v1") -> dict[str, Any]:
+    (replica,) = router(run).ledger()["replicas"].values()
+    found: dict[str, Any] = replica["versions"][version]
+    return found
+
+
+def test_the_ledger_is_what_clients_saw_and_the_split_what_was_asked(run: rollout.Run, client: httpx.Client) -> None:
+    set_split(run, 25)
+    cursor = counts.start(router(run).ledger())
+    seen = Counter(client.get("/v2/health/live").headers["x-model-version"] for _ in range(400))
+    tick, _ = counts.advance(cursor, router(run).ledger(), "v1", "v2")
+    assert (tick.stable.requests, tick.candidate.requests) == (seen["v1"], seen["v2"])
+    assert sum(tick.candidate.latency_counts) == seen["v2"]
+    assert 70 <= seen["v2"] <= 131  # binomial(400, 0.25): 99.9 % lie within
+
+
+def test_sticky_users_stay_on_the_candidate_as_it_grows(run: rollout.Run, client: httpx.Client) -> None:
+    def who(user: int) -> str:
+        return str(client.get("/v2/health/live", headers={"x-user": str(user)}).headers["x-model-version"])
+
+    set_split(run, 10, sticky="x-user")
+    early = {user for user in range(150) if who(user) == "v2"}
+    assert early == {user for user in range(150) if who(user) == "v2"}
+    set_split(run, 50, sticky="x-user")
+    late = {user for user in range(150) if who(user) == "v2"}
+    assert early < late
+
+
+def test_the_weight_changes_under_load_without_a_failed_request(run: rollout.Run, client: httpx.Client, users: Any) -> None:
+    with users(MODEL, 50.0) as sending:
+        took = [set_split(run, weight) for weight in (10, 50, 0, 25, 90, 0)]
+        tally = sending.stop()
+    assert not tally.failed, tally
+    print("seconds until a weight was effective:", [round(each, 2) for each in took])
+    assert max(took) < 10
+
+
+def test_a_lapsed_lease_gives_everything_to_stable(run: rollout.Run, client: httpx.Client) -> None:
+    set_split(run, 100, lease_s=8.0)
+    assert client.get("/v2/health/live").headers["x-model-version"] == "v2"
+    time.sleep(8.2)
+    assert {client.get("/v2/health/live").headers["x-model-version"] for _ in range(20)} == {"v1"}
+    assert router(run).observed_weight().weight_percent == 0.0
+
+
+def test_its_own_pages_only_tell(client: httpx.Client) -> None:
+    assert client.get("/-/router").json()["stable"]["version"] == "v1"
+    assert client.post("/-/router", json={"weight_percent": 100}).status_code == 405
+    assert client.get("/-/nothing").status_code == 404
+
+
+def test_a_wrong_configuration_is_refused_and_the_old_one_stays(run: rollout.Run, client: httpx.Client) -> None:
+    from kfp_components.apply import change_serve_config
+    from kfp_components.serving import rayservice
+
+    good = set_split(run, 0)
+    assert good >= 0
+    application = names.router_application(MODEL)
+    wrong = {"stable": {"version": "v1", "route": "/.versions/routed/v1"}, "wieght": 5}
+    change_serve_config(
+        run.cluster, NAMESPACE, RAYSERVICE, lambda text: rayservice.with_user_config(text, application, "Router", wrong), changed={application}
+    )
+    time.sleep(3)
+    assert client.get("/v2/health/live").headers["x-model-version"] == "v1"
+    set_split(run, 0)
+
+
+def test_a_killed_router_comes_back_and_nothing_is_counted_twice(run: rollout.Run, client: httpx.Client) -> None:
+    set_split(run, 50)
+    cursor = counts.start(router(run).ledger())
+    for _ in range(20):
+        client.get("/v2/health/live")
+    tick, cursor = counts.advance(cursor, router(run).ledger(), "v1", "v2")
+    assert tick.stable.requests + tick.candidate.requests == 20
+    victims = [process for process in psutil.process_iter(["cmdline"]) if f"{MODEL}-router:Router" in " ".join(process.info["cmdline"] or [])]
+    for victim in victims:
+        victim.send_signal(signal.SIGKILL)
+    assert victims
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            page = router(run).ledger()
+            if set(page["replicas"]) - set(cursor):
+                break
+        except errors.Unreachable:
+            pass
+        time.sleep(0.3)
+    tick, cursor = counts.advance(cursor, page, "v1", "v2")
+    assert tick.broken is None and tick.stable.requests + tick.candidate.requests == 0
+    for _ in range(10):
+        assert client.get("/v2/health/live").status_code == 200
+    tick, _ = counts.advance(cursor, router(run).ledger(), "v1", "v2")
+    assert tick.stable.requests + tick.candidate.requests == 10
+
+
+def test_many_clients_at_once(client: httpx.Client) -> None:
+    wrong: list[int] = []
+
+    def go() -> None:
+        for _ in range(20):
+            status = client.get("/v2/health/live").status_code
+            if status != 200:
+                wrong.append(status)
+
+    threads = [threading.Thread(target=go) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
