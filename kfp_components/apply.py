@@ -25,12 +25,13 @@ def apply(cluster: Cluster, plan: Plan) -> list[Manifest | None]:
 def change_serve_config(cluster: Cluster, namespace: str, name: str, surgery: Callable[[str], str], *, changed: Collection[str]) -> Manifest:
     """Read ``serveConfigV2``, change it by ``surgery``, prove the other applications unchanged, write with the resourceVersion read.
 
-    Lost races are retried (12 times, up to 2 s apart). Returns the RayService as written, or as read when there was nothing to change.
+    Lost races and an API that is away are retried (12 times, up to 2 s apart).
+    Returns the RayService as written, or as read when there was nothing to change.
     Raises `NotFound`, `ManagedElsewhere`, or `Conflict` when every attempt lost; nothing is half-written in any case.
     """
     ref = Ref("RayService", name, namespace)
     retrying = Retrying(
-        retry=retry_if_exception_type(errors.Conflict),
+        retry=retry_if_exception_type((errors.Conflict, errors.Unreachable)),
         stop=stop_after_attempt(CAS_ATTEMPTS),
         wait=wait_random_exponential(multiplier=0.05, max=2.0),
         reraise=True,

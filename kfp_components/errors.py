@@ -8,6 +8,7 @@
     │   ├── NotFound                         an object that the request names does not exist
     │   ├── NameTaken                        an object of that name belongs to somebody else
     │   ├── PermissionDenied                 the identity used may not do it
+    │   ├── StepOutOfOrder                   an earlier step has to pass first; the release goes on
     │   └── ManagedElsewhere                 GitOps owns the object; commit the patch there
     ├── TemporaryError                   3   try again; the state in the cluster says where to go on
     │   ├── Unreachable                      no answer from the API, the registry or the endpoint
@@ -52,6 +53,10 @@ class NameTaken(InputError):
 
 class PermissionDenied(InputError):
     """The identity used may not do what the step needs."""
+
+
+class StepOutOfOrder(InputError):
+    """An earlier step has to pass first; nothing was touched and the release goes on."""
 
 
 class ManagedElsewhere(InputError):

@@ -114,7 +114,7 @@ class ReleaseStore:
     def update(self, change: Callable[[Release], None]) -> Release:
         """Read, change, write back; lost races are retried. Raises `NotFound` when there is no record."""
         retrying = Retrying(
-            retry=retry_if_exception_type(errors.Conflict),
+            retry=retry_if_exception_type((errors.Conflict, errors.Unreachable)),
             stop=stop_after_attempt(10),
             wait=wait_random_exponential(multiplier=0.05, max=1.0),
             reraise=True,
@@ -154,6 +154,7 @@ class Hold:
         self.ref = Ref("Lease", names.release(model), namespace)
         self.holder = holder
         self.lease_s = lease_s
+        self._lost = threading.Event()
 
     def acquire(self, on_wait: Callable[[str], None] = lambda _message: None) -> None:
         """Take the Lease. A holder that renews is alive: `ReleaseHeld` names it. One that does not is waited out (``lease_s`` at most)."""
@@ -195,17 +196,22 @@ class Hold:
         if found is not None and (found.get("spec") or {}).get("holderIdentity") == self.holder:
             self.cluster.delete(self.ref, uid=found["metadata"]["uid"])
 
+    def assert_ours(self) -> None:
+        """Raise `ReleaseHeld` when the renewal in the background found that another run has taken over."""
+        if self._lost.is_set():
+            raise errors.ReleaseHeld(f"{self.ref}: another run has taken over; this one stops here")
+
     @contextlib.contextmanager
-    def kept(self) -> Iterator[threading.Event]:
-        """Renew in the background; the event is set when the Lease was lost."""
-        stop, lost = threading.Event(), threading.Event()
+    def kept(self) -> Iterator[None]:
+        """Renew in the background."""
+        stop = threading.Event()
 
         def keep() -> None:
             while not stop.wait(min(5.0, self.lease_s / 4)):
                 try:
                     self.renew()
                 except errors.ReleaseHeld:
-                    lost.set()
+                    self._lost.set()
                     return
                 except errors.KfpServingError:
                     continue  # the API is away for a moment: the Lease outlives it, and the next renewal tells
@@ -213,7 +219,7 @@ class Hold:
         thread = threading.Thread(target=keep, name=f"lease {self.ref.name}", daemon=True)
         thread.start()
         try:
-            yield lost
+            yield
         finally:
             stop.set()
             thread.join()

@@ -301,11 +301,11 @@ def promote(run: Run) -> Release:
             request = run.request
             old = record.stable_version
             if old is not None and record.phase != "promoting" and record.step_index < len(record.steps):
-                raise errors.RequestInvalid(
+                raise errors.StepOutOfOrder(
                     f"model {request.model}: step {record.step_index + 1} of {len(record.steps)} has not passed; run it first"
                 )
             if not record.reached("smoked"):
-                raise errors.RequestInvalid(
+                raise errors.StepOutOfOrder(
                     f"model {request.model}: version {request.version} is not smoke-tested ({record.phase}); run that step first"
                 )
             _advance(run, "promoting", f"all traffic goes to {request.version}", weight_percent=100.0)
@@ -394,29 +394,27 @@ def _step(run: Run, name: str, *, until: release.Phase) -> Iterator[Release | No
         yield None
         return
     _acquire(run)
-    with run.hold.kept() as lost:
+    with run.hold.kept():
         record = _record(run)
         if record.phase == "rolling_back":
             _undo(run, _as_error(record))  # the process that began this was killed: finish it
             raise _as_error(record)
         try:
             yield None if record.reached(until) else record
-            if lost.is_set():
-                raise errors.ReleaseHeld(f"{run.hold.ref}: another run has taken over; this one stops here")
-        except errors.ReleaseHeld:
-            raise  # somebody else is in charge now
+            run.hold.assert_ours()
+        except (errors.ReleaseHeld, errors.StepOutOfOrder):
+            raise  # somebody else is in charge now, or nothing was done
         except BaseException as error:
             _on_fault(run, name, error)
             raise
 
 
 def _on_fault(run: Run, name: str, error: BaseException) -> None:
-    record = _record(run)
-    if record.phase in ("promoting", "promoted"):
-        _note(run, name, f"{type(error).__name__}: {error}; run the same request again to finish the promotion", ok=False)
-        return
     try:
-        _undo(run, error)
+        if _record(run).phase in ("promoting", "promoted"):
+            _note(run, name, f"{type(error).__name__}: {error}; run the same request again to finish the promotion", ok=False)
+        else:
+            _undo(run, error)
     except errors.KfpServingError as second:
         lapse = run.request.options.lease_s
         error.add_note(
@@ -503,7 +501,7 @@ def _split(request: PromoteRequest, *, stable: str, candidate: str | None = None
 def _shift(run: Run, record: Release, weight_percent: float) -> None:
     assert record.stable_version is not None
     if not record.reached("smoked"):
-        raise errors.RequestInvalid(f"model {record.model}: version {record.candidate_version} is not smoke-tested; run that step first")
+        raise errors.StepOutOfOrder(f"model {record.model}: version {record.candidate_version} is not smoke-tested; run that step first")
     if record.judge is None:  # counts from before the canary are not the candidate's traffic
         from kfp_components.judge.verdict import Judge  # numpy: only the steps that judge pay for it
 
@@ -546,6 +544,7 @@ def _judge_until(run: Run, index: int) -> None:
     readable_at = saved_at = time.monotonic()
     while True:
         time.sleep(rules.tick_s)
+        run.hold.assert_ours()
         if time.monotonic() >= renew_at:
             _renew_weight(run, record, request.steps[index])
             renew_at = time.monotonic() + request.options.lease_s / 3
@@ -562,9 +561,11 @@ def _judge_until(run: Run, index: int) -> None:
         unwatched = False
         may_advance = weight.may_advance(request.steps, index, verdict)
         over = _budget_spent(rules, started, judge)
-        if verdict.kind in ("fail", "error") or may_advance or over or time.monotonic() - saved_at >= 2.0:
+        decided = verdict.kind in ("fail", "error") or may_advance or over is not None
+        if decided or time.monotonic() - saved_at >= 2.0:
             stored = {"state": judge.state, "cursor": cursor, "step": index, "step_started_unix_s": started}
-            record = _store_tick(run, stored, judge, verdict, request.steps[index])
+            with contextlib.nullcontext() if decided else contextlib.suppress(errors.TemporaryError):  # the next look stores it too
+                record = _store_tick(run, stored, judge, verdict, request.steps[index])
             saved_at = time.monotonic()
         if verdict.kind == "fail":
             raise errors.CanaryFailed(f"model {record.model}: {verdict.sentence}")
