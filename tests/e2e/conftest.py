@@ -46,7 +46,7 @@ def cluster(embedded: Embedded) -> KubernetesCluster:
 @pytest.fixture
 def users(embedded: Embedded, cluster: KubernetesCluster, tmp_path: Path) -> Callable[..., Any]:
     @contextmanager
-    def start(model: str, rate_per_s: float = 60.0, seconds: float = 240.0) -> Iterator[Users]:
+    def start(model: str, rate_per_s: float = 40.0, seconds: float = 300.0) -> Iterator[Users]:
         endpoint = cluster.endpoint(names.alias(model), NAMESPACE, names.SERVE_PORT)
         report = tmp_path / f"users-{model}.json"
         with Users(endpoint, names.public_route(model), report, rate_per_s=rate_per_s, seconds=seconds) as sending:

@@ -5,12 +5,12 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from world import NAMESPACE, RAYSERVICE, TINY, record_of, snapshot, tiny
+from world import NAMESPACE, RAYSERVICE, TINY, clean, record_of, snapshot, tiny
 
 from kfp_components.cluster.kubernetes import KubernetesCluster
 
@@ -24,6 +24,12 @@ values = json.loads(sys.argv[2])
 local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=sys.argv[3])
 components.load_component_from_file(sys.argv[1])(**values)
 """
+
+
+@pytest.fixture(autouse=True)
+def _clean(cluster: KubernetesCluster) -> Iterator[None]:
+    yield
+    clean(cluster)
 
 
 def run_pipeline(name: str, values: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:

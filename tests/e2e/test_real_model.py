@@ -2,12 +2,12 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from world import NAMESPACE, RAYSERVICE, first, record_of, snapshot
+from world import NAMESPACE, RAYSERVICE, clean, first, record_of, snapshot
 
 from kfp_components import errors, rollout
 from kfp_components.cluster.kubernetes import KubernetesCluster
@@ -29,8 +29,10 @@ def request(version: str, fault: str | None = None) -> PromoteRequest:
 
 
 @pytest.fixture(scope="module")
-def bge(embedded: Any) -> None:
+def bge(embedded: Any) -> Iterator[None]:
     first(embedded.cluster(), request("v1"))
+    yield
+    clean(embedded.cluster())
 
 
 @pytest.mark.parametrize("fault", demo.FAULTS)

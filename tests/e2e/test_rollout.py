@@ -6,12 +6,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from world import NAMESPACE, RAYSERVICE, first, record_of, snapshot, tiny, write
+from world import NAMESPACE, RAYSERVICE, clean, first, record_of, snapshot, tiny, write
 
 from kfp_components import errors, names, registry, rollout
 from kfp_components.cluster import Ref
@@ -19,6 +19,12 @@ from kfp_components.cluster.kubernetes import KubernetesCluster
 from kfp_components.request import parse_target
 from kfp_components.serving import rayservice
 from kfp_components.traffic.ray_router import RayRouter
+
+
+@pytest.fixture(autouse=True)
+def _clean(cluster: KubernetesCluster) -> Iterator[None]:
+    yield
+    clean(cluster)
 
 
 def serve_config(cluster: KubernetesCluster) -> str:
@@ -171,7 +177,7 @@ def test_two_models_at_once_and_the_same_model_twice(embedded: Any, cluster: Kub
         except BaseException as error:
             failures.append(error)
 
-    with users("left", 40.0) as left, users("right", 40.0) as right:
+    with users("left", 25.0) as left, users("right", 25.0) as right:
         threads = [threading.Thread(target=go, args=(model,)) for model in ("left", "right")]
         for thread in threads:
             thread.start()

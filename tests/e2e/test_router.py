@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from world import NAMESPACE, RAYSERVICE, first, tiny
+from world import NAMESPACE, RAYSERVICE, clean, first, tiny
 
 from kfp_components import errors, names, rollout
 from kfp_components.cluster.kubernetes import KubernetesCluster
@@ -31,6 +31,7 @@ def run(embedded: Any) -> Iterator[rollout.Run]:
     rollout._all_steps(run, first_version=False)
     yield run
     rollout.roll_back(run, "the tests are over")
+    clean(run.cluster)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -70,3 +70,13 @@ def record_of(cluster: KubernetesCluster, model: str) -> dict[str, Any]:
     assert found is not None
     record: dict[str, Any] = json.loads(found["data"]["release.json"])
     return record
+
+
+def clean(cluster: KubernetesCluster) -> None:
+    """Forget every model: idle replicas of finished tests would take the processors from the next ones."""
+    cluster.patch(Ref("RayService", RAYSERVICE, NAMESPACE), {"spec": {"serveConfigV2": "# ours\napplications: []\n"}}, manager="owner")
+    for kind in ("ConfigMap", "InferenceService", "Lease"):
+        for item in cluster.list(kind, NAMESPACE, labels=f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"):
+            cluster.delete(Ref(kind, item["metadata"]["name"], NAMESPACE))
+    for item in cluster.list("Service", NAMESPACE, labels=names.ISVC_LABEL):
+        cluster.delete(Ref("Service", item["metadata"]["name"], NAMESPACE))
