@@ -61,6 +61,7 @@ class Router:
         self.model = model
         self._serve_url = serve_url
         self._policy: policy.Policy | None = None
+        self._refused: str | None = None  # why the last user_config is not in force
         self._session: aiohttp.ClientSession | None = None
         self._counts: dict[str, ledger.VersionCounts] = {}
         self._started_unix_s = time.time()
@@ -68,8 +69,13 @@ class Router:
         _current = self
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        """Serve calls this with every new ``user_config``; a wrong one is refused and the old one stays."""
-        self._policy = policy.parse(config)
+        """Serve calls this with every new ``user_config``. A wrong one is refused and the old one goes on: raising would stop the replica."""
+        try:
+            self._policy, self._refused = policy.parse(config), None
+        except ValueError as error:
+            if self._policy is None:
+                raise
+            self._refused = str(error)
 
     async def handle(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """One request."""
@@ -200,6 +206,7 @@ class Router:
             "lease_expires_unix_s": rules.lease_expires_unix_s,
             "lease_left_s": None if rules.lease_expires_unix_s is None else max(0.0, rules.lease_expires_unix_s - now),
             "config_sha256": rules.digest,
+            "refused_config": self._refused,
             "replica": self._replica,
         }
 
