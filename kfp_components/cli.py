@@ -89,7 +89,15 @@ def rollback(
     """Give up an unfinished release: all traffic to stable in one write, verified, then tidied up."""
     target = request.parse_target({"model": model, "namespace": namespace, "rayservice": rayservice})
     run = rollout.open_rollback(target, _cluster(kubeconfig))
-    _told(rollout.roll_back(run, reason), as_json, Console(stderr=as_json))
+    console = Console(stderr=as_json)
+    before = run.store.load()
+    if before is not None and before.done:
+        console.print(
+            f"nothing to roll back: the release of {before.candidate_version} is finished, and the version that should answer is asked whether it does. "
+            "To go back to an earlier version, promote that one.",
+            soft_wrap=True,
+        )
+    _told(rollout.roll_back(run, reason), as_json, console)
 
 
 @app.command()

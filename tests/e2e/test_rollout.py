@@ -1,5 +1,6 @@
 """Releases end to end: real Ray, a real Kubernetes API, users sending all the time."""
 
+import json
 import os
 import signal
 import subprocess
@@ -194,3 +195,27 @@ def test_two_models_at_once_and_the_same_model_twice(embedded: Any, cluster: Kub
     for model, tally in zip(("left", "right"), tallies, strict=True):
         assert_promoted(cluster, model, "v2", "v1")
         assert not tally.failed, tally
+
+
+def test_plan_and_status_as_commands(cluster: KubernetesCluster, tmp_path: Path) -> None:
+    first(cluster, tiny("told", "v1"))
+    before = snapshot(cluster)
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "kfp_components.cli", *arguments], capture_output=True, text=True, timeout=60)
+
+    planned = command("plan", str(write(tiny("told", "v2"), tmp_path / "request.yaml")))
+    assert planned.returncode == 0, planned.stderr
+    assert "application told-v2 beside the others" in planned.stdout and "+    - name: told-v2" in planned.stdout
+    assert snapshot(cluster) == before
+    status = command("status", "--namespace", NAMESPACE, "--json")
+    (row,) = json.loads(status.stdout)
+    assert (row["model"], row["traffic"], row["phase"]) == ("told", {"v1": 100}, "promoted")
+    page = tmp_path / "report.html"
+    assert command("status", "told", "--namespace", NAMESPACE, "--report", str(page)).returncode == 0
+    assert "<svg" in page.read_text() or "told" in page.read_text()
+    nothing = command("status", "nobody", "--namespace", NAMESPACE)
+    assert nothing.returncode == 2 and "was never released" in nothing.stderr
+    finished = command("rollback", "told", "--namespace", NAMESPACE, "--rayservice", RAYSERVICE)
+    assert finished.returncode == 0, finished.stderr
+    assert snapshot(cluster) == before
