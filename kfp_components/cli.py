@@ -93,7 +93,7 @@ def rollback(
     before = run.store.load()
     if before is not None and before.done:
         console.print(
-            f"nothing to roll back: the release of {before.candidate_version} is finished, and the version that should answer is asked whether it does. "
+            f"nothing to roll back: the release of {before.candidate_version} is finished; only checking that the right version answers. "
             "To go back to an earlier version, promote that one.",
             soft_wrap=True,
         )
