@@ -187,13 +187,17 @@ def test_a_wrong_configuration_is_refused_and_the_old_one_stays(run: rollout.Run
     change_serve_config(
         run.cluster, NAMESPACE, RAYSERVICE, lambda text: rayservice.with_user_config(text, application, "Router", wrong), changed={application}
     )
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and not client.get("/-/router").json()["refused_config"]:
-        time.sleep(0.2)
-    assert "'wieght' is not a known key" in client.get("/-/router").json()["refused_config"]
+
+    def refusal(there: bool) -> Any:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and bool(client.get("/-/router").json()["refused_config"]) is not there:
+            time.sleep(0.2)
+        return client.get("/-/router").json()["refused_config"]
+
+    assert "'wieght' is not a known key" in refusal(there=True)
     assert client.get("/v2/health/live").headers["x-model-version"] == "v1"
     set_split(run, 0)
-    assert client.get("/-/router").json()["refused_config"] is None
+    assert refusal(there=False) is None
 
 
 def test_a_killed_router_comes_back_and_nothing_is_counted_twice(run: rollout.Run, client: httpx.Client) -> None:

@@ -19,6 +19,7 @@ EXIT_CODES = {
     "NotFound": 2,
     "NameTaken": 2,
     "PermissionDenied": 2,
+    "StepOutOfOrder": 2,
     "ManagedElsewhere": 2,
     "TemporaryError": 3,
     "Unreachable": 3,
