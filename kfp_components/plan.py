@@ -65,6 +65,8 @@ def _only(found: Any, like: Any) -> Any:
     """``found`` reduced to the keys that ``like`` has, without the resourceVersion."""
     if isinstance(found, dict) and isinstance(like, dict):
         return {key: _only(found[key], like[key]) for key in like if key in found and key != "resourceVersion"}
+    if isinstance(found, list) and isinstance(like, list) and len(found) == len(like):
+        return [_only(one, other) for one, other in zip(found, like, strict=True)]  # without what the server added to an entry
     return found
 
 

@@ -206,7 +206,10 @@ def test_plan_and_status_as_commands(cluster: KubernetesCluster, tmp_path: Path)
 
     planned = command("plan", str(write(tiny("told", "v2"), tmp_path / "request.yaml")))
     assert planned.returncode == 0, planned.stderr
-    assert "application told-v2 beside the others" in planned.stdout and "+    - name: told-v2" in planned.stdout
+    assert "application told-v2 beside the others" in planned.stdout
+    added = [line for line in planned.stdout.splitlines() if line.startswith("+")]
+    assert any("name: told-v2" in line for line in added), planned.stdout
+    assert "targetPort" not in planned.stdout, "the alias is as it should be"
     assert snapshot(cluster) == before
     status = command("status", "--namespace", NAMESPACE, "--json")
     (row,) = json.loads(status.stdout)
