@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONWARNINGS ?= ignore
 
-.PHONY: help setup demo test test-fast lint compile snippets bench clean
+.PHONY: help setup demo test test-all test-fast lint compile clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -22,11 +22,16 @@ setup: $(STAMP)  ## install what the lock file says into .venv
 demo: $(STAMP)  ## a good version promoted and a bad one caught, on this machine
 	$(BIN)/kfp-serving demo
 
-test: $(STAMP) lint  ## everything: lint, unit, contract, compiled, and end to end on real Ray
-	$(BIN)/python -m pytest
+# The rings of the tests are explained in tests/rings.py.
+test: $(STAMP) lint  ## what CI runs: lint, unit, contract, compiled, and a few releases end to end on real Ray (under 12 minutes)
+	$(BIN)/python -m pytest -m "fast or core"
 
-test-fast: $(STAMP)  ## without Ray and without kfp.local: under three minutes
-	$(BIN)/python -m pytest -m "not ray and not kfp and not slow"
+test-all: $(STAMP) lint  ## everything, every fault, and the end-to-end core once more (under 45 minutes)
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m core
+
+test-fast: $(STAMP)  ## without Ray (under 2 minutes)
+	$(BIN)/python -m pytest -m fast
 
 lint: $(STAMP)  ## formatting, style, types, layers, compiled files
 	$(BIN)/ruff format --check .

@@ -79,6 +79,7 @@ class JudgeRules(_Part):
 
     alpha_fail: float = Field(0.01, gt=0, lt=0.5, description="chance of rolling back a version that is not worse")
     alpha_pass: float = Field(0.05, gt=0, lt=0.5, description="chance of passing one that is worse by the margin")
+    alpha_split: float = Field(0.001, gt=0, lt=0.5, description="chance of calling the router's split wrong when it is right")
     error_margin_percent: float | None = Field(
         None,
         gt=0,

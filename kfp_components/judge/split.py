@@ -9,8 +9,6 @@ import numpy as np
 THETAS = np.array([0.0, 0.25, 0.5, 2.0, 4.0])
 """Alternatives: the candidate gets so many times the odds it should. Small deviations (slow answers counted later) do not grow."""
 
-ALPHA = 0.001
-
 
 def start() -> list[float]:
     """State at the beginning: log e-value of each alternative."""

@@ -120,7 +120,7 @@ class Judge:
             metrics["latency"] = {"e_fail": worse, "e_pass": not_worse}
         e_fail = sum(found["e_fail"] for found in metrics.values()) / len(metrics)
         e_pass = min(found["e_pass"] for found in metrics.values())
-        wrong_split = error_rate.mixed(self.state["split"]) >= 1 / split.ALPHA
+        wrong_split = error_rate.mixed(self.state["split"]) >= 1 / self.rules.alpha_split
         counts = self._counts_sentence()
         if tick.broken:
             kind, why = "error", f"{tick.broken}; the counts cannot be trusted"

@@ -23,6 +23,13 @@ SENTENCE = "A cat sits on the mat."
 KNOWN = {"/embeddings/0/0": 0.126535, "/embeddings/0/1": -0.032851, "/embeddings/0/2": -0.02906, "/embeddings/0/3": 0.044407}
 """First numbers of all-MiniLM-L6-v2 for `SENTENCE`: a version that answers fast and wrong does not give them."""
 
+JUDGE: dict[str, Any] = {
+    "error_margin_percent": 2.0,
+    "latency_margins_percent": [30.0, 60.0, 60.0],  # a laptop is noisy
+    "latency_fail_margins_percent": [15.0, 20.0, 20.0],
+    "max_minutes": 4.0,
+}
+
 RAY_CLUSTER = {
     "rayVersion": "2.60.0",
     "headGroupSpec": {
@@ -46,17 +53,11 @@ def request(version: str, *, model: str = MODEL, fault: str | None = None, **opt
             "expect": {"/model_name": model, "/outputs/0/datatype": "FP32", "/outputs/0/shape": [1, 384]},
         },
     ]
-    judge = {
-        "error_margin_percent": 2.0,
-        "latency_margins_percent": [30.0, 60.0, 60.0],  # a laptop is noisy
-        "latency_fail_margins_percent": [15.0, 20.0, 20.0],
-        "max_minutes": 4.0,
-    }
     defaults = {
         "model_format": "embedding",
         "args": args,
         "smoke": smoke,
-        "judge": judge,
+        "judge": JUDGE,
         "grace_s": 2.0,
         "lease_s": 20.0,
         "ready_timeout_s": 120.0,

@@ -1,9 +1,9 @@
 """Users, for demos and tests: a steady, bounded stream of requests to one model through its alias, with every answer accounted for.
 
-    python -m kfp_components.local.load --url http://127.0.0.1:9123/bge --host bge-predictor... --rate 40 --seconds 120 --report users.json
+    python -m kfp_components.local.load --url http://127.0.0.1:9123/bge --host bge-predictor... --rate 40 --requests 5000 --report users.json
 
-Loopback only. Open loop: requests start on schedule, whether or not the last one was answered. Ends at ``--seconds``, on SIGTERM, or with the
-process that began it.
+Loopback only. Requests start on schedule, whether or not the last one was answered, as long as fewer than ``--clients`` wait: a machine that cannot
+keep up gets fewer requests, not a growing queue. Ends after ``--requests``, on SIGTERM, or with the process that began it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from kfp_components.cluster import Endpoint
 from kfp_components.local.apiserver.server import write_atomically
 
 MAX_RATE_PER_S = 200.0
-MAX_SECONDS = 3600.0
+MAX_REQUESTS = 200_000
+MAX_CLIENTS = 64
 WORDS = (
     *("the", "invoice", "was", "sent", "twice", "please", "reset", "my", "password", "how", "long", "does", "delivery", "take"),
     *("to", "the", "islands", "in", "winter", "thank", "you"),
@@ -60,8 +61,8 @@ def texts(source: random.Random) -> list[str]:
     return [" ".join(source.choices(WORDS, k=length)) for length in lengths]
 
 
-async def send(url: str, host: str, rate_per_s: float, seconds: float, report: Path, stop: asyncio.Event) -> Tally:
-    """Send until the time is over or ``stop`` is set; the tally is written to ``report`` every half second and at the end."""
+async def send(url: str, host: str, rate_per_s: float, requests: int, clients: int, report: Path, stop: asyncio.Event) -> Tally:
+    """Send until ``requests`` are sent or ``stop`` is set; the tally is written to ``report`` every half second and at the end."""
     tally = Tally()
     source = random.Random(7)
     pending: set[asyncio.Task[None]] = set()
@@ -83,11 +84,13 @@ async def send(url: str, host: str, rate_per_s: float, seconds: float, report: P
             tally.failed[f"{version} {kind.split(':')[0]}"] += 1
             tally.examples.append(f"{version}: {kind}")
 
-        began = written = time.monotonic()
+        written = due = time.monotonic()
         parent = os.getppid()
-        while not stop.is_set() and time.monotonic() - began < seconds and os.getppid() == parent:
-            due = int((time.monotonic() - began) * rate_per_s)
-            while tally.sent < due:
+        while not stop.is_set() and tally.sent < requests and os.getppid() == parent:
+            if len(pending) >= clients:
+                due = time.monotonic()  # nobody makes up for requests that found no client free
+            while due <= time.monotonic() and len(pending) < clients and tally.sent < requests:
+                due += 1 / rate_per_s
                 tally.sent += 1
                 task = asyncio.create_task(one())
                 pending.add(task)
@@ -104,18 +107,28 @@ async def send(url: str, host: str, rate_per_s: float, seconds: float, report: P
 class Users:
     """A process that sends requests while a block runs; `tally` is what users saw so far."""
 
-    def __init__(self, endpoint: Endpoint, route: str, report: Path, *, rate_per_s: float = 40.0, seconds: float = 600.0) -> None:
+    def __init__(
+        self, endpoint: Endpoint, route: str, report: Path, *, rate_per_s: float = 40.0, requests: int = MAX_REQUESTS, clients: int = MAX_CLIENTS
+    ) -> None:
+        """``report`` is where the tally is written, what the process prints goes to a ``.log`` beside it; at most ``clients`` requests wait at once."""
         self._report = report
+        self.log = report.with_suffix(".log")
         self._command = [
             *(sys.executable, "-m", "kfp_components.local.load", "--url", endpoint.base_url + route, "--host", endpoint.host),
-            *("--rate", str(rate_per_s), "--seconds", str(seconds), "--report", str(report)),
+            *("--rate", str(rate_per_s), "--requests", str(requests), "--clients", str(clients), "--report", str(report)),
         ]
 
     def __enter__(self) -> Users:
         self._report.unlink(missing_ok=True)
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, start_new_session=True
-        )
+        with self.log.open("ab") as out:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
         return self
 
     def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
@@ -148,18 +161,19 @@ def main() -> None:
     parser.add_argument("--url", required=True)
     parser.add_argument("--host", required=True)
     parser.add_argument("--rate", type=float, default=40.0, help="requests a second, at most 200")
-    parser.add_argument("--seconds", type=float, default=60.0, help="at most 3600")
+    parser.add_argument("--requests", type=int, default=5000, help="how many in all, at most 200,000")
+    parser.add_argument("--clients", type=int, default=MAX_CLIENTS, help="how many may wait for an answer at once, at most 64")
     parser.add_argument("--report", type=Path, required=True)
     options = parser.parse_args()
     if not ipaddress.ip_address(urlsplit(options.url).hostname or "0.0.0.0").is_loopback:
         raise SystemExit(errors.RequestInvalid(f"load: {options.url} is not a loopback address; this generator sends nowhere else"))
-    rate, seconds = min(options.rate, MAX_RATE_PER_S), min(options.seconds, MAX_SECONDS)
+    rate, requests, clients = min(options.rate, MAX_RATE_PER_S), min(options.requests, MAX_REQUESTS), min(options.clients, MAX_CLIENTS)
 
     async def run() -> None:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await send(options.url, options.host, rate, seconds, options.report, stop)
+        await send(options.url, options.host, rate, requests, clients, options.report, stop)
 
     asyncio.run(run())
 

@@ -35,7 +35,8 @@ class Settings(BaseModel):
     max_tokens: int = Field(64, ge=4, le=512)
     replicas: int = Field(1, ge=1)
     fault: Literal["errors", "slow_tail", "garbage", "fails_to_start"] | None = Field(None, description="a bad version, for demos and tests")
-    fault_rate: float = Field(0.05, ge=0, le=1, description="share of the requests that fault `errors` answers with 500")
+    fault_every: int = Field(20, ge=1, description="`errors` answers every so many-th request with 500; with slow_s, `slow_tail` slows it down")
+    slow_s: float | None = Field(None, gt=0, le=60, description="`slow_tail`: so much longer for every fault_every-th request, not for long texts")
 
 
 class Embedding:
@@ -50,19 +51,24 @@ class Embedding:
 
         self._encoder = MiniLM(self.settings.max_tokens)
         self._encoder.embed(["warm up before the first request"])
+        self._asked = 0
         self._pool = ThreadPoolExecutor(1)  # one core's worth; health stays responsive meanwhile
         _current = self
 
     async def embed(self, texts: list[str]) -> list[list[float]]:
         """Vectors of 384 numbers; the declared fault applies here."""
-        fault = self.settings.fault
-        if fault == "errors" and random.random() < self.settings.fault_rate:
+        fault, slow_s = self.settings.fault, self.settings.slow_s
+        self._asked += 1
+        chosen = self._asked % self.settings.fault_every == 0
+        if fault == "errors" and chosen:
             raise HTTPException(500, "out of memory (declared fault of this demo version)")
         if fault == "garbage":
             return [_garbage(text) for text in texts]
         began = time.perf_counter()
         vectors = await asyncio.get_running_loop().run_in_executor(self._pool, self._encoder.embed, texts)
-        if fault == "slow_tail" and any(len(self._encoder.tokens(text)) > LONG_TEXT_TOKENS for text in texts):
+        if fault == "slow_tail" and slow_s is not None:
+            await asyncio.sleep(slow_s if chosen else 0.0)
+        elif fault == "slow_tail" and any(len(self._encoder.tokens(text)) > LONG_TEXT_TOKENS for text in texts):
             await asyncio.sleep(0.7 * (time.perf_counter() - began))  # of the model's time: half as much again for the user
         return [[round(float(number), 6) for number in vector] for vector in vectors]
 

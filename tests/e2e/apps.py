@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 import hashlib
-import random
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +13,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 _settings: dict[str, Any] = {}
+_pieces: dict[str, asyncio.Event] = {}
+_asked = 0
 
 
 class Tiny:
@@ -26,8 +27,11 @@ async def _ok(_request: Request) -> JSONResponse:
 
 
 async def _embed(request: Request) -> JSONResponse:
+    global _asked
     body = await request.json()
-    if random.random() < _settings.get("error_rate", 0.0):
+    _asked += 1
+    fail_every = _settings.get("fail_every")
+    if fail_every and _asked % fail_every == 0:
         return JSONResponse({"error": "declared fault"}, status_code=500)
     return JSONResponse({"count": len(body["texts"]), "version": _settings["version"]})
 
@@ -50,13 +54,22 @@ async def _echo(request: Request) -> Response:
     return answer
 
 
-async def _stream(_request: Request) -> StreamingResponse:
+async def _stream(request: Request) -> StreamingResponse:
+    """Five pieces, each only after the client has said that it has the one before (``/stream/{name}/next``)."""
+    asked_for = _pieces.setdefault(request.path_params["name"], asyncio.Event())
+
     async def pieces() -> AsyncIterator[str]:
         for number in range(5):
             yield f"data: {number}\n\n"
-            await asyncio.sleep(0.3)
+            await asked_for.wait()
+            asked_for.clear()
 
     return StreamingResponse(pieces(), media_type="text/event-stream")
+
+
+async def _next(request: Request) -> JSONResponse:
+    _pieces[request.path_params["name"]].set()
+    return JSONResponse({"ok": True})
 
 
 async def _breaks(_request: Request) -> StreamingResponse:
@@ -90,7 +103,8 @@ ROUTES = [
     Route("/v2/models/{model}/ready", _ok),
     Route("/embed", _embed, methods=["POST"]),
     Route("/echo/{rest:path}", _echo, methods=METHODS),
-    Route("/stream", _stream),
+    Route("/stream/{name}", _stream),
+    Route("/stream/{name}/next", _next, methods=["POST"]),
     Route("/breaks", _breaks),
     Route("/slow", _slow),
     Route("/status/{code}", _status),

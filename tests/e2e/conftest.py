@@ -1,56 +1,82 @@
-"""One embedded cluster (real Ray, embedded Kubernetes API) for all end-to-end tests of a session; a model of its own for each test."""
+"""One embedded cluster (real Ray, embedded Kubernetes API) for all end-to-end tests of a session; models of its own for each test."""
 
-import time
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import failure_logs
 import pytest
-from world import NAMESPACE, RAYSERVICE
+from world import NAMESPACE, Clients, clean, rayservice
 
 from kfp_components import names
 from kfp_components.cluster.kubernetes import KubernetesCluster
-from kfp_components.local.demo import RAY_CLUSTER
 from kfp_components.local.environment import Embedded
-from kfp_components.local.load import Users
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "e2e" in str(item.path):
-            item.add_marker(pytest.mark.ray)
+CLIENTS = 8
+"""Users that wait at once: too few to overload a slow machine, or to make a slow version look as if it hung."""
 
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    cluster = Embedded(tmp_path_factory.mktemp("home"))
-    cluster.up(print)
-    manifest = {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayService",
-        "metadata": {"name": RAYSERVICE, "namespace": NAMESPACE, "annotations": {names.ALLOWED_IMPORTS: "tests.e2e.*"}},
-        "spec": {"serveConfigV2": "# ours\napplications: []\n", "rayClusterConfig": RAY_CLUSTER},
-    }
-    with cluster.used():
-        cluster.cluster().apply(manifest, manager="owner")
-        yield cluster
-    cluster.down(print)
+    embedded = Embedded(tmp_path_factory.mktemp("home"))
+
+    def logs() -> Iterator[Path]:
+        yield from (embedded.home / "logs").glob("*.log")
+        if (state := embedded.home / "state.json").exists():
+            folder = json.loads(state.read_text()).get("facts", {}).get("ray_folder")
+            for pattern in ("serve/*.log", "worker-*.err", "raylet.out"):
+                yield from Path(folder or "/nonexistent").glob(f"session_latest/logs/{pattern}")
+
+    failure_logs.SOURCES.append(logs)
+    try:
+        with embedded.used():
+            yield embedded
+    finally:
+        failure_logs.SOURCES.remove(logs)
+        embedded.down(print)
 
 
 @pytest.fixture
 def cluster(embedded: Embedded) -> KubernetesCluster:
+    """A client of the embedded cluster, which is started anew when a test before this one brought it down."""
+    return running(embedded)
+
+
+@pytest.fixture(scope="module")
+def cluster_of_module(embedded: Embedded) -> KubernetesCluster:
+    return running(embedded)
+
+
+def running(embedded: Embedded) -> KubernetesCluster:
+    if not embedded.running():
+        embedded.up(print)
+        embedded.cluster().apply(rayservice(), manager="owner")
     return embedded.cluster()
 
 
 @pytest.fixture
-def users(embedded: Embedded, cluster: KubernetesCluster, tmp_path: Path) -> Callable[..., Any]:
+def forget(embedded: Embedded, cluster: KubernetesCluster) -> Iterator[None]:
+    """A test that uses this owns every model that there is, and leaves nothing running."""
+    yield
+    clean(embedded)
+
+
+@pytest.fixture
+def users(cluster: KubernetesCluster, tmp_path: Path) -> Callable[..., object]:
+    """``with users(model) as sending``: requests to the model until the block ends, at most `CLIENTS` of them waiting; the first are answered already."""
+
     @contextmanager
-    def start(model: str, rate_per_s: float = 40.0, seconds: float = 300.0) -> Iterator[Users]:
+    def start(model: str, rate_per_s: float = 40.0) -> Iterator[Clients]:
         endpoint = cluster.endpoint(names.alias(model), NAMESPACE, names.SERVE_PORT)
         report = tmp_path / f"users-{model}.json"
-        with Users(endpoint, names.public_route(model), report, rate_per_s=rate_per_s, seconds=seconds) as sending:
-            time.sleep(1)
-            yield sending
+        with Clients(endpoint, names.public_route(model), report, rate_per_s=rate_per_s, clients=CLIENTS) as sending:
+            logs = lambda: [sending.log]  # noqa: E731
+            failure_logs.SOURCES.append(logs)
+            try:
+                sending.wait_for_answers(5)
+                yield sending
+            finally:
+                failure_logs.SOURCES.remove(logs)
 
     return start

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kfp_components.judge import error_rate, latency, split, stuck
 from kfp_components.judge.counts import ArmCounts, Tick
+from kfp_components.request import JudgeRules
 
 RATES = (0.0, 0.001, 0.01, 0.05, 0.3, 0.9)
 
@@ -177,13 +178,13 @@ def test_split_is_an_e_value_and_finds_a_wrong_split(weight: float) -> None:
     for _ in range(50):
         n_c = int(rng.binomial(100, w))
         logs = split.update(logs, n_c, 100 - n_c, weight)
-    assert error_rate.mixed(logs) < 1 / split.ALPHA
+    assert error_rate.mixed(logs) < 1 / JudgeRules().alpha_split
     for wrong in (0.0, min(0.99, 3 * w)) if w < 0.9 else (0.5,):
         logs = split.start()
         for _ in range(50):
             n_c = int(rng.binomial(100, wrong))
             logs = split.update(logs, n_c, 100 - n_c, weight)
-        assert error_rate.mixed(logs) >= 1 / split.ALPHA
+        assert error_rate.mixed(logs) >= 1 / JudgeRules().alpha_split
 
 
 def test_stuck_sees_a_hanging_candidate_and_no_other() -> None:
