@@ -110,7 +110,7 @@ class Users:
     def __init__(
         self, endpoint: Endpoint, route: str, report: Path, *, rate_per_s: float = 40.0, requests: int = MAX_REQUESTS, clients: int = MAX_CLIENTS
     ) -> None:
-        """``report`` is where the tally is written, what the process prints goes to a ``.log`` beside it; at most ``clients`` requests wait at once."""
+        """The tally is written to ``report``, what the process prints to a ``.log`` beside it; at most ``clients`` requests wait at once."""
         self._report = report
         self.log = report.with_suffix(".log")
         self._command = [
