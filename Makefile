@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-export PYTHONWARNINGS ?= ignore
 
 .PHONY: help setup demo test test-all test-fast lint compile clean
 

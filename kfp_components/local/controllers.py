@@ -205,8 +205,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     with suppress(ProcessLookupError):
-        serve = ServeClient(options.dashboard_url, os.environ["RAY_AUTH_TOKEN"])
-        run(RayServiceController(KubernetesCluster(options.kubeconfig), serve, options.serve_port), stop)
+        with ServeClient(options.dashboard_url, os.environ["RAY_AUTH_TOKEN"]) as serve:
+            run(RayServiceController(KubernetesCluster(options.kubeconfig), serve, options.serve_port), stop)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import psutil
 from kfp_components import errors
 from kfp_components.cluster.kubernetes import KubernetesCluster
 from kfp_components.local.apiserver.server import certificate_path, write_atomically, write_kubeconfig
-from kfp_components.local.ray_process import RayProcess, ServeClient, stop_session
+from kfp_components.local.ray_process import Detached, RayProcess, ServeClient, stop_session
 
 START_TIMEOUT_S = 60.0
 DEFAULT_NAMESPACE = "ai-ml"
@@ -89,7 +89,8 @@ class Embedded:
         say("starting the stand-in controllers")
         controllers = ["--kubeconfig", str(self.kubeconfig), "--dashboard-url", ray.dashboard_url, "--serve-port", str(ray.serve_port)]
         self._spawn(parts, "controllers", "kfp_components.local.controllers", *controllers, environment=ray.environment())
-        ServeClient(ray.dashboard_url, ray.token, ray.serve_port).put_applications({"applications": []})
+        with ray.serve() as serve:
+            serve.put_applications({"applications": []})
         facts = {"dashboard_url": ray.dashboard_url, "serve_port": ray.serve_port, "ray_token": ray.token, "ray_folder": str(ray.folder)}
         self._save(parts, facts)
         cluster = self.cluster()
@@ -155,7 +156,7 @@ class Embedded:
     def _spawn(self, parts: list[Part], name: str, module: str, *arguments: str, environment: dict[str, str] | None = None) -> None:
         log = self.home / "logs" / f"{name}.log"
         with log.open("ab") as out:
-            process = subprocess.Popen(
+            process = Detached(
                 [sys.executable, "-m", module, *arguments],
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -27,14 +27,31 @@ WORKER_PORTS = 400
 """Ports for worker processes: one for each replica and a few for Ray itself."""
 
 
+class Detached(subprocess.Popen[bytes]):
+    """A process that outlives this one by intention (``kfp-serving local up``), so nothing is said about its still running."""
+
+    def __del__(self) -> None:
+        """Not Popen's, which warns. `stop_session` waits for it if it is still a child of this process."""
+
+
 class ServeClient:
-    """Serve's REST API on the Ray dashboard, which is what the KubeRay operator talks to."""
+    """Serve's REST API on the Ray dashboard, which is what the KubeRay operator talks to. Close it, or use it as a context manager."""
 
     def __init__(self, url: str, token: str, http_port: int | None = None) -> None:
         """``http_port`` is where Serve listens; it takes effect with the first configuration."""
         self.url = url
         self._http = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30.0, trust_env=False)
         self._options = {"http_options": {"host": "127.0.0.1", "port": http_port}} if http_port else {}
+
+    def close(self) -> None:
+        """Give its connections back."""
+        self._http.close()
+
+    def __enter__(self) -> ServeClient:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
 
     def put_applications(self, config: dict[str, Any]) -> None:
         """Declare all applications; one that is left out is deleted. Raises `httpx.HTTPStatusError` with Serve's words."""
@@ -58,7 +75,7 @@ class RayProcess:
         self._python_path = python_path
         self._log = log
         self._folder: Path | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Detached | None = None
         ports = free_ports(10)
         self.serve_port = serve_port or ports.pop()
         self._ports = ports
@@ -108,17 +125,15 @@ class RayProcess:
             "PYTHONPATH": os.pathsep.join(part for part in (self._python_path, os.environ.get("PYTHONPATH", "")) if part),
         }
         with log.open("wb") as out:
-            self._process = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
-            )
+            self._process = Detached(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
         on_spawn()
         deadline = time.monotonic() + START_TIMEOUT_S
-        client_api = ServeClient(self.dashboard_url, self.token)
-        while time.monotonic() < deadline and self._process.poll() is None:
-            with suppress(httpx.HTTPError):
-                client_api.get_status()
-                return
-            time.sleep(0.2)
+        with self.serve() as client_api:
+            while time.monotonic() < deadline and self._process.poll() is None:
+                with suppress(httpx.HTTPError):
+                    client_api.get_status()
+                    return
+                time.sleep(0.2)
         tail = log.read_text(errors="replace")[-1500:]
         self.stop()
         raise errors.Unreachable(f"Ray: did not come up within {START_TIMEOUT_S:g} s; the end of its log: {tail}")

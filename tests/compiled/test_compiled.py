@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from patience import seconds
 
 ROOT = Path(__file__).parents[2]
 COMPILED = ROOT / "compiled"
@@ -19,15 +20,15 @@ def load(path: Path) -> list[dict[str, Any]]:
 
 
 def test_every_byte_is_as_compiled() -> None:
-    done = subprocess.run([sys.executable, "-m", "pipelines.compile", "--check"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "pipelines.compile", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=seconds(60))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_changed_file_is_found(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipelines.compile", "--output", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=seconds(60))
     (tmp_path / "rollback.yaml").write_text("changed: true\n")
-    done = subprocess.run([*command, "--check"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*command, "--check"], cwd=ROOT, capture_output=True, text=True, timeout=seconds(60))
     assert done.returncode != 0
     assert "rollback.yaml" in done.stderr
 

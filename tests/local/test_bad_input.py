@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from patience import seconds
 
 from kfp_components import errors, names, registry, rollout
 from kfp_components.cluster import KINDS, Manifest, Ref
@@ -273,7 +273,7 @@ def test_the_command_says_it_in_one_paragraph(world: World, case: str) -> None:
     file.write_text(change if isinstance(change, str) else yaml.safe_dump({**json.loads(asked().model_dump_json()), **change}))
     before = world.everything()
     command = [sys.executable, "-m", "kfp_components.cli", "promote", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"}, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds(60))
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.strip().split("\n\n")) == 1

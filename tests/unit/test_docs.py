@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from patience import seconds
 
 from kfp_components import preflight, request
 
@@ -22,7 +23,9 @@ def test_the_request_of_the_readme_is_valid() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_readme_exists(command: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "kfp_components.cli", *command.split(), "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "kfp_components.cli", *command.split(), "--help"], capture_output=True, text=True, timeout=seconds(60)
+    )
     assert done.returncode == 0, done.stderr
     for option in re.findall(rf"kfp-serving {command}[^\n`]*?(--[a-z-]+)", README):
         assert option in done.stdout, f"{command} has no {option}"

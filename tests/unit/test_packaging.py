@@ -1,22 +1,22 @@
-"""The built wheel beside upstream's `kfp-components`, and what importing the library costs."""
+"""The built wheel beside upstream's `kfp-components`, and what importing the library brings along."""
 
 import ast
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("ray", "kfp", "kubernetes", "mlflow", "kserve", "starlette", "torch")
-IMPORT_LIMIT_S = 0.5
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
     """Built from a copy, so that no build folder is left in the checkout; offline, with the setuptools that is installed."""
     place = tmp_path_factory.mktemp("wheel")
     source = place / "source"
@@ -39,10 +39,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         str(place),
         str(source),
     ]
-    built = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    built = subprocess.run(command, capture_output=True, text=True, timeout=seconds(120))
     assert built.returncode == 0, built.stderr[-3000:]
     (found,) = place.glob("*.whl")
-    return zipfile.ZipFile(found)
+    with zipfile.ZipFile(found) as opened:
+        yield opened
 
 
 def test_the_distribution_has_a_name_of_its_own(wheel: zipfile.ZipFile) -> None:
@@ -78,28 +79,9 @@ def test_the_wheel_is_whole(wheel: zipfile.ZipFile) -> None:
 
 
 def run_python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60).stdout.strip()
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=seconds(60)).stdout.strip()
 
 
 def test_importing_the_library_imports_nothing_heavy() -> None:
     told = run_python(f"import sys, kfp_components.rollout; print([name for name in {HEAVY} if name in sys.modules])")
     assert told == "[]"
-
-
-def test_importing_the_library_is_fast(capsys: pytest.CaptureFixture[str]) -> None:
-    """Best of three, less an empty interpreter's start. Processor time decides, so that a busy machine does not; the clock's is printed too."""
-    clock = "import resource; u = resource.getrusage(resource.RUSAGE_SELF); print(u.ru_utime + u.ru_stime)"
-
-    def measured(code: str) -> tuple[float, float]:
-        """Seconds of the processor and of the clock."""
-        runs = []
-        for _ in range(3):
-            began = time.monotonic()
-            runs.append((float(run_python(code)), time.monotonic() - began))
-        return min(cpu for cpu, _ in runs), min(wall for _, wall in runs)
-
-    empty, whole = measured(clock), measured(f"import kfp_components.rollout; {clock}")
-    cpu_s, wall_s = whole[0] - empty[0], whole[1] - empty[1]
-    with capsys.disabled():
-        print(f"\nimport kfp_components.rollout: {cpu_s:.3f} s of processor time, {wall_s:.3f} s by the clock")
-    assert cpu_s < IMPORT_LIMIT_S, f"it takes {cpu_s:.3f} s; look at `python -X importtime -c 'import kfp_components.rollout'`"

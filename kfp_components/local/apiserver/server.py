@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -21,6 +22,7 @@ from kfp_components.local.apiserver.store import Store
 from kfp_components.local.apiserver.tls import ensure_certificate
 
 START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 10.0
 FINISH_S = 0.4
 """How long requests that are under way may take when the server stops."""
 NOT_SUPPORTED: tuple[str, ...] = (
@@ -50,7 +52,7 @@ class ApiServer:
     def __init__(self, database: Path | Literal[":memory:"], tokens: Mapping[str, Account], port: int = 0) -> None:
         """Nothing is opened yet. ``tokens`` maps each bearer token to its account."""
         self._database, self._tokens, self._port = database, dict(tokens), port
-        self._server: uvicorn.Server | None = None
+        self._server: _Server | None = None
 
     @property
     def port(self) -> int:
@@ -104,14 +106,12 @@ class ApiServer:
         self._server.should_exit = True
         if self._api.loop is not None and not self._api.loop.is_closed():
             self._api.loop.call_soon_threadsafe(self._store.wake)
-        self._thread.join(timeout=FINISH_S)
-        self._server.force_exit = True  # idle TLS connections would otherwise be waited for
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=STOP_TIMEOUT_S)
         self._server = None
         self._socket.close()
         self._store.close()
 
-    def _configure(self) -> uvicorn.Server:
+    def _configure(self) -> _Server:
         with tempfile.TemporaryDirectory() as scratch:
             base = Path(scratch) / "memory" if self._database == ":memory:" else Path(self._database)
             certificate, key = certificate_path(base), base.with_name(base.name + ".key")
@@ -128,7 +128,19 @@ class ApiServer:
                 ssl_keyfile=key,
             )
             config.load()  # reads the certificate while it is there
-        return uvicorn.Server(config)
+        return _Server(config)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn says goodbye on idle TLS connections and waits for an answer that a client which just keeps them open never gives: those are cut."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(FINISH_S, self._cut)
+        await super().shutdown(sockets)
+
+    def _cut(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def certificate_path(database: Path) -> Path:

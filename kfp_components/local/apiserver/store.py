@@ -57,10 +57,10 @@ class Store:
             self._db.executescript(TABLES)
             if not self._db.execute("SELECT version FROM counter").fetchone():
                 self._db.execute("INSERT INTO counter VALUES (?, ?)", (FIRST_VERSION, FIRST_VERSION))
-        except sqlite3.OperationalError as error:
+            self.version, self.oldest = self._db.execute("SELECT version, oldest FROM counter").fetchone()
+        except sqlite3.Error as error:
             self._db.close()
             raise RuntimeError(f"database {database}: {error}; is another API server running on it? stop that one first") from error
-        self.version, self.oldest = self._db.execute("SELECT version, oldest FROM counter").fetchone()
         self._listeners: set[asyncio.Event] = set()
 
     def close(self) -> None:
