@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all test-fast lint compile clean
+.PHONY: help setup demo test test-all test-fast test-cluster lint compile clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -31,6 +31,9 @@ test-all: $(STAMP) lint  ## everything, every fault, and the end-to-end core onc
 
 test-fast: $(STAMP)  ## without Ray (under 2 minutes)
 	$(BIN)/python -m pytest -m fast
+
+test-cluster: $(STAMP)  ## contract and end-to-end core on the cluster of KUBECONFIG (a real one); skipped loudly without
+	KUBE_API=kubeconfig $(BIN)/python -m pytest tests/contract
 
 lint: $(STAMP)  ## formatting, style, types, layers, compiled files
 	$(BIN)/ruff format --check .

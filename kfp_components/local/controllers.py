@@ -3,6 +3,9 @@
 RayService -> Serve's REST API on that Ray, with the status fields that KubeRay writes;
 ``{name}-serve-svc`` and ``{name}-head-svc`` with EndpointSlices
 once Serve is ready, owned by the RayService. What they do not do is in `NOT_SUPPORTED`.
+
+The endpoint is this machine's loopback, written as a name (addressType FQDN): a real API refuses loopback addresses, and nobody but processes on
+this machine could use it anyway; kube-proxy passes names by.
 """
 
 from __future__ import annotations
@@ -135,7 +138,7 @@ class RayServiceController:
                 "apiVersion": "discovery.k8s.io/v1",
                 "kind": "EndpointSlice",
                 "metadata": {**meta, "labels": {"kubernetes.io/service-name": name}},
-                "addressType": "IPv4",
+                "addressType": "FQDN",
                 "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": True}}],
                 "ports": [{"name": port_name, "port": target, "protocol": "TCP"}],
             }

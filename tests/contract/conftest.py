@@ -1,43 +1,66 @@
-"""The Kubernetes API that the contract tests talk to: an address and a token.
+"""The Kubernetes API that the contract tests talk to, and who we are there.
 
-By default the embedded server, started once on a free port. Set KUBE_API_URL, KUBE_API_TOKEN and KUBE_API_CA (a file) to run the same
-tests against a real kube-apiserver with the CRDs of KubeRay, KServe and Gateway API; KUBE_API_READER_TOKEN, if given, belongs to
-an account that may only get, list and watch in namespaces named ``contract-*``; the tests that need it are skipped without.
+By default the embedded server, started once on a free port. KUBE_API=kubeconfig takes the cluster of KUBECONFIG's current context (``real_cluster.py``):
+it needs the CRDs of KubeRay, KServe and Gateway API, and rights to make namespaces; everything is done in namespaces named ``contract-*``.
 """
 
-import os
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from kube_space import KubeApi, Space
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import real_cluster
+from kube_space import KubeApi, Space, api_of
+from patience import until
 
 from kfp_components.local.apiserver.access import ADMIN, Account, Rule
 from kfp_components.local.apiserver.server import ApiServer, certificate_path, write_kubeconfig
 
-READER = Account("reader", (Rule(("get", "list", "watch"), ("*",)), Rule(("*",), ("configmaps",), namespaces=("contract-reader",))))
+READER = Account("reader", (Rule(("get", "list", "watch"), ("*",)),))
+GROUPS = {"ray.io", "serving.kserve.io", "gateway.networking.k8s.io"}
+WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+RBAC = "rbac.authorization.k8s.io"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if reason := real_cluster.why_not():
+        for item in items:
+            if "contract" in str(item.path):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if reason := real_cluster.why_not():
+        terminalreporter.section("SKIPPED", "!", red=True)
+        terminalreporter.write_line(f"{len(terminalreporter.stats.get('skipped', []))} tests, all of them: {reason}", red=True)
 
 
 @pytest.fixture(scope="session")
 def kube_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeApi]:
-    place = tmp_path_factory.mktemp("kube-api")
-    if url := os.environ.get("KUBE_API_URL"):
-        token, ca_file = os.environ["KUBE_API_TOKEN"], os.environ["KUBE_API_CA"]
-        write_kubeconfig(place / "kubeconfig", url, token, "default", Path(ca_file).read_text())
-        yield KubeApi(url, token, ca_file, os.environ.get("KUBE_API_READER_TOKEN"), place / "kubeconfig", False)
+    if real_cluster.asked():
+        yield api_of(real_cluster.kubeconfig())
         return
+    place = tmp_path_factory.mktemp("kube-api")
     server = ApiServer(place / "state.db", {"admin-token": ADMIN, "reader-token": READER})
     server.start()
     write_kubeconfig(place / "kubeconfig", server.url, "admin-token", "default", server.ca)
-    yield KubeApi(server.url, "admin-token", str(certificate_path(place / "state.db")), "reader-token", place / "kubeconfig", True)
+    yield KubeApi(server.url, str(certificate_path(place / "state.db")), place / "kubeconfig", True, "admin-token")
     server.stop()
 
 
 @pytest.fixture(scope="session")
 def http(kube_api: KubeApi) -> Iterator[httpx.Client]:
     with kube_api.client() as client:
+        missing = GROUPS - {group["name"] for group in client.get("/apis").json()["groups"]}
+        if missing:
+            pytest.exit(
+                f"{kube_api.url}: the API groups {', '.join(sorted(missing))} are not there; install their CRDs first",
+                returncode=pytest.ExitCode.USAGE_ERROR,
+            )
         yield client
 
 
@@ -48,3 +71,41 @@ def space(http: httpx.Client) -> Iterator[Space]:
     assert made.status_code == 201, made.text
     yield Space(http, name)
     http.delete(f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture
+def reader(kube_api: KubeApi, space: Space) -> Iterator[httpx.Client]:
+    """Somebody who may read the namespace and nothing else: on a real cluster a service account bound to ClusterRole ``view``."""
+    with kube_api.client("reader-token" if kube_api.embedded else _viewer_token(space)) as client:
+        until(lambda: client.get(space.path("services")).status_code == 200, "the reader to have its rights")
+        yield client
+
+
+def _viewer_token(space: Space) -> str:
+    code, told = space.create("serviceaccounts", {"metadata": {"name": "reader"}})
+    assert code == 201, told
+    binding = {
+        "metadata": {"name": "reader"},
+        "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": "view"},
+        "subjects": [{"kind": "ServiceAccount", "name": "reader", "namespace": space.name}],
+    }
+    bound = space.client.post(f"/apis/{RBAC}/v1/namespaces/{space.name}/rolebindings", json=binding)
+    if bound.status_code == 404:
+        pytest.skip("this cluster has no RBAC: there is no account that may only read")
+    assert bound.status_code == 201, bound.text
+    asked = space.client.post(space.path("serviceaccounts", "reader", "token"), json={"spec": {}})
+    assert asked.status_code == 201, asked.text
+    return str(asked.json()["status"]["token"])
+
+
+@pytest.fixture
+def kserve_rules(kube_api: KubeApi, http: httpx.Client) -> None:
+    """KServe's admission webhooks: their rules are built into the embedded API; a real cluster has them when KServe runs there."""
+    if not kube_api.embedded and "inferenceservice" not in http.get(WEBHOOKS).text:
+        pytest.skip("KServe's admission webhooks are not installed on this cluster")
+
+
+@pytest.fixture
+def embedded_only(kube_api: KubeApi) -> None:
+    if not kube_api.embedded:
+        pytest.skip("about the embedded API server itself, not about a cluster: `make test` runs it")

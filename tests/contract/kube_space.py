@@ -6,22 +6,38 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from kubernetes import config
+from patience import seconds
 
 
 @dataclass(frozen=True)
 class KubeApi:
-    """Where the API is, who we are there, and whether it is the embedded one."""
+    """Where the API is, whether it is the embedded one, and who we are there: a token, or a client certificate with its key."""
 
     url: str
-    token: str
-    ca_file: str
-    reader_token: str | None
+    ca_file: str | None
     kubeconfig: Path
     embedded: bool
+    token: str = ""
+    certificate: tuple[str, str] | None = None
 
     def client(self, token: str | None = None) -> httpx.Client:
-        headers = {"Authorization": f"Bearer {token or self.token}", "User-Agent": "contract/1"}
-        return httpx.Client(base_url=self.url, headers=headers, verify=ssl.create_default_context(cafile=self.ca_file), timeout=20)
+        """A client as ourselves, with another token, or ('') as nobody."""
+        context = ssl.create_default_context(cafile=self.ca_file)
+        if token is None and self.certificate:
+            context.load_cert_chain(*self.certificate)
+        token = self.token if token is None else token
+        headers = {"User-Agent": "contract/1"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        return httpx.Client(base_url=self.url, headers=headers, verify=context, timeout=seconds(20), trust_env=False)
+
+
+def api_of(kubeconfig: Path) -> KubeApi:
+    """The cluster of a kubeconfig's current context."""
+    with config.new_client_from_config(str(kubeconfig)) as client:
+        found = client.configuration
+        token = (found.get_api_key_with_prefix("authorization") or "").removeprefix("Bearer ")
+        certificate = (found.cert_file, found.key_file) if found.cert_file else None
+        return KubeApi(found.host, found.ssl_ca_cert, kubeconfig, False, token, certificate)
 
 
 class Space:

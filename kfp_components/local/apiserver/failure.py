@@ -46,6 +46,19 @@ class Cause:
         return {"reason": self.reason, "message": self.message, "field": self.field}
 
 
+RULES_NOT_CHECKED = Cause(
+    "FieldValueInvalid",
+    "<nil>",
+    "Invalid value: null: some validation rules were not checked because the object was invalid; correct the existing errors to complete validation",
+)
+
+
+def blocking(causes: Sequence[Cause]) -> bool:
+    """Whether a real server does not look at a custom resource's validation rules any more after these."""
+    kinds = ("NotSupported", "Required", "TooLong", "TooMany", "TypeInvalid")
+    return any(cause.reason in {f"FieldValue{kind}" for kind in kinds} for cause in causes)
+
+
 def required(field: str, why: str = "") -> Cause:
     """A field that must be given."""
     return Cause("FieldValueRequired", field, "Required value" + (f": {why}" if why else ""))
@@ -110,6 +123,12 @@ def conflict(kind: Kind, name: str, why: str = "") -> Failure:
     """A precondition or resourceVersion does not hold."""
     why = why or "the object has been modified; please apply your changes to the latest version and try again"
     return Failure(409, "Conflict", f'Operation cannot be fulfilled on {kind.resource} "{name}": {why}', _details(kind, name))
+
+
+def not_as_expected(kind: Kind, name: str, why: str) -> Failure:
+    """A precondition of a deletion does not hold; the real server names the kind here, not the resource."""
+    resource = f"{kind.kind}.{kind.group}" if kind.group else kind.kind
+    return Failure(409, "Conflict", f'Operation cannot be fulfilled on {resource} "{name}": {why}', _details(kind, name) | {"kind": kind.kind})
 
 
 def apply_conflict(found: Sequence[tuple[str, str]]) -> Failure:

@@ -332,7 +332,9 @@ async def _body(request: Request, content_type: str) -> Any:
         if "yaml" not in content_type:
             raise failure.bad_request(f"error decoding the body as JSON: {error}") from error
     try:
-        return json.loads(json.dumps(YAML(typ="safe", pure=True).load(raw.decode()), default=_plain))
+        reader = YAML(typ="safe", pure=True)
+        reader.version = "1.1"  # as Kubernetes reads it: a bare y, yes or on is true
+        return json.loads(json.dumps(reader.load(raw.decode()), default=_plain))
     except (YAMLError, ValueError, TypeError) as error:
         raise failure.bad_request(f"error decoding YAML: {error}") from error
 

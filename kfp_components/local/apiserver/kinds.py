@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -56,7 +57,10 @@ def _no_faults(_old: Object | None, _new: Object) -> Iterator[Cause]:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind. ``builtin`` kinds lose unknown fields and answer type faults with 400, custom resources with 422."""
+    """One kind. ``builtin`` kinds lose unknown fields and answer type faults with 400, custom resources with 422.
+
+    ``rules``: its real CRD has validation rules in CEL; a real server says that it did not check them when the object is invalid already.
+    """
 
     group: str
     version: str
@@ -67,6 +71,7 @@ class Kind:
     columns: tuple[Column, ...] = ()
     namespaced: bool = True
     builtin: bool = True
+    rules: bool = False
     status: bool = False
     generation: bool = False
     unconditional_update: bool = True
@@ -220,9 +225,29 @@ def _check_slice(old: Object | None, new: Object) -> Iterator[Cause]:
     for index, endpoint in enumerate(new.get("endpoints") or []):
         if not endpoint.get("addresses"):
             yield required(f"endpoints[{index}].addresses", "must contain at least 1 address")
+        for number, address in enumerate(endpoint.get("addresses") or []):
+            yield from _address_faults(new["addressType"], f"endpoints[{index}].addresses[{number}]", address)
     for index, port in enumerate(new.get("ports") or []):
         if port.get("protocol") not in ("TCP", "UDP", "SCTP"):
             yield not_one_of(f"ports[{index}].protocol", port.get("protocol"), ("SCTP", "TCP", "UDP"))
+
+
+def _address_faults(kind: str, field: str, address: str) -> Iterator[Cause]:
+    if kind == "FQDN":
+        if not SUBDOMAIN.fullmatch(address.removesuffix(".")):
+            yield bad_value(field, address, SUBDOMAIN_WORDS)
+        elif "." not in address.removesuffix("."):
+            yield bad_value(field, address, "should be a domain with at least two segments separated by dots")
+        return
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        yield bad_value(field, address, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")
+        return
+    if f"IPv{found.version}" != kind:
+        yield bad_value(field.rpartition("[")[0], address, f"must be an {kind} address")
+    if found.is_loopback:
+        yield bad_value(field, address, "may not be in the loopback range (127.0.0.0/8, ::1/128)")
 
 
 DEPLOYMENT_MODE = "serving.kserve.io/deploymentMode"
@@ -237,16 +262,13 @@ def _check_inference_service(old: Object | None, new: Object) -> Iterator[Cause]
     if not LABEL_1035.fullmatch(name):
         words = "a InferenceService name must consist of lower case alphanumeric characters or '-', and must start with alphabetical character"
         raise denied(f"{WEBHOOK}.validator", f'the InferenceService "{name}" is invalid: {words}')
-    if old is not None:
-        before = old.get("status", {}).get("deploymentMode") or _mode(old)
-        before, after = OLD_MODE_NAMES.get(before, before), OLD_MODE_NAMES.get(_mode(new), _mode(new))
+    before = (old or {}).get("status", {}).get("deploymentMode")
+    after = (new["metadata"].get("annotations") or {}).get(DEPLOYMENT_MODE)
+    if before and after is not None:  # without a recorded mode KServe lets it change
+        before = OLD_MODE_NAMES.get(before, before)
         if before != after:
             raise denied(f"{WEBHOOK}.validator", f"update rejected: deploymentMode cannot be changed from '{before}' to '{after}'")
     return iter(())
-
-
-def _mode(isvc: Object) -> str:
-    return str((isvc["metadata"].get("annotations") or {}).get(DEPLOYMENT_MODE, "Standard"))
 
 
 def _ports(service: Object) -> str:
@@ -337,7 +359,7 @@ KINDS: tuple[Kind, ...] = (
             Column("service status", lambda o: o.get("status", {}).get("serviceStatus", "")),
             Column("num serve endpoints", lambda o: o.get("status", {}).get("numServeEndpoints", "")),
         ),
-        builtin=False, status=True, generation=True, unconditional_update=False,
+        builtin=False, rules=True, status=True, generation=True, unconditional_update=False,
     ),
     Kind(
         "serving.kserve.io", "v1beta1", "InferenceService", "inferenceservices", schemas.INFERENCE_SERVICE, ("isvc",),
@@ -352,7 +374,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes", schemas.HTTP_ROUTE, (),
         (Column("Hostnames", lambda o: ",".join(o["spec"].get("hostnames", []))),),
-        builtin=False, status=True, generation=True, unconditional_update=False,
+        builtin=False, rules=True, status=True, generation=True, unconditional_update=False,
     ),
 )  # fmt: skip
 

@@ -84,6 +84,8 @@ def _field_test(kind: Kind, part: str) -> Callable[[Object], bool]:
         raise bad_request(f"invalid selector: {part!r}; can't understand")
     key, how, wanted = found.groups()
     if key not in ("metadata.name", *(("metadata.namespace",) if kind.namespaced else ()), *kind.field_selectors):
+        if kind.builtin and not kind.field_selectors:
+            raise bad_request(f'"{key}" is not a known field selector: only "metadata.name", "metadata.namespace"')
         raise bad_request(f"field label not supported: {key}")
 
     def test(obj: Object) -> bool:

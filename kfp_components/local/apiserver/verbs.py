@@ -112,6 +112,7 @@ class Verbs:
         if not isinstance(body, dict):
             raise failure.bad_request("error decoding YAML: an apply configuration is an object")
         config = copy.deepcopy(body)
+        said = config["metadata"].get("namespace") or "" if isinstance(config.get("metadata"), dict) else ""
         if not config.get("apiVersion") or not config.get("kind"):
             raise failure.bad_request(f"PatchOptions: the apply configuration of {kind.resource} {name!r} must hold apiVersion and kind")
         self._identify(kind, config, namespace, name)
@@ -121,8 +122,7 @@ class Verbs:
             live = self.store.get(kind, namespace, name)
             fault = ssa.check_types(kind.schema, config)
             if fault:
-                where = f"{namespace}/{name}" if namespace else f"/{name}"
-                raise ssa.typed_failure(f"{where}; {kind.api_version}, Kind={kind.kind}", fault)
+                raise ssa.typed_failure(f"{said}/{name}; {kind.group}/{kind.version}, Kind={kind.kind}", fault)
             identity = {key: config["metadata"].pop(key) for key in ("resourceVersion", "uid") if key in config["metadata"]}
             if live is None and sub:
                 raise failure.not_found(kind, name)
@@ -239,13 +239,16 @@ class Verbs:
         if not faults:
             kind.prepare(new)
             faults += list(metadata_faults(kind, new["metadata"])) + list(kind.check(live, new))
+        if kind.rules and failure.blocking(faults):
+            faults.append(failure.RULES_NOT_CHECKED)
         if faults:
             raise failure.invalid(kind, name, faults)
 
     def _check_identity(self, kind: Kind, live: Object, metadata: Object) -> None:
         name, held = live["metadata"]["name"], live["metadata"]
         if metadata.get("uid") not in (None, "", held["uid"]):
-            raise failure.conflict(kind, name, _uid_words(metadata["uid"], held["uid"]))
+            words = f"UID in precondition: {metadata['uid']}, UID in object meta: {held['uid']}"
+            raise failure.conflict(kind, name, f"Precondition failed: {words}")
         if metadata.get("resourceVersion") not in (None, "", "0", held["resourceVersion"]):
             raise failure.conflict(kind, name)
         if held.get("deletionTimestamp") and set(metadata.get("finalizers") or []) - set(held.get("finalizers") or []):
@@ -291,12 +294,13 @@ class Verbs:
         metadata = obj["metadata"]
         wanted = options.get("preconditions") or {}
         if wanted.get("uid") not in (None, metadata["uid"]):
-            raise failure.conflict(kind, metadata["name"], _uid_words(wanted["uid"], metadata["uid"]))
+            words = f"the UID in the precondition ({wanted['uid']}) does not match the UID in record ({metadata['uid']})"
+            raise failure.not_as_expected(kind, metadata["name"], f"{words}. The object might have been deleted and then recreated")
         if wanted.get("resourceVersion") not in (None, metadata["resourceVersion"]):
             held = metadata["resourceVersion"]
             asked = f"the ResourceVersion in the precondition ({wanted['resourceVersion']})"
             words = f"{asked} does not match the ResourceVersion in record ({held}). The object might have been modified"
-            raise failure.conflict(kind, metadata["name"], f"Precondition failed: {words}")
+            raise failure.not_as_expected(kind, metadata["name"], words)
         policy = options.get("propagationPolicy") or ("Orphan" if options.get("orphanDependents") else "Background")
         if policy not in ("Background", "Foreground", "Orphan"):
             raise failure.bad_request(f'invalid DeleteOptions: propagationPolicy: Invalid value: "{policy}"')
@@ -393,10 +397,6 @@ class Verbs:
     def _release(self, uid: str) -> None:
         for kind, obj, refs in self._dependents(uid):
             self._touch(kind, obj, ownerReferences=[o for o in obj["metadata"]["ownerReferences"] if o not in refs])
-
-
-def _uid_words(wanted: str, held: str) -> str:
-    return f"Precondition failed: UID in precondition: {wanted}, UID in object meta: {held}"
 
 
 def _owned(kind: Kind, obj: Object, sub: str) -> Object:
