@@ -60,8 +60,8 @@ def until(check: Callable[[], T], what: str, idle_s: float = 60.0) -> T:
     ``check`` is asked once more after the time is over: a machine that stood still meanwhile gets its chance.
     """
     deadline = time.monotonic() + seconds(idle_s)
+    late = False
     while True:
-        late = time.monotonic() > deadline
         found: object
         try:
             if found := check():
@@ -71,3 +71,4 @@ def until(check: Callable[[], T], what: str, idle_s: float = 60.0) -> T:
         if late:
             raise AssertionError(f"waited {seconds(idle_s):.0f} s for {what}; the last look gave {found!r}")
         time.sleep(0.05)
+        late = time.monotonic() > deadline

@@ -23,7 +23,7 @@ from kfp_components.cluster.kubernetes import KubernetesCluster
 from kfp_components.local.apiserver.server import certificate_path, write_atomically, write_kubeconfig
 from kfp_components.local.ray_process import Detached, RayProcess, ServeClient, stop_session
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
 DEFAULT_NAMESPACE = "ai-ml"
 Say = Callable[[str], None]
 

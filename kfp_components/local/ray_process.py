@@ -21,7 +21,7 @@ import psutil
 
 from kfp_components import errors
 
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 5.0
 WORKER_PORTS = 400
 """Ports for worker processes: one for each replica and a few for Ray itself."""

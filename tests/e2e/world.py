@@ -111,8 +111,8 @@ def clean(embedded: Embedded) -> None:
             cluster.delete(Ref(kind, item["metadata"]["name"], NAMESPACE))
     for item in cluster.list("Service", NAMESPACE, labels=names.ISVC_LABEL):
         cluster.delete(Ref("Service", item["metadata"]["name"], NAMESPACE))
-    serve = embedded.serve()
-    until(lambda: not serve.get_status()["applications"], "Serve to run no application any more")
+    with embedded.serve() as serve:
+        until(lambda: not serve.get_status()["applications"], "Serve to run no application any more")
 
 
 DYING = """
