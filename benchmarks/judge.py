@@ -11,9 +11,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+import results
 from numpy.typing import NDArray
 
 from kfp_components.judge import error_rate
@@ -22,8 +22,6 @@ from kfp_components.judge.verdict import Judge
 from kfp_components.request import JudgeRules
 from kfp_components.router.ledger import LATENCY_BOUNDS_S
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
-BEGIN, END = "<!-- judge -->", "<!-- /judge -->"
 ALPHA_FAIL, ALPHA_PASS = 0.01, 0.05
 Array = NDArray[np.float64]
 Update = Callable[[int, int], list[float]]
@@ -35,7 +33,7 @@ def main() -> int:
     text = "\n\n".join([fail_table(), alarm_table(), pass_table(), latency_table(), speed_line()])
     text += f"\n\nSeeded, numpy {np.__version__}, {time.process_time() - started:.0f} s of one core."
     print(text)
-    write(text)
+    results.write("judge", f"## Judge\n\n{text}")
     return 0
 
 
@@ -181,15 +179,6 @@ def divergence(p: float, q: float) -> float:
 
 def split(ratio: int) -> str:
     return "50/50" if ratio == 1 else "10/90"
-
-
-def write(text: str) -> None:
-    """Between the markers of RESULTS.md, which other benchmarks write too."""
-    old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n"
-    if BEGIN not in old:
-        old = f"{old.rstrip()}\n\n{BEGIN}\n{END}\n"
-    head, rest = old.split(BEGIN, 1)
-    RESULTS.write_text(f"{head}{BEGIN}\n## Judge\n\n{text}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
