@@ -1,4 +1,4 @@
-"""Stand-ins for the KubeRay operator and the endpoint controller. Run as a process beside the embedded API and one Ray.
+"""Stand-ins for the KubeRay operator and the endpoint controller. Run as a process beside one Ray and a Kubernetes API, embedded or real.
 
 RayService -> Serve's REST API on that Ray, with the status fields that KubeRay writes;
 ``{name}-serve-svc`` and ``{name}-head-svc`` with EndpointSlices
@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -31,6 +32,8 @@ from kfp_components.cluster.kubernetes import KubernetesCluster
 from kfp_components.local.ray_process import ServeClient
 
 MANAGER = "kfp-serving-local-operator"
+OPERATOR_LEASE = "ray-operator-leader"
+"""The Lease by which the replicas of a real KubeRay operator agree on one."""
 POLL_S = 0.3
 NOT_SUPPORTED = (
     "RayService: one per embedded cluster (they would share one Ray); a second one stays not ready and says so",
@@ -41,19 +44,23 @@ NOT_SUPPORTED = (
 
 
 class RayServiceController:
-    """Reconciles the one RayService of the embedded cluster."""
+    """Reconciles the one RayService of a namespace; of all namespaces when ``namespace`` is empty."""
 
-    def __init__(self, cluster: Cluster, serve: ServeClient, serve_port: int) -> None:
+    def __init__(self, cluster: Cluster, serve: ServeClient, serve_port: int, namespace: str = "") -> None:
         self.cluster = cluster
         self.serve = serve
         self.serve_port = serve_port
+        self.namespace = namespace
         self._mine: str | None = None  # uid of the RayService that this Ray serves
         self._sent: str | None = None  # digest of the configuration that Serve was given
         self._written: dict[str, str] = {}  # uid -> digest of the status written last
 
     def reconcile(self) -> None:
-        """One look at every RayService."""
-        found = sorted(self.cluster.list("RayService", ""), key=lambda item: str(item["metadata"]["creationTimestamp"]))
+        """One look at every RayService. Raises `NameTaken` when another operator writes the status of one."""
+        found = sorted(self.cluster.list("RayService", self.namespace), key=lambda item: str(item["metadata"]["creationTimestamp"]))
+        for item in found if self.namespace else ():  # not on the embedded API, where people may play at being the operator
+            if others := status_writers(item) - {MANAGER}:
+                raise errors.NameTaken(f"{Ref.of(item)}: {', '.join(sorted(others))} writes its status; the stand-in does not fight it and ends")
         uids = [item["metadata"]["uid"] for item in found]
         if self._mine not in uids:
             if self._mine is not None:
@@ -167,6 +174,40 @@ class RayServiceController:
         self.cluster.create(event)
 
 
+def status_writers(item: Manifest) -> set[str]:
+    """Who has written the status of an object."""
+    return {entry["manager"] for entry in item["metadata"].get("managedFields") or [] if entry.get("subresource") == "status"}
+
+
+def require_free(cluster: Cluster, namespace: str) -> None:
+    """Raises `NameTaken` when the RayServices of that namespace are somebody else's business."""
+    for lease in cluster.list("Lease", ""):
+        if lease["metadata"]["name"] == OPERATOR_LEASE:
+            raise errors.NameTaken(
+                f"{Ref.of(lease)}: a KubeRay operator runs on this cluster and the stand-in would fight it over RayServices; "
+                "use another cluster, or delete the Lease if that operator is gone"
+            )
+    for item in cluster.list("RayService", namespace):
+        if item["metadata"].get("deletionTimestamp"):
+            continue
+        raise errors.NameTaken(
+            f"{Ref.of(item)}: it was there before the stand-in, which serves and removes every RayService of its namespace; "
+            "use another namespace, or delete it if it is left over"
+        )
+
+
+def withdraw(cluster: Cluster, namespace: str) -> None:
+    """Remove the RayServices of a namespace that the stand-in has served, with their Services and EndpointSlices."""
+    for item in cluster.list("RayService", namespace):
+        if MANAGER not in status_writers(item):
+            continue
+        name = item["metadata"]["name"]
+        cluster.delete(Ref.of(item), uid=item["metadata"]["uid"])
+        for service in (names.serve_service(name), f"{name}-head-svc"):
+            for kind in ("EndpointSlice", "Service"):
+                cluster.delete(Ref(kind, service, namespace))
+
+
 def _application_status(state: dict[str, Any]) -> dict[str, Any]:
     deployments = {
         name: {"status": piece.get("status", ""), "message": piece.get("message", "")} for name, piece in (state.get("deployments") or {}).items()
@@ -183,12 +224,14 @@ def _now() -> str:
 
 
 def run(controller: RayServiceController, stop: threading.Event) -> None:
-    """Reconcile until told to stop. What goes wrong is printed once, and tried again."""
+    """Reconcile until told to stop. What goes wrong is printed once, and tried again; another operator is not: `NameTaken` ends it."""
     told = ""
     while not stop.wait(POLL_S):
         try:
             controller.reconcile()
             told = ""
+        except errors.NameTaken:
+            raise
         except (errors.KfpServingError, httpx.HTTPError, KeyError, ValueError) as error:
             message = f"{type(error).__name__}: {error}"
             if message != told:
@@ -203,13 +246,17 @@ def main() -> None:
     parser.add_argument("--kubeconfig", type=Path, required=True)
     parser.add_argument("--dashboard-url", required=True)
     parser.add_argument("--serve-port", type=int, required=True)
+    parser.add_argument("--namespace", default="", help="where RayServices are served; everywhere when left out")
     options = parser.parse_args()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     with suppress(ProcessLookupError):
         with ServeClient(options.dashboard_url, os.environ["RAY_AUTH_TOKEN"]) as serve:
-            run(RayServiceController(KubernetesCluster(options.kubeconfig), serve, options.serve_port), stop)
+            try:
+                run(RayServiceController(KubernetesCluster(options.kubeconfig), serve, options.serve_port, options.namespace), stop)
+            except errors.NameTaken as error:
+                sys.exit(f"{_now()} {error}")
 
 
 if __name__ == "__main__":

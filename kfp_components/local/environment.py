@@ -1,4 +1,7 @@
-"""The embedded cluster as one thing: up, down, status. Everything it started is known by session id and start time, also to a later process."""
+"""The embedded cluster as one thing: up, down, status. Everything it started is known by session id and start time, also to a later process.
+
+Its Kubernetes API is the embedded one, or that of a real cluster by a kubeconfig: then Ray and the stand-in controllers are all that is started.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ import httpx
 import psutil
 
 from kfp_components import errors
+from kfp_components.cluster import Ref
 from kfp_components.cluster.kubernetes import KubernetesCluster
+from kfp_components.local import controllers
 from kfp_components.local.apiserver.server import certificate_path, write_atomically, write_kubeconfig
 from kfp_components.local.ray_process import Detached, RayProcess, ServeClient, stop_session
 
@@ -54,13 +59,24 @@ class Part:
 class Embedded:
     """The embedded cluster of one home folder. Can be opened by any process on this machine."""
 
-    def __init__(self, home: Path | None = None) -> None:
+    def __init__(self, home: Path | None = None, *, kubeconfig: Path | None = None) -> None:
+        """``kubeconfig`` names a real cluster to use in place of the embedded API; a later process need not name it again."""
         self.home = (home or default_home()).absolute()
-        self.kubeconfig = self.home / "kubeconfig"
         self._state = self.home / "state.json"
+        elsewhere = kubeconfig or self._load().get("elsewhere", {}).get("kubeconfig")
+        self._elsewhere: dict[str, str] = {"kubeconfig": str(Path(elsewhere).absolute())} if elsewhere else {}
+
+    @property
+    def kubeconfig(self) -> Path:
+        """How to reach the Kubernetes API."""
+        return Path(self._elsewhere.get("kubeconfig") or self.home / "kubeconfig")
 
     def up(self, say: Say = lambda _message: None, *, namespace: str = DEFAULT_NAMESPACE) -> None:
-        """Start what is not running. Raises `Unreachable` with the end of the log of what did not start; nothing is left running then."""
+        """Start what is not running. Raises `Unreachable` with the end of the log of what did not start; nothing is left running then.
+
+        On a real cluster it serves the RayServices of ``namespace``, which is made when missing. Raises `NameTaken` when a KubeRay operator runs
+        there, or when that namespace has RayServices already.
+        """
         if self.running():
             say(f"already up: KUBECONFIG={self.kubeconfig}")
             return
@@ -74,54 +90,70 @@ class Embedded:
 
     def _start(self, say: Say, namespace: str) -> None:
         parts: list[Part] = []
-        say("starting the embedded Kubernetes API")
-        token_file, port_file, database = self.home / "token", self.home / "port", self.home / "cluster.db"
-        token = secrets.token_hex(24)
-        write_atomically(token_file, token)
-        port_file.unlink(missing_ok=True)
-        api = ["--database", str(database), "--token-file", str(token_file), "--port-file", str(port_file)]
-        self._spawn(parts, "apiserver", "kfp_components.local.apiserver", *api)
+        if self._elsewhere:
+            say(f"using the Kubernetes API of {self.kubeconfig}")
+            controllers.require_free(self.cluster(), namespace)
+            self._elsewhere |= {"namespace": namespace, "namespace_uid": _make_namespace(self.cluster(), namespace)}
+            self._save(parts, {})
+        else:
+            say("starting the embedded Kubernetes API")
+            token = self._start_api(parts)
         say("starting Ray (token authentication on, loopback)")
         ray = RayProcess(python_path=str(Path.cwd()), log=self.home / "logs" / "ray.log")
         ray.start(on_spawn=lambda: self._remember(parts, "ray", ray.pid))
-        port = self._wait("apiserver", lambda: port_file.read_text().strip())
-        write_kubeconfig(self.kubeconfig, f"https://127.0.0.1:{port}", token, namespace, certificate_path(database).read_text())
+        if not self._elsewhere:
+            port = self._wait("apiserver", lambda: (self.home / "port").read_text().strip())
+            ca = certificate_path(self.home / "cluster.db").read_text()
+            write_kubeconfig(self.kubeconfig, f"https://127.0.0.1:{port}", token, namespace, ca)
+            _make_namespace(self.cluster(), namespace)
         say("starting the stand-in controllers")
-        controllers = ["--kubeconfig", str(self.kubeconfig), "--dashboard-url", ray.dashboard_url, "--serve-port", str(ray.serve_port)]
-        self._spawn(parts, "controllers", "kfp_components.local.controllers", *controllers, environment=ray.environment())
+        options = ["--kubeconfig", str(self.kubeconfig), "--dashboard-url", ray.dashboard_url, "--serve-port", str(ray.serve_port)]
+        options += ["--namespace", namespace] if self._elsewhere else []
+        self._spawn(parts, "controllers", "kfp_components.local.controllers", *options, environment=ray.environment())
         with ray.serve() as serve:
             serve.put_applications({"applications": []})
         facts = {"dashboard_url": ray.dashboard_url, "serve_port": ray.serve_port, "ray_token": ray.token, "ray_folder": str(ray.folder)}
         self._save(parts, facts)
-        cluster = self.cluster()
-        with suppress(errors.Conflict):
-            cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
         say(f"up: KUBECONFIG={self.kubeconfig}")
 
+    def _start_api(self, parts: list[Part]) -> str:
+        token_file, port_file, database = self.home / "token", self.home / "port", self.home / "cluster.db"
+        token = secrets.token_hex(24)
+        write_atomically(token_file, token)
+        port_file.unlink(missing_ok=True)
+        options = ["--database", str(database), "--token-file", str(token_file), "--port-file", str(port_file)]
+        self._spawn(parts, "apiserver", "kfp_components.local.apiserver", *options)
+        return token
+
     def down(self, say: Say = lambda _message: None) -> None:
-        """Stop everything that was started and forget the cluster's contents. Logs stay."""
+        """Stop everything that was started and forget the cluster's contents. Logs stay.
+
+        On a real cluster that is what was made there: the namespace, or the RayServices that were served when it was there before.
+        """
         state = self._load()
         for part in reversed([Part(**entry) for entry in state.get("parts", [])]):
             if part.alive:
                 say(f"stopping {part.name}")
                 stop_session(part.pid)
+        if elsewhere := state.get("elsewhere"):
+            _leave(elsewhere, say)
         folder = state.get("facts", {}).get("ray_folder")
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
-        for path in (self._state, self.kubeconfig, *self.home.glob("cluster.db*"), self.home / "token", self.home / "port"):
+        for path in (self._state, self.home / "kubeconfig", *self.home.glob("cluster.db*"), self.home / "token", self.home / "port"):
             path.unlink(missing_ok=True)
 
     def running(self) -> bool:
         """Whether every part runs."""
         parts = self.parts()
-        return len(parts) == 3 and all(part.alive for part in parts)
+        return len(parts) == (2 if self._elsewhere else 3) and all(part.alive for part in parts)
 
     def parts(self) -> list[Part]:
         """What was started."""
         return [Part(**entry) for entry in self._load().get("parts", [])]
 
     def cluster(self) -> KubernetesCluster:
-        """A client of the embedded API. Raises `NotFound` when it is not up."""
+        """A client of the Kubernetes API. Raises `NotFound` when it is not up."""
         if not self.kubeconfig.exists():
             raise errors.NotFound(f"embedded cluster in {self.home}: not up; run `kfp-serving local up`")
         return KubernetesCluster(self.kubeconfig)
@@ -182,7 +214,7 @@ class Embedded:
         raise errors.Unreachable(f"embedded cluster: {name} did not start within {START_TIMEOUT_S:g} s; the end of its log: {tail}")
 
     def _save(self, parts: list[Part], facts: dict[str, object]) -> None:
-        write_atomically(self._state, json.dumps({"parts": [asdict(part) for part in parts], "facts": facts}))
+        write_atomically(self._state, json.dumps({"parts": [asdict(part) for part in parts], "facts": facts, "elsewhere": self._elsewhere}))
 
     def _load(self) -> dict[str, Any]:
         try:
@@ -190,3 +222,26 @@ class Embedded:
         except (OSError, ValueError):
             return {}
         return dict(found)
+
+
+def _make_namespace(cluster: KubernetesCluster, name: str) -> str:
+    """Make the namespace; returns its uid, or nothing when it was there already."""
+    ref = Ref("Namespace", name, "")
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while found := cluster.get(ref):
+        if not found["metadata"].get("deletionTimestamp"):
+            return ""
+        if time.monotonic() > deadline:
+            raise errors.Conflict(f"{ref}: it is being deleted for more than {START_TIMEOUT_S:g} s; see what holds it, and try again")
+        time.sleep(0.2)
+    return str(cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})["metadata"]["uid"])
+
+
+def _leave(elsewhere: dict[str, str], say: Say) -> None:
+    """Remove from a real cluster what was made there. Raises when it cannot; the state stays then, and ``down`` can be called again."""
+    cluster, namespace = KubernetesCluster(elsewhere["kubeconfig"]), elsewhere["namespace"]
+    say(f"removing what was made on {cluster.server}")
+    controllers.withdraw(cluster, namespace)
+    if uid := elsewhere["namespace_uid"]:
+        with suppress(errors.Conflict):  # another one of that name: not ours
+            cluster.delete(Ref("Namespace", namespace, ""), uid=uid)

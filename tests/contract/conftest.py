@@ -4,15 +4,11 @@ By default the embedded server, started once on a free port. KUBE_API=kubeconfig
 it needs the CRDs of KubeRay, KServe and Gateway API, and rights to make namespaces; everything is done in namespaces named ``contract-*``.
 """
 
-import sys
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import real_cluster
 from kube_space import KubeApi, Space, api_of
 from patience import until
@@ -41,8 +37,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def kube_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeApi]:
-    if real_cluster.asked():
-        yield api_of(real_cluster.kubeconfig())
+    if kubeconfig := real_cluster.kubeconfig():
+        yield api_of(kubeconfig)
         return
     place = tmp_path_factory.mktemp("kube-api")
     server = ApiServer(place / "state.db", {"admin-token": ADMIN, "reader-token": READER})

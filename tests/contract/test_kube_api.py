@@ -755,11 +755,12 @@ class TestWatch:
         made(space.patch("configmaps", "a", {"metadata": {"labels": {"in": "yes"}}}), 200)
         assert [e["type"] for e in events(space, "configmaps", start, 2, labelSelector="in=yes")] == ["DELETED", "ADDED"]
 
-    def test_bookmark_at_the_end(self, space: Space) -> None:
+    def test_bookmark_at_the_end(self, kube_api: KubeApi, space: Space) -> None:
         start = made(space.get("rayservices"), 200)["metadata"]["resourceVersion"]
         with watching(space, "rayservices", start, timeout_s=3, allowWatchBookmarks="true") as found:
             bookmarks = list(found)
-        assert bookmarks and all(e["type"] == "BOOKMARK" and e["object"]["kind"] == "RayService" for e in bookmarks)
+        assert [e for e in bookmarks if e["type"] != "BOOKMARK" or e["object"]["kind"] != "RayService"] == []
+        assert bookmarks or not kube_api.embedded  # Kubernetes promises none at any time
 
 
 class TestDelete:
@@ -828,7 +829,7 @@ class TestDelete:
         made(space.create("configmaps", config_map()))
         made(space.create("rayservices", ray_service()))
         assert space.client.delete(f"/api/v1/namespaces/{space.name}").status_code in (200, 202)
-        until(lambda: space.client.get(f"/api/v1/namespaces/{space.name}").status_code == 404, "the namespace to be gone")
+        until(lambda: space.client.get(f"/api/v1/namespaces/{space.name}").status_code == 404, "the namespace to be gone", 180)
         assert space.get("rayservices", "ray")[0] == 404
 
     def test_terminating_namespace_takes_nothing_new(self, space: Space) -> None:

@@ -186,8 +186,7 @@ def test_a_wrong_configuration_is_refused_and_the_old_one_stays(run: rollout.Run
     from kfp_components.apply import change_serve_config
     from kfp_components.serving import rayservice
 
-    good = set_split(run, 0)
-    assert good >= 0
+    set_split(run, 0)
     application = names.router_application(MODEL)
     wrong = {"stable": {"version": "v1", "route": "/.versions/routed/v1"}, "wieght": 5}
     change_serve_config(

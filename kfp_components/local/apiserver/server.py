@@ -21,8 +21,8 @@ from kfp_components.local.apiserver.http import Api
 from kfp_components.local.apiserver.store import Store
 from kfp_components.local.apiserver.tls import ensure_certificate
 
-START_TIMEOUT_S = 10.0
-STOP_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 60.0
 FINISH_S = 0.4
 """How long requests that are under way may take when the server stops."""
 NOT_SUPPORTED: tuple[str, ...] = (
