@@ -24,6 +24,7 @@ import textwrap
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +36,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kfp_components import names, rollout
+from kfp_components import errors, names, rollout
 from kfp_components.cluster import Cluster, Ref
 from kfp_components.local import demo
 from kfp_components.local.environment import DEFAULT_NAMESPACE, Embedded
@@ -233,8 +234,9 @@ def wait_for(run: rollout.Run, split: Split) -> None:
     """Look at the router until it routes by the split. `run.router.wait_until_applied` looks less often."""
     deadline = time.monotonic() + 60.0
     while time.monotonic() < deadline:
-        if run.router.observed_weight().weight_percent == split.weight_percent:
-            return
+        with suppress(errors.TemporaryError):
+            if run.router.observed_weight().weight_percent == split.weight_percent:
+                return
         time.sleep(0.01)
     raise SystemExit(f"the router does not route by {split} after a minute")
 
