@@ -33,7 +33,7 @@ test-fast: $(STAMP)  ## without Ray (under 2 minutes)
 	$(BIN)/python -m pytest -m fast
 
 test-cluster: $(STAMP)  ## contract and end-to-end core on the cluster of KUBECONFIG (a real one); skipped loudly without
-	KUBE_API=kubeconfig $(BIN)/python -m pytest tests/contract
+	KUBE_API=kubeconfig $(BIN)/python -m pytest tests/contract tests/e2e -m "fast or core"
 
 lint: $(STAMP)  ## formatting, style, types, layers, compiled files
 	$(BIN)/ruff format --check .
