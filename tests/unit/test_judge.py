@@ -124,6 +124,17 @@ def test_a_wrong_split_is_an_error() -> None:
         assert sticky.observe(Tick(ArmCounts(60), ArmCounts(40)), weight_percent=10, sticky=True).kind != "error"
 
 
+def test_how_sure_a_wrong_split_must_be_is_a_rule() -> None:
+    def looks_until_error(rules: JudgeRules) -> int:
+        judge = Judge(rules)
+        for look in range(1, 100):
+            if judge.observe(Tick(ArmCounts(80), ArmCounts(20)), weight_percent=10).kind == "error":
+                return look
+        raise AssertionError("never an error")
+
+    assert looks_until_error(RULES) < looks_until_error(RULES.model_copy(update={"alpha_split": 1e-9}))
+
+
 def test_requests_of_the_weight_before_are_no_wrong_split() -> None:
     """At 1,000 requests a second the tick that spans a change of weight holds hundreds of the old one; so does one after a gap."""
     judge = Judge(RULES)
