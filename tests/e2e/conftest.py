@@ -8,9 +8,11 @@ from pathlib import Path
 import failure_logs
 import pytest
 import real_cluster
-from world import NAMESPACE, Clients, clean, rayservice
+from patience import until
+from world import NAMESPACE, RAYSERVICE, Clients, clean, rayservice
 
 from kfp_components import errors, names
+from kfp_components.cluster import Ref
 from kfp_components.cluster.kubernetes import KubernetesCluster
 from kfp_components.local.environment import Embedded
 
@@ -55,7 +57,10 @@ def running(embedded: Embedded) -> KubernetesCluster:
             embedded.up(print)
         except errors.NameTaken as taken:  # a KubeRay operator runs on that cluster
             pytest.skip(str(taken))
-        embedded.cluster().apply(rayservice(), manager="owner")
+        cluster = embedded.cluster()
+        cluster.apply(rayservice(), manager="owner")
+        ref = Ref("RayService", RAYSERVICE, NAMESPACE)  # its Services are there when it runs: no test sees them come
+        until(lambda: ((cluster.get(ref) or {}).get("status") or {}).get("serviceStatus") == "Running", f"{ref} to run")
     return embedded.cluster()
 
 
