@@ -266,8 +266,11 @@ class PromoteRequest(ModelTarget):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the whole request, whatever the order of its keys: a rerun with the same digest resumes, another one is a new release."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of what the request says beside the defaults, in any order: with the same digest a rerun resumes, with another it is new.
+
+        A default that a later library adds or changes does not make it another request.
+        """
+        return hashlib.sha256(json.dumps(self.plain, sort_keys=True).encode()).hexdigest()
 
 
 def parse(values: Mapping[str, Any]) -> PromoteRequest:

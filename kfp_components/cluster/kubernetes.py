@@ -81,11 +81,12 @@ class KubernetesCluster:
         path = _path(ref.kind, ref.namespace, ref.name)
         return self._must("PATCH", path, str(ref), body=body, query=[("fieldManager", manager)], content_type=MERGE)
 
-    def delete(self, ref: Ref, *, uid: str | None = None) -> bool:
-        """Delete, optionally only that very object; False when there was none."""
+    def delete(self, ref: Ref, *, uid: str | None = None, resource_version: str | None = None) -> bool:
+        """Delete, optionally only that very object, or only as it was read; `Conflict` when it is another. False when there was none."""
         body: Manifest = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
-        if uid:
-            body["preconditions"] = {"uid": uid}
+        wanted = {"uid": uid, "resourceVersion": resource_version}
+        if preconditions := {key: value for key, value in wanted.items() if value}:
+            body["preconditions"] = preconditions
         return self._call("DELETE", _path(ref.kind, ref.namespace, ref.name), str(ref), body=body, missing_ok=True) is not None
 
     def may(self, verb: str, kind: str, namespace: str, *, subresource: str = "") -> bool:

@@ -96,6 +96,11 @@ def total_requests(page: Mapping[str, Any], version: str) -> int:
     return history(page, version).requests
 
 
+def requests_at(cursor: Cursor, version: str) -> int:
+    """Answered unpinned requests of a version at a look."""
+    return sum(int(found[version]["requests"]) for found in cursor.values() if version in found)
+
+
 def quantile_s(latency_counts: Sequence[int], bounds_s: Sequence[float], quantile: float) -> float | None:
     """Upper bound of the bucket that holds the quantile, in seconds; None without requests."""
     total = sum(latency_counts)
