@@ -12,6 +12,7 @@ all traffic back to stable itself, in one write, before it raises. Nobody runnin
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -486,8 +487,17 @@ def _write(run: Run, step: str, message: str, *, ok: bool = True, **fields: Any)
     run.last = record = run.store.update(change)
     with contextlib.suppress(errors.KfpServingError):  # an Event informs; the record is what counts
         run.cluster.create(_event(record, step, message, ok))
-    run.watch(record)
+    _tell(run, record)
     return record
+
+
+def _tell(run: Run, record: Release) -> None:
+    """Show the record to the watcher. One that breaks (a closed pipe, a terminal that is gone) is told nothing more: a view never fails a release."""
+    try:
+        run.watch(record)
+    except Exception as error:
+        logging.getLogger(__name__).warning("the view of the release broke (%s: %s); the release goes on without", type(error).__name__, error)
+        run.watch = lambda _record: None
 
 
 def _event(record: Release, step: str, message: str, ok: bool) -> Manifest:
@@ -661,7 +671,7 @@ def _store_tick(run: Run, stored: dict[str, Any], judge: Judge, verdict: Verdict
         record.timeline.append(point)
 
     run.last = record = run.store.update(change)
-    run.watch(record)
+    _tell(run, record)
     return record
 
 

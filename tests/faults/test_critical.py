@@ -254,3 +254,19 @@ def test_case_05_a_registry_that_does_not_know_stable_does_not_block_the_release
     (told,) = [event["message"] for event in record.events if event["step"] == "registry"]
     assert told.startswith("alias previous: not done: model ai-ml.bge version v17: not registered")
     assert f"{MODEL}-v17" not in world.serve.applications()
+
+
+# --- D4b: a view can never fail a release ---------------------------------------------------------------------------------------------
+
+
+def test_d4b_a_view_that_breaks_fails_neither_the_way_forward_nor_the_way_back(world: World) -> None:
+    def closed_pipe(record: Release) -> None:
+        if record.phase in ("canary", "rolling_back"):
+            raise BrokenPipeError("head has seen enough")
+
+    world.rayservice(live())
+    assert rollout.promote_with_canary(world.run(asked("v2"), watch=closed_pipe)).phase == "promoted"
+    world.serve.behaviour(f"{MODEL}-v3").answer = lambda _n: 500
+    with pytest.raises(errors.CanaryFailed):
+        rollout.promote_with_canary(world.run(asked("v3"), watch=closed_pipe))
+    assert world.record().phase == "rolled_back"
