@@ -49,7 +49,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["kfp_components", "kfp_components.*", "pipelines", "pipelines.*"]),
+    packages=find_packages(include=["kfp_components", "kfp_components.*"]),
     package_data={"kfp_components": ["py.typed", "**/*.j2", "**/*.json", "**/*.jsonl", "**/*.yaml"]},
     install_requires=CORE,
     extras_require={"local": LOCAL, "models": MODELS, "mlflow": MLFLOW, "dev": DEV, "all": LOCAL + MODELS + MLFLOW + DEV},

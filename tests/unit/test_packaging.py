@@ -1,6 +1,7 @@
 """The built wheel beside upstream's `kfp-components`, and what importing the library brings along."""
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -62,7 +63,30 @@ def test_the_package_init_is_a_docstring_only(wheel: zipfile.ZipFile) -> None:
 def test_upstreams_folders_are_not_touched(wheel: zipfile.ZipFile) -> None:
     inside = wheel.namelist()
     assert not [name for name in inside if name.startswith(("kfp_components/components", "kfp_components/pipelines"))]
-    assert {name.split("/")[0] for name in inside if ".dist-info/" not in name} == {"kfp_components", "pipelines"}
+
+
+def test_d21_pipelines_is_not_an_installed_name(wheel: zipfile.ZipFile) -> None:
+    assert {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" not in name} == {"kfp_components"}
+
+
+def test_d21_an_installed_wheel_compiles_outside_of_the_checkout(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    installed, compiled = tmp_path / "installed", tmp_path / "compiled"
+    wheel.extractall(installed)
+
+    def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(installed)}
+        return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=seconds(60))
+
+    where = python("-c", "import kfp_components.workflows as found; print(found.__file__)").stdout.strip()
+    assert Path(where).is_relative_to(installed), where
+    wrote = python("-m", "kfp_components.workflows.compile", "--out", str(compiled))
+    assert wrote.returncode == 0, wrote.stderr[-3000:]
+    assert {path.relative_to(compiled): path.read_bytes() for path in compiled.rglob("*.yaml")} == {
+        path.relative_to(ROOT / "compiled"): path.read_bytes() for path in (ROOT / "compiled").rglob("*.yaml")
+    }
+    assert python("-m", "kfp_components.workflows.compile", "--out", str(compiled), "--check").returncode == 0
+    (compiled / "rollback.yaml").write_text("changed: true\n")
+    assert "rollback.yaml" in python("-m", "kfp_components.workflows.compile", "--out", str(compiled), "--check").stderr
 
 
 def test_the_wheel_is_whole(wheel: zipfile.ZipFile) -> None:
