@@ -2,14 +2,18 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from patience import seconds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +49,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
     (found,) = place.glob("*.whl")
     with zipfile.ZipFile(found) as opened:
         yield opened
+
+
+def required_by(wheel: zipfile.ZipFile, extra: str = "") -> list[Requirement]:
+    """What the library requires here, with one of its extras."""
+    (metadata,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    lines = re.findall(r"^Requires-Dist: (.*)$", wheel.read(metadata).decode(), re.MULTILINE)
+    return [one for one in map(Requirement, lines) if one.marker is None or one.marker.evaluate({"extra": extra})]
 
 
 def test_the_distribution_has_a_name_of_its_own(wheel: zipfile.ZipFile) -> None:
@@ -109,3 +120,27 @@ def run_python(code: str) -> str:
 def test_importing_the_library_imports_nothing_heavy() -> None:
     told = run_python(f"import sys, kfp_components.rollout; print([name for name in {HEAVY} if name in sys.modules])")
     assert told == "[]"
+
+
+def test_d24_no_module_of_the_library_loads_kserve() -> None:
+    code = """
+import importlib, pkgutil, sys
+import kfp_components
+names = [module.name for module in pkgutil.walk_packages(kfp_components.__path__, "kfp_components.") if not module.name.endswith("__main__")]
+for name in names:
+    importlib.import_module(name)
+print(len(names) > 30, "kserve" in sys.modules)
+"""
+    assert run_python(code) == "True False"
+
+
+def test_d24_what_is_required_is_imported(wheel: zipfile.ZipFile) -> None:
+    """Somewhere in the library, perhaps late; the extras kserve and dev are for the tests."""
+    behind_mlflow = {"alembic", "sqlalchemy"}  # mlflow-skinny loads them for a registry in a file, and does not require them
+    sources = "\n".join(wheel.read(name).decode() for name in wheel.namelist() if name.endswith(".py"))
+    imported = {*re.findall(r"^\s*(?:import|from) (\w+)", sources, re.MULTILINE), *re.findall(r'find_spec\("(\w+)"\)', sources)}
+    distributions = packages_distributions()
+    modules = {canonicalize_name(name) for module in imported for name in distributions.get(module, [])}
+    required = {canonicalize_name(one.name) for extra in ("", "local", "models", "mlflow") for one in required_by(wheel, extra)}
+    assert len(required) > 15
+    assert required - modules == behind_mlflow
