@@ -1,4 +1,4 @@
-"""deploy/*.yaml against the pods of a cluster with Kubeflow and KubeRay: what must work works, and what should be refused is."""
+"""deploy/*.yaml against a cluster with Kubeflow and KubeRay: what must work works, and what should be refused is."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -221,3 +221,29 @@ def test_d19_prometheus_reads_metrics_and_nothing_else() -> None:
 @pytest.mark.parametrize("port", CODE_PORTS)
 def test_d19_other_ray_clusters_of_the_namespace_are_left_alone(port: str) -> None:
     assert permits(POLICIES, CALLERS["a notebook"], NOTEBOOKS_HEAD, CODE_PORTS[port])
+
+
+@pytest.mark.parametrize(
+    ("namespace", "account"), [("ai-ml", "default-editor"), ("kubeflow", "pipeline-runner")], ids=["Kubeflow profile", "standalone"]
+)
+def test_d19_pipelines_of_both_kinds_have_the_rights(namespace: str, account: str) -> None:
+    """The rights themselves are compared with preflight's in test_docs.py."""
+    (role,) = [found for found in documents("rbac.yaml") if found["kind"] == "Role"]
+    bindings = [
+        found
+        for found in documents("rbac.yaml")
+        if found["kind"] == "RoleBinding"
+        and {"kind": "ServiceAccount", "name": account, "namespace": namespace} in found["subjects"]
+        and found["metadata"]["namespace"] == role["metadata"]["namespace"]
+        and found["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role["metadata"]["name"]}
+    ]
+    assert len(bindings) == 1
+
+
+def test_nobody_else_has_the_rights() -> None:
+    subjects = [subject for found in documents("rbac.yaml") for subject in found.get("subjects", [])]
+    assert {(subject["kind"], subject["name"]) for subject in subjects} == {
+        ("ServiceAccount", "default-editor"),
+        ("ServiceAccount", "pipeline-runner"),
+    }
+    assert "*" not in {word for rule in documents("rbac.yaml")[0]["rules"] for key in ("verbs", "resources", "apiGroups") for word in rule[key]}
