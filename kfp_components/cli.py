@@ -198,7 +198,7 @@ def compile_command(
     output: Annotated[Path, typer.Option(help="where the YAML goes")] = Path("compiled"),
 ) -> None:
     """Write every component and pipeline as YAML for the Kubeflow UI. KFP_SERVING_IMAGE names your image."""
-    from pipelines import compile as compiling
+    from kfp_components.workflows import compile as compiling
 
     parsed = tuple(int(step) for step in steps.split(","))
     if check:

@@ -1,1 +1,1 @@
-"""The KFP pipelines that compose the components; ``python -m pipelines.compile`` writes compiled/."""
+"""The pipelines of `kfp_components.workflows` under the name of this folder, for work in a checkout; not installed."""

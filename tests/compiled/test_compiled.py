@@ -33,6 +33,17 @@ def test_a_changed_file_is_found(tmp_path: Path) -> None:
     assert "rollback.yaml" in done.stderr
 
 
+def test_d21_the_folder_pipelines_only_re_exports() -> None:
+    code = """
+import importlib
+for name in ("compile", "deploy_model", "promote_with_canary", "rollback", "steps"):
+    here, package = importlib.import_module(f"pipelines.{name}"), importlib.import_module(f"kfp_components.workflows.{name}")
+    print(name, bool(here.__all__) and all(getattr(here, each) is getattr(package, each) for each in here.__all__))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=seconds(60))
+    assert done.stdout.split()[1::2] == ["True"] * 5, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("path", COMPONENTS, ids=lambda path: path.stem)
 def test_one_name_from_file_to_ui(path: Path) -> None:
     from kfp import components

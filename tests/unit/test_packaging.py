@@ -1,14 +1,19 @@
 """The built wheel beside upstream's `kfp-components`, and what importing the library brings along."""
 
 import ast
+import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from patience import seconds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +51,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
         yield opened
 
 
+def required_by(wheel: zipfile.ZipFile, extra: str = "") -> list[Requirement]:
+    """What the library requires here, with one of its extras."""
+    (metadata,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    lines = re.findall(r"^Requires-Dist: (.*)$", wheel.read(metadata).decode(), re.MULTILINE)
+    return [one for one in map(Requirement, lines) if one.marker is None or one.marker.evaluate({"extra": extra})]
+
+
 def test_the_distribution_has_a_name_of_its_own(wheel: zipfile.ZipFile) -> None:
     version = (ROOT / "VERSION").read_text().strip()
     folder = f"kfp_serving_components-{version}.dist-info"
@@ -62,7 +74,30 @@ def test_the_package_init_is_a_docstring_only(wheel: zipfile.ZipFile) -> None:
 def test_upstreams_folders_are_not_touched(wheel: zipfile.ZipFile) -> None:
     inside = wheel.namelist()
     assert not [name for name in inside if name.startswith(("kfp_components/components", "kfp_components/pipelines"))]
-    assert {name.split("/")[0] for name in inside if ".dist-info/" not in name} == {"kfp_components", "pipelines"}
+
+
+def test_d21_pipelines_is_not_an_installed_name(wheel: zipfile.ZipFile) -> None:
+    assert {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" not in name} == {"kfp_components"}
+
+
+def test_d21_an_installed_wheel_compiles_outside_of_the_checkout(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    installed, compiled = tmp_path / "installed", tmp_path / "compiled"
+    wheel.extractall(installed)
+
+    def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(installed)}
+        return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=seconds(60))
+
+    where = python("-c", "import kfp_components.workflows as found; print(found.__file__)").stdout.strip()
+    assert Path(where).is_relative_to(installed), where
+    wrote = python("-m", "kfp_components.workflows.compile", "--out", str(compiled))
+    assert wrote.returncode == 0, wrote.stderr[-3000:]
+    assert {path.relative_to(compiled): path.read_bytes() for path in compiled.rglob("*.yaml")} == {
+        path.relative_to(ROOT / "compiled"): path.read_bytes() for path in (ROOT / "compiled").rglob("*.yaml")
+    }
+    assert python("-m", "kfp_components.workflows.compile", "--out", str(compiled), "--check").returncode == 0
+    (compiled / "rollback.yaml").write_text("changed: true\n")
+    assert "rollback.yaml" in python("-m", "kfp_components.workflows.compile", "--out", str(compiled), "--check").stderr
 
 
 def test_the_wheel_is_whole(wheel: zipfile.ZipFile) -> None:
@@ -85,3 +120,27 @@ def run_python(code: str) -> str:
 def test_importing_the_library_imports_nothing_heavy() -> None:
     told = run_python(f"import sys, kfp_components.rollout; print([name for name in {HEAVY} if name in sys.modules])")
     assert told == "[]"
+
+
+def test_d24_no_module_of_the_library_loads_kserve() -> None:
+    code = """
+import importlib, pkgutil, sys
+import kfp_components
+names = [module.name for module in pkgutil.walk_packages(kfp_components.__path__, "kfp_components.") if not module.name.endswith("__main__")]
+for name in names:
+    importlib.import_module(name)
+print(len(names) > 30, "kserve" in sys.modules)
+"""
+    assert run_python(code) == "True False"
+
+
+def test_d24_what_is_required_is_imported(wheel: zipfile.ZipFile) -> None:
+    """Somewhere in the library, perhaps late; the extras kserve and dev are for the tests."""
+    behind_mlflow = {"alembic", "sqlalchemy"}  # mlflow-skinny loads them for a registry in a file, and does not require them
+    sources = "\n".join(wheel.read(name).decode() for name in wheel.namelist() if name.endswith(".py"))
+    imported = {*re.findall(r"^\s*(?:import|from) (\w+)", sources, re.MULTILINE), *re.findall(r'find_spec\("(\w+)"\)', sources)}
+    distributions = packages_distributions()
+    modules = {canonicalize_name(name) for module in imported for name in distributions.get(module, [])}
+    required = {canonicalize_name(one.name) for extra in ("", "local", "models", "mlflow") for one in required_by(wheel, extra)}
+    assert len(required) > 15
+    assert required - modules == behind_mlflow

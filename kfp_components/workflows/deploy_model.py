@@ -1,0 +1,37 @@
+"""Deploy the first version of a model: there is no stable one to compare with, so smoke inference alone decides."""
+
+from kfp import dsl
+
+from kfp_components.ops.finish_release import finish_release
+from kfp_components.ops.promote_model import promote_model
+from kfp_components.ops.register_model import register_model
+from kfp_components.workflows.steps import RUN_ID, deploy_and_smoke, uncached
+
+
+@dsl.pipeline(name="deploy-model", description="Deploy the first version of a model on a RayService, with its alias and its place in the UI.")
+def deploy_model(
+    model: str,
+    version: str,
+    uri: str,
+    namespace: str,
+    rayservice: str,
+    import_path: str,
+    options: dict = {},  # noqa: B006  KFP reads the default from the signature
+) -> None:
+    """Register, deploy, alias, stub, smoke, all traffic."""
+    ending = uncached(finish_release(model=model, namespace=namespace, rayservice=rayservice, run_id=RUN_ID))
+    with dsl.ExitHandler(ending, name="users-are-served"):
+        registered = uncached(
+            register_model(
+                model=model,
+                version=version,
+                uri=uri,
+                namespace=namespace,
+                rayservice=rayservice,
+                import_path=import_path,
+                options=options,
+                run_id=RUN_ID,
+                first_version=True,
+            )
+        )
+        uncached(promote_model(request=deploy_and_smoke(registered), run_id=RUN_ID))
