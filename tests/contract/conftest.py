@@ -13,7 +13,7 @@ import real_cluster
 from kube_space import KubeApi, Space, api_of
 from patience import until
 
-from kfp_components.local.apiserver.access import ADMIN, Account, Rule
+from kfp_components.kube_api.access import ADMIN, Account, Rule
 from kfp_components.local.apiserver.server import ApiServer, certificate_path, write_kubeconfig
 
 READER = Account("reader", (Rule(("get", "list", "watch"), ("*",)),))

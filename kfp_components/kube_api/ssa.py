@@ -18,8 +18,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from kfp_components.local.apiserver import schema as schemas
-from kfp_components.local.apiserver.failure import Failure, apply_conflict, json_type
+from kfp_components.kube_api import schema as schemas
+from kfp_components.kube_api.failure import Failure, apply_conflict, json_type
 
 Path = tuple[str, ...]
 FieldSet = set[Path]

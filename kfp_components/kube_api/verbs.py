@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from kfp_components.local.apiserver import failure, patches, schema, ssa
-from kfp_components.local.apiserver.kinds import KINDS, Kind, metadata_faults
-from kfp_components.local.apiserver.store import Store
+from kfp_components.kube_api import failure, patches, schema, ssa
+from kfp_components.kube_api.kinds import KINDS, Kind, metadata_faults
+from kfp_components.kube_api.store import Store
 
 Object = dict[str, Any]
 BY_RESOURCE = {k.resource: k for k in KINDS}

@@ -12,8 +12,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from kfp_components.local.apiserver import schema as schemas
-from kfp_components.local.apiserver.failure import Failure, bad_request
+from kfp_components.kube_api import schema as schemas
+from kfp_components.kube_api.failure import Failure, bad_request
 
 
 def merge_patch(live: Any, patch: Any) -> Any:

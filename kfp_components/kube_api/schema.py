@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kfp_components.local.apiserver.failure import Cause, bad_type, bad_value, duplicate, not_one_of, required
+from kfp_components.kube_api.failure import Cause, bad_type, bad_value, duplicate, not_one_of, required
 
 Schema = Mapping[str, Any]
 OPEN = "x-kubernetes-preserve-unknown-fields"
