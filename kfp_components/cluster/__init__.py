@@ -1,4 +1,8 @@
-"""What the library asks of a Kubernetes API, as a protocol. ``cluster.kubernetes`` is the only module that imports the client."""
+"""What the library asks of a Kubernetes API, as a protocol.
+
+``cluster.kubernetes`` speaks to a real one, and is the only module that imports the client; ``cluster.memory`` is one in this process;
+``cluster.faults`` makes either of them fail when a test wants it.
+"""
 
 from __future__ import annotations
 
@@ -67,6 +71,13 @@ class Endpoint:
     path: tuple[str, ...]
 
 
+def delete_options(uid: str | None, resource_version: str | None) -> Manifest:
+    """The ``DeleteOptions`` of a deletion with these preconditions; what the object owns follows in the background."""
+    wanted = {key: value for key, value in (("uid", uid), ("resourceVersion", resource_version)) if value}
+    options: Manifest = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+    return options | ({"preconditions": wanted} if wanted else {})
+
+
 class Cluster(Protocol):
     """One Kubernetes API. Every method raises `Unreachable` or `PermissionDenied` in this library's words."""
 
@@ -89,7 +100,7 @@ class Cluster(Protocol):
         """JSON merge patch; compare-and-swap when ``body.metadata.resourceVersion`` is given."""
 
     def delete(self, ref: Ref, *, uid: str | None = None, resource_version: str | None = None) -> bool:
-        """Delete, optionally only that very object, or only as it was read; `Conflict` when it is another. False when there was none."""
+        """Delete, optionally only that very object or that very state of it; `Conflict` when it is another; False when there was none."""
 
     def watch(self, ref: Ref, *, timeout_s: float) -> Iterator[Manifest | None]:
         """The object now and after each change, None while it does not exist, until ``timeout_s`` is over."""

@@ -15,7 +15,10 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from kfp_components import errors, names
-from kfp_components.cluster import KINDS, Endpoint, Manifest, Ref
+from kfp_components.cluster import KINDS, Endpoint, Manifest, Ref, delete_options
+from kfp_components.cluster.endpoints import walk
+from kfp_components.cluster.refusals import error_of, unknown_kind
+from kfp_components.cluster.waiting import first_ready
 
 READ_TIMEOUT_S = 30.0
 Query = list[tuple[str, str]]
@@ -82,11 +85,8 @@ class KubernetesCluster:
         return self._must("PATCH", path, str(ref), body=body, query=[("fieldManager", manager)], content_type=MERGE)
 
     def delete(self, ref: Ref, *, uid: str | None = None, resource_version: str | None = None) -> bool:
-        """Delete, optionally only that very object, or only as it was read; `Conflict` when it is another. False when there was none."""
-        body: Manifest = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
-        wanted = {"uid": uid, "resourceVersion": resource_version}
-        if preconditions := {key: value for key, value in wanted.items() if value}:
-            body["preconditions"] = preconditions
+        """Delete, optionally only that very object or that very state of it (`Conflict` otherwise); False when there was none."""
+        body = delete_options(uid, resource_version)
         return self._call("DELETE", _path(ref.kind, ref.namespace, ref.name), str(ref), body=body, missing_ok=True) is not None
 
     def may(self, verb: str, kind: str, namespace: str, *, subresource: str = "") -> bool:
@@ -145,54 +145,11 @@ class KubernetesCluster:
 
     def wait(self, ref: Ref, *, ready: Callable[[Manifest], bool], failed: Callable[[Manifest], str | None], timeout_s: float) -> Manifest:
         """The first state that is ready; `DeployFailed` with the diagnosis, or `WaitTimeout` with the last one."""
-        last: Manifest | None = None
-        for state in self.watch(ref, timeout_s=timeout_s):
-            last = state
-            if state is None:
-                continue
-            if ready(state):
-                return state
-            diagnosis = failed(state)
-            if diagnosis:
-                raise errors.DeployFailed(diagnosis)
-        found = "it does not exist" if last is None else f"its last status was {json.dumps(last.get('status', {}))[:600]}"
-        raise errors.WaitTimeout(f"{ref}: not ready within {timeout_s:g} s; {found}; raise ready_timeout_s if it only needs longer")
+        return first_ready(self.watch(ref, timeout_s=timeout_s), ref, ready=ready, failed=failed, timeout_s=timeout_s)
 
     def endpoint(self, service: str, namespace: str, port: int) -> Endpoint:
-        """Walk a Service to an address.
-
-        Inside a cluster its DNS name is used, so that the request goes the way of every client; the walk proves that the hops exist.
-        Outside (a laptop, the embedded cluster) the first ready address of its EndpointSlices is.
-        """
-        host = names.service_host(service, namespace)
-        hops: list[str] = []
-        name, space = service, namespace
-        for _ in range(5):
-            found = self.get(Ref("Service", name, space))
-            hops.append(f"Service {space}/{name}")
-            if found is None:
-                raise errors.NotFound(f"{' -> '.join(hops)}: it does not exist; clients of {host} get no answer")
-            spec = found.get("spec", {})
-            if spec.get("type") != "ExternalName":
-                break
-            target = str(spec.get("externalName", ""))
-            hops.append(target)
-            parts = target.removesuffix(".").split(".")
-            if len(parts) < 3 or parts[2] != "svc":
-                raise errors.NotFound(f"{' -> '.join(hops)}: not a cluster-local Service; it cannot be walked")
-            name, space = parts[0], parts[1]
-        else:
-            raise errors.NotFound(f"{' -> '.join(hops)}: more than five hops; it looks like a loop")
-        if self.in_cluster:
-            return Endpoint(f"http://{host}:{port}", host, tuple(hops))
-        port_name = next((p.get("name") for p in spec.get("ports", []) if p.get("port") == port), None)
-        for piece in self.list("EndpointSlice", space, labels=f"kubernetes.io/service-name={name}"):
-            target_port = next((p["port"] for p in piece.get("ports") or [] if p.get("name") == port_name), None)
-            for entry in piece.get("endpoints") or []:
-                if target_port and entry.get("conditions", {}).get("ready", True) and entry.get("addresses"):
-                    address = entry["addresses"][0]
-                    return Endpoint(f"http://{address}:{target_port}", host, (*hops, f"{address}:{target_port}"))
-        raise errors.NotFound(f"{' -> '.join(hops)}: it has no ready endpoint on port {port}; is the RayService running?")
+        """Walk a Service to an address: its DNS name inside a cluster, else a ready address; `NotFound` says at which hop it broke."""
+        return walk(self, service, namespace, port, in_cluster=self.in_cluster)
 
     def _must(self, method: str, path: str, what: str, **more: Any) -> Manifest:
         answer = self._call(method, path, what, **more)
@@ -213,7 +170,7 @@ class KubernetesCluster:
         try:
             response = self._send(method, path, query or [], body, content_type, (5.0, READ_TIMEOUT_S))
         except ApiException as error:
-            if missing_ok and error.status == 404 and not _no_such_resource(error):
+            if missing_ok and error.status == 404 and not unknown_kind(404, _status_of(error)):
                 return None
             raise _translate(error, what, self.server) from error
         except HTTPError as error:
@@ -261,31 +218,10 @@ def _status_of(error: ApiException) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _no_such_resource(error: ApiException) -> bool:
-    """A 404 for the resource type (its CRD is not installed) rather than for the object: no Status, or client-go's sentence in it."""
-    status = _status_of(error)
-    return status.get("kind") != "Status" or "could not find the requested resource" in str(status.get("message", ""))
-
-
 def _translate(error: Exception, what: str, server: str) -> errors.KfpServingError:
     """Map an error of the client to one of ours, keeping the server's own words."""
     if not isinstance(error, ApiException) or not error.status:
         return errors.Unreachable(
             f"Kubernetes API {server}: no answer while asking for {what} ({type(error).__name__}); is it running and reachable?"
         )
-    message = str(_status_of(error).get("message") or error.reason)
-    if error.status == 401:
-        return errors.PermissionDenied(
-            f"{what}: the Kubernetes API at {server} does not know this identity (401 {message}); log in or renew the token"
-        )
-    if error.status == 403:
-        return errors.PermissionDenied(f"{what}: {message}; bind the Role of deploy/rbac.yaml to this identity")
-    if error.status == 404 and _no_such_resource(error):
-        return errors.NotFound(f"{what}: this cluster does not know the kind; install its CRDs (KubeRay, KServe, Gateway API) first")
-    if error.status == 404:
-        return errors.NotFound(f"{what}: {message}")
-    if error.status == 409:
-        return errors.Conflict(f"{what}: {message}")
-    if error.status in (400, 415, 422) or "failed to create typed patch object" in message:
-        return errors.RequestInvalid(f"{what}: the Kubernetes API refused it: {message}")
-    return errors.Unreachable(f"{what}: the Kubernetes API answered {error.status}: {message}; try again")
+    return error_of(error.status, _status_of(error), what, server, str(error.reason))

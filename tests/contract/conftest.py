@@ -10,16 +10,14 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import real_cluster
-from kube_space import KubeApi, Space, api_of
+from kube_space import READER, KubeApi, Space, api_of, reader_token
 from patience import until
 
-from kfp_components.local.apiserver.access import ADMIN, Account, Rule
+from kfp_components.kube_api.access import ADMIN
 from kfp_components.local.apiserver.server import ApiServer, certificate_path, write_kubeconfig
 
-READER = Account("reader", (Rule(("get", "list", "watch"), ("*",)),))
 GROUPS = {"ray.io", "serving.kserve.io", "gateway.networking.k8s.io"}
 WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
-RBAC = "rbac.authorization.k8s.io"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,26 +70,9 @@ def space(http: httpx.Client) -> Iterator[Space]:
 @pytest.fixture
 def reader(kube_api: KubeApi, space: Space) -> Iterator[httpx.Client]:
     """Somebody who may read the namespace and nothing else: on a real cluster a service account bound to ClusterRole ``view``."""
-    with kube_api.client("reader-token" if kube_api.embedded else _viewer_token(space)) as client:
+    with kube_api.client(reader_token(kube_api, space)) as client:
         until(lambda: client.get(space.path("services")).status_code == 200, "the reader to have its rights")
         yield client
-
-
-def _viewer_token(space: Space) -> str:
-    code, told = space.create("serviceaccounts", {"metadata": {"name": "reader"}})
-    assert code == 201, told
-    binding = {
-        "metadata": {"name": "reader"},
-        "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": "view"},
-        "subjects": [{"kind": "ServiceAccount", "name": "reader", "namespace": space.name}],
-    }
-    bound = space.client.post(f"/apis/{RBAC}/v1/namespaces/{space.name}/rolebindings", json=binding)
-    if bound.status_code == 404:
-        pytest.skip("this cluster has no RBAC: there is no account that may only read")
-    assert bound.status_code == 201, bound.text
-    asked = space.client.post(space.path("serviceaccounts", "reader", "token"), json={"spec": {}})
-    assert asked.status_code == 201, asked.text
-    return str(asked.json()["status"]["token"])
 
 
 @pytest.fixture

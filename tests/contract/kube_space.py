@@ -1,4 +1,4 @@
-"""Raw requests to a Kubernetes API, for the contract tests."""
+"""Raw requests to a Kubernetes API and objects to send, for the contract tests."""
 
 import ssl
 from dataclasses import dataclass
@@ -6,8 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from kubernetes import config
 from patience import seconds
+
+from kfp_components.kube_api.access import Account, Rule
+
+RAY = "ray.io/v1"
+RBAC = "rbac.authorization.k8s.io"
+READER = Account("reader", (Rule(("get", "list", "watch"), ("*",)),))
 
 
 @dataclass(frozen=True)
@@ -79,3 +86,43 @@ class Space:
 
     def delete(self, plural: str, name: str = "", body: Any = None, **query: str) -> tuple[int, Any]:
         return self._answer(self.client.request("DELETE", self.path(plural, name), json=body, params=query))
+
+
+def config_map(name: str = "a", data: dict[str, str] | None = None, **metadata: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, **metadata},
+        "data": {"k": "1"} if data is None else data,
+    }
+
+
+def service(name: str = "web", *ports: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    spec = {"ports": list(ports) or [{"name": "http", "port": 80}], **spec}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
+
+
+def ray_service(name: str = "ray", **spec: Any) -> dict[str, Any]:
+    head = {"rayStartParams": {}, "template": {"spec": {"containers": [{"name": "head", "image": "ray:1"}]}}}
+    base = {"serveConfigV2": "applications: []", "rayClusterConfig": {"rayVersion": "2.60.0", "headGroupSpec": head}}
+    return {"apiVersion": RAY, "kind": "RayService", "metadata": {"name": name}, "spec": {**base, **spec}}
+
+
+def reader_token(kube_api: KubeApi, space: Space) -> str:
+    """The token of somebody who may read the namespace and nothing else."""
+    if kube_api.embedded:
+        return "reader-token"
+    code, told = space.create("serviceaccounts", {"metadata": {"name": "reader"}})
+    assert code == 201, told
+    binding = {
+        "metadata": {"name": "reader"},
+        "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": "view"},
+        "subjects": [{"kind": "ServiceAccount", "name": "reader", "namespace": space.name}],
+    }
+    bound = space.client.post(f"/apis/{RBAC}/v1/namespaces/{space.name}/rolebindings", json=binding)
+    if bound.status_code == 404:
+        pytest.skip("this cluster has no RBAC: there is no account that may only read")
+    assert bound.status_code == 201, bound.text
+    asked = space.client.post(space.path("serviceaccounts", "reader", "token"), json={"spec": {}})
+    assert asked.status_code == 201, asked.text
+    return str(asked.json()["status"]["token"])

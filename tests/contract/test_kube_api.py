@@ -13,34 +13,12 @@ from typing import Any
 
 import httpx
 import pytest
-from kube_space import KubeApi, Space
+from kube_space import RAY, KubeApi, Space, config_map, ray_service, service
 from kubernetes import client, config, dynamic, watch
 from kubernetes.dynamic.exceptions import ConflictError, NotFoundError
 from patience import seconds, until
 
 from kfp_components.local.apiserver.server import NOT_SUPPORTED, ApiServer
-
-RAY = "ray.io/v1"
-
-
-def config_map(name: str = "a", data: dict[str, str] | None = None, **metadata: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": name, **metadata},
-        "data": {"k": "1"} if data is None else data,
-    }
-
-
-def service(name: str = "web", *ports: dict[str, Any], **spec: Any) -> dict[str, Any]:
-    spec = {"ports": list(ports) or [{"name": "http", "port": 80}], **spec}
-    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
-
-
-def ray_service(name: str = "ray", **spec: Any) -> dict[str, Any]:
-    head = {"rayStartParams": {}, "template": {"spec": {"containers": [{"name": "head", "image": "ray:1"}]}}}
-    base = {"serveConfigV2": "applications: []", "rayClusterConfig": {"rayVersion": "2.60.0", "headGroupSpec": head}}
-    return {"apiVersion": RAY, "kind": "RayService", "metadata": {"name": name}, "spec": {**base, **spec}}
 
 
 def serve_config(text: str, name: str = "ray") -> dict[str, Any]:

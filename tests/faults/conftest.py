@@ -11,7 +11,7 @@ from stand_in import Operated, Serve, listen
 
 from kfp_components import names, rollout
 from kfp_components.cluster import Manifest, Ref
-from kfp_components.local.apiserver.access import ADMIN
+from kfp_components.kube_api.access import ADMIN
 from kfp_components.local.apiserver.server import ApiServer, write_kubeconfig
 from kfp_components.release import Release
 from kfp_components.request import PromoteRequest, parse

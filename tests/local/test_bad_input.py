@@ -15,8 +15,8 @@ from patience import seconds
 from kfp_components import errors, names, registry, rollout
 from kfp_components.cluster import KINDS, Manifest, Ref
 from kfp_components.cluster.kubernetes import KubernetesCluster
+from kfp_components.kube_api.access import ADMIN, Account, Rule
 from kfp_components.local import demo
-from kfp_components.local.apiserver.access import ADMIN, Account, Rule
 from kfp_components.local.apiserver.server import ApiServer, write_kubeconfig
 from kfp_components.request import PromoteRequest
 from kfp_components.serving import alias

@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-from kfp_components.local.apiserver.access import read_token_file
+from kfp_components.kube_api.access import read_token_file
 from kfp_components.local.apiserver.server import ApiServer, write_atomically
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from kfp_components.local.apiserver.kinds import KINDS, Kind
+from kfp_components.kube_api.kinds import KINDS, Kind
 
 Object = dict[str, Any]
 VERSION = {"major": "1", "minor": "34", "gitVersion": "v1.34.0-kfp-serving-embedded", "platform": "embedded/local"}

@@ -18,13 +18,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from kfp_components.local.apiserver import discovery, failure, proto
-from kfp_components.local.apiserver.access import Account, authenticate
-from kfp_components.local.apiserver.failure import Failure
-from kfp_components.local.apiserver.kinds import BY_PATH, KNOWN_ELSEWHERE, Kind
-from kfp_components.local.apiserver.store import Change, Store
-from kfp_components.local.apiserver.table import as_table, matcher
-from kfp_components.local.apiserver.verbs import Call, Verbs
+from kfp_components.kube_api import failure
+from kfp_components.kube_api.access import Account, authenticate
+from kfp_components.kube_api.failure import Failure
+from kfp_components.kube_api.kinds import BY_PATH, KNOWN_ELSEWHERE, Kind
+from kfp_components.kube_api.selectors import matcher
+from kfp_components.kube_api.store import Change, Store
+from kfp_components.kube_api.verbs import Call, Verbs
+from kfp_components.local.apiserver import discovery, proto
+from kfp_components.local.apiserver.table import as_table
 
 Object = dict[str, Any]
 LOG = logging.getLogger(__name__)
@@ -201,7 +203,8 @@ class Api:
                 for obj in self.store.find(kind, target.namespace):
                     if match(obj):
                         yield line("ADDED", obj)
-            with self.store.listening() as changed:
+            changed = asyncio.Event()
+            with self.store.listening(changed.set):
                 while not self.closing:
                     changed.clear()
                     if seen < self.store.oldest:

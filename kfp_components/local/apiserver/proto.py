@@ -11,7 +11,7 @@ import base64
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kfp_components.local.apiserver.failure import Failure
+from kfp_components.kube_api.failure import Failure
 
 MAGIC = b"k8s\x00"
 Table = Mapping[int, tuple[str, Any]]

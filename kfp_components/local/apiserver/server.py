@@ -16,9 +16,9 @@ from typing import Literal
 
 import uvicorn
 
-from kfp_components.local.apiserver.access import Account
+from kfp_components.kube_api.access import Account
+from kfp_components.kube_api.store import Store
 from kfp_components.local.apiserver.http import Api
-from kfp_components.local.apiserver.store import Store
 from kfp_components.local.apiserver.tls import ensure_certificate
 
 START_TIMEOUT_S = 60.0

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kfp_components.local.apiserver import schemas
-from kfp_components.local.apiserver.failure import Cause, bad_value, denied, immutable, not_one_of, required
+from kfp_components.kube_api import schemas
+from kfp_components.kube_api.failure import Cause, bad_value, denied, immutable, not_one_of, required
 
 Object = dict[str, Any]
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")

@@ -8,12 +8,12 @@ their live order and new ones come last.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
-from kfp_components.local.apiserver import schema as schemas
-from kfp_components.local.apiserver.failure import Failure, bad_request
+from kfp_components.kube_api import schema as schemas
+from kfp_components.kube_api.failure import Failure, bad_request
+from kfp_components.kube_api.plain import clone
 
 
 def merge_patch(live: Any, patch: Any) -> Any:
@@ -33,7 +33,7 @@ def json_patch(live: Any, operations: Any) -> Any:
     """``live`` after an RFC 6902 patch. Raises 400 for a malformed patch, 422 when an operation does not fit the object."""
     if not isinstance(operations, list):
         raise bad_request("error decoding patch: json: cannot unmarshal object into Go value of type jsonpatch.Patch")
-    document = copy.deepcopy(live)
+    document = clone(live)
     for operation in operations:
         if not isinstance(operation, dict) or not isinstance(operation.get("path"), str):
             raise bad_request("error decoding patch: each operation needs op and path")
@@ -102,13 +102,13 @@ def _step(document: Any, operation: dict[str, Any]) -> Any:
     if kind == "remove":
         return _remove(document, path)
     if kind == "add":
-        return _add(document, path, copy.deepcopy(operation["value"]))
+        return _add(document, path, clone(operation["value"]))
     if kind == "replace":
         _get(document, path)
-        return _add(_remove(document, path), path, copy.deepcopy(operation["value"])) if path else operation["value"]
+        return _add(_remove(document, path), path, clone(operation["value"])) if path else operation["value"]
     if kind in ("move", "copy"):
         source = _pointer(operation["from"])
-        value = copy.deepcopy(_get(document, source))
+        value = clone(_get(document, source))
         return _add(_remove(document, source) if kind == "move" else document, path, value)
     raise bad_request(f"Unexpected kind: {kind}")
 

@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kfp_components.local.apiserver.failure import Cause, bad_type, bad_value, duplicate, not_one_of, required
+from kfp_components.kube_api.failure import Cause, bad_type, bad_value, duplicate, not_one_of, required
+from kfp_components.kube_api.plain import clone
 
 Schema = Mapping[str, Any]
 OPEN = "x-kubernetes-preserve-unknown-fields"
@@ -43,7 +43,7 @@ def default(schema: Schema, value: Any) -> None:
             del value[key]
         for key, below in schema.get("properties", {}).items():
             if key not in value and "default" in below:
-                value[key] = copy.deepcopy(below["default"])
+                value[key] = clone(below["default"])
         for key, item in value.items():
             default(child(schema, key), item)
     elif isinstance(value, list):
@@ -54,6 +54,8 @@ def default(schema: Schema, value: Any) -> None:
 def prune(schema: Schema, value: Any, path: str = "") -> list[str]:
     """Drop fields that the schema does not know; returns their paths."""
     dropped: list[str] = []
+    if not schema:
+        return dropped
     if isinstance(value, dict):
         for key in list(value):
             here = f"{path}.{key}" if path else key
@@ -70,7 +72,7 @@ def prune(schema: Schema, value: Any, path: str = "") -> list[str]:
 
 def validate(schema: Schema, value: Any, path: str = "") -> Iterator[Cause]:
     """Every fault of a value, in document order."""
-    if value is None and schema.get("nullable"):
+    if not schema or (value is None and schema.get("nullable")):
         return
     if schema.get("x-kubernetes-int-or-string"):
         if not isinstance(value, (int, str)) or isinstance(value, bool):

@@ -1,21 +1,20 @@
-"""Where the objects live: one sqlite file with the objects, a bounded history of changes for watches, and a version counter.
+"""Where the objects live: one sqlite database with the objects, a bounded history of changes for watches, and a version counter.
 
-Everything is called from the server's one thread. A transaction is committed before its answer is sent (write-ahead log, no
+Everything is called from one thread at a time. A transaction is committed before its answer is sent (write-ahead log, no
 fsync per commit), so the state survives the death of the process, though not of the machine. A second server on the same file
-is refused.
+is refused. The database ``:memory:`` is gone with the process.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kfp_components.local.apiserver.kinds import Kind
+from kfp_components.kube_api.kinds import Kind
 
 Object = dict[str, Any]
 FIRST_VERSION = 1000
@@ -61,7 +60,7 @@ class Store:
         except sqlite3.Error as error:
             self._db.close()
             raise RuntimeError(f"database {database}: {error}; is another API server running on it? stop that one first") from error
-        self._listeners: set[asyncio.Event] = set()
+        self._listeners: list[Callable[[], None]] = []
 
     def close(self) -> None:
         """Give the file back."""
@@ -87,8 +86,8 @@ class Store:
 
     def wake(self) -> None:
         """Let every watch look again."""
-        for listener in self._listeners:
-            listener.set()
+        for listener in list(self._listeners):
+            listener()
 
     def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """The object, or None."""
@@ -133,14 +132,13 @@ class Store:
         return [Change(v, t, json.loads(body), json.loads(previous) if previous else None) for v, t, body, previous in rows]
 
     @contextmanager
-    def listening(self) -> Iterator[asyncio.Event]:
-        """An event that is set after each commit."""
-        event = asyncio.Event()
-        self._listeners.add(event)
+    def listening(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Call ``listener`` after each commit, and when `wake` is called."""
+        self._listeners.append(listener)
         try:
-            yield event
+            yield
         finally:
-            self._listeners.discard(event)
+            self._listeners.remove(listener)
 
     def _record(self, kind: Kind, obj: Object, change: str, previous: Object | None) -> str:
         self.version += 1

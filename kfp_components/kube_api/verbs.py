@@ -5,16 +5,16 @@ Each verb is one transaction of the store: it answers with the object as stored,
 
 from __future__ import annotations
 
-import copy
 import random
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from kfp_components.local.apiserver import failure, patches, schema, ssa
-from kfp_components.local.apiserver.kinds import KINDS, Kind, metadata_faults
-from kfp_components.local.apiserver.store import Store
+from kfp_components.kube_api import failure, patches, schema, ssa
+from kfp_components.kube_api.kinds import KINDS, Kind, metadata_faults
+from kfp_components.kube_api.plain import clone
+from kfp_components.kube_api.store import Store
 
 Object = dict[str, Any]
 BY_RESOURCE = {k.resource: k for k in KINDS}
@@ -81,7 +81,7 @@ class Verbs:
         """Replace the object, or its status only; 409 when the resourceVersion it carries is not the live one."""
         with self.store.transaction(dry_run=call.dry_run):
             live = self.get(kind, namespace, name)
-            body = copy.deepcopy(body)
+            body = clone(body)
             self._identify(kind, body, namespace, name)
             version = body["metadata"].get("resourceVersion")
             if not version and not kind.unconditional_update:
@@ -105,13 +105,13 @@ class Verbs:
             if not isinstance(new, dict) or not isinstance(new.get("metadata"), dict):
                 raise failure.bad_request("the patched object has no metadata")
             self._identify(kind, new, namespace, name)
-            return self._write(kind, live, copy.deepcopy(new), call, sub)
+            return self._write(kind, live, clone(new), call, sub)
 
     def apply(self, kind: Kind, namespace: str, name: str, body: Any, call: Call, sub: str = "") -> tuple[Object, bool]:
         """Server-side apply; returns the object and whether it is new."""
         if not isinstance(body, dict):
             raise failure.bad_request("error decoding YAML: an apply configuration is an object")
-        config = copy.deepcopy(body)
+        config = clone(body)
         said = config["metadata"].get("namespace") or "" if isinstance(config.get("metadata"), dict) else ""
         if not config.get("apiVersion") or not config.get("kind"):
             raise failure.bad_request(f"PatchOptions: the apply configuration of {kind.resource} {name!r} must hold apiVersion and kind")
@@ -137,7 +137,7 @@ class Verbs:
             managers = ssa.read_managers(start["metadata"].get("managedFields", []))
             me = ssa.Manager(call.manager, "Apply", kind.api_version, sub)
             new, managers = ssa.apply(kind.schema, start, config, managers, me, force=call.force)
-            new = copy.deepcopy(new)
+            new = clone(new)
             new["metadata"] |= identity
             if live is None:
                 self._require_namespace(kind, namespace, name)
@@ -168,7 +168,7 @@ class Verbs:
         return how
 
     def _create(self, kind: Kind, namespace: str, body: Object, call: Call) -> Object:
-        new = copy.deepcopy(body)
+        new = clone(body)
         metadata = new["metadata"] = new.get("metadata") or {}
         if not isinstance(metadata, dict) or not all(isinstance(metadata.get(k) or "", str) for k in ("name", "generateName")):
             raise failure.bad_request(f"{kind.kind}: metadata must be an object whose name and generateName are strings")
@@ -194,7 +194,7 @@ class Verbs:
         if live is not None:
             self._check_identity(kind, live, metadata)
         if sub:
-            new = {k: v for k, v in copy.deepcopy(old).items() if k != "status"} | ({"status": new["status"]} if "status" in new else {})
+            new = {k: v for k, v in clone(old).items() if k != "status"} | ({"status": new["status"]} if "status" in new else {})
         elif kind.status:
             new = {k: v for k, v in new.items() if k != "status"} | ({"status": old["status"]} if live and "status" in live else {})
         metadata = new["metadata"]
@@ -304,7 +304,7 @@ class Verbs:
         policy = options.get("propagationPolicy") or ("Orphan" if options.get("orphanDependents") else "Background")
         if policy not in ("Background", "Foreground", "Orphan"):
             raise failure.bad_request(f'invalid DeleteOptions: propagationPolicy: Invalid value: "{policy}"')
-        answer = copy.deepcopy(obj)
+        answer = clone(obj)
         if kind is NAMESPACE and metadata["name"] == "default":
             raise failure.Failure(403, "Forbidden", 'namespaces "default" is forbidden: this namespace may not be deleted')
         if policy == "Orphan":
@@ -320,7 +320,7 @@ class Verbs:
                 deletionGracePeriodSeconds=0,
                 status=extra,
             )
-            answer = copy.deepcopy(answer)
+            answer = clone(answer)
             if policy == "Foreground":
                 self._collect(metadata["uid"])
             self._settle(kind, answer)
@@ -333,7 +333,7 @@ class Verbs:
 
     def _touch(self, kind: Kind, obj: Object, *, status: Object | None = None, **metadata: Any) -> Object:
         """Write system fields, which no manager owns; lists that are empty go."""
-        before = copy.deepcopy(obj)
+        before = clone(obj)
         obj["metadata"] |= metadata
         for key in [k for k, v in metadata.items() if v == []]:
             del obj["metadata"][key]
@@ -355,9 +355,9 @@ class Verbs:
             else:
                 held = bool(self._holders(metadata))
             if not held and self.store.get(kind, metadata.get("namespace", ""), metadata["name"]) is not None:
-                self._remove(kind, copy.deepcopy(obj))
+                self._remove(kind, clone(obj))
         elif metadata.get("ownerReferences") and not any(self.store.has_uid(o["uid"]) for o in metadata["ownerReferences"]):
-            self._delete(kind, copy.deepcopy(obj), {})
+            self._delete(kind, clone(obj), {})
         return obj
 
     def _holders(self, metadata: Object) -> list[str]:
@@ -368,7 +368,7 @@ class Verbs:
     def _remove(self, kind: Kind, obj: Object) -> None:
         """Take the object out; its dependents follow, its owners and its namespace may have waited for it."""
         metadata = obj["metadata"]
-        self.store.remove(kind, copy.deepcopy(obj))
+        self.store.remove(kind, clone(obj))
         self._collect(metadata["uid"])
         waiting = {o["uid"] for o in metadata.get("ownerReferences", [])}
         for resource, other in self.store.everything(metadata.get("namespace", "")) if waiting else ():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kfp_components.local.apiserver.failure import UNAUTHORIZED, forbidden
+from kfp_components.kube_api.failure import UNAUTHORIZED, forbidden
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from kfp_components.local.apiserver import schema as schemas
-from kfp_components.local.apiserver.failure import Failure, apply_conflict, json_type
+from kfp_components.kube_api import schema as schemas
+from kfp_components.kube_api.failure import Failure, apply_conflict, json_type
 
 Path = tuple[str, ...]
 FieldSet = set[Path]
@@ -69,10 +69,11 @@ def apply(schema: Schema, live: dict[str, Any], config: dict[str, Any], managers
     last = after.get(me, set())
     after[me] = mine
     merged = merge(schema, live, config)
-    if last:
-        dropped = _with_named_parents(schema, extract(schema, merged)) & _with_named_parents(schema, last)
-        owned = _with_named_parents(schema, set().union(*after.values()))
-        merged = remove(schema, merged, dropped - owned)
+    dropped = _with_named_parents(schema, last)
+    if dropped:
+        dropped -= _with_named_parents(schema, set().union(*after.values()))
+    if dropped:
+        merged = remove(schema, merged, dropped & _with_named_parents(schema, extract(schema, merged)))
     after[me] = mine - UNTRACKED
     changes = compare(schema, live, merged)
     taken = changes.added | changes.modified
@@ -138,6 +139,8 @@ def compare(schema: Schema, old: Any, new: Any) -> Changes:
 
 
 def _compare(schema: Schema, old: Any, new: Any, path: Path, changes: Changes) -> None:
+    if old is new:  # `merge` keeps what a configuration does not mention
+        return
     shape = _shape(schema, new if old is MISSING or old is None else old)
     other = _shape(schema, old if new is MISSING or new is None else new)
     if shape != "leaf" and shape == other and not (old in (MISSING, None, {}, []) and new in (MISSING, None, {}, [])):
@@ -310,13 +313,13 @@ def _property(schema: Schema, name: str) -> Schema:
 
 
 def _with_named_parents(schema: Schema, paths: FieldSet) -> FieldSet:
-    found = set(paths)
-    for path in paths:
-        here = schema
-        for n, element in enumerate(path[:-1], start=1):
-            if _named(here, element):
-                found.add(path[:n])
-            here = _child_schema(here, element)
+    found: FieldSet = set(paths)
+    below: dict[Path, Schema] = {(): schema}
+    for parent in sorted({path[:n] for path in paths for n in range(1, len(path))}, key=len):
+        above = below[parent[:-1]]
+        if _named(above, parent[-1]):
+            found.add(parent)
+        below[parent] = _child_schema(above, parent[-1])
     return found
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kfp_components.local.apiserver.kinds import Kind
+    from kfp_components.kube_api.kinds import Kind
 
 
 class Failure(Exception):
