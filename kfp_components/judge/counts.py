@@ -116,11 +116,6 @@ def requests_at(cursor: Mapping[str, Mapping[str, Mapping[str, Any]]], version: 
     return sum(int(versions[version].get("requests", 0)) for versions in cursor.values() if version in versions)
 
 
-def requests_at(cursor: Cursor, version: str) -> int:
-    """Answered unpinned requests of a version at a look."""
-    return sum(int(found[version]["requests"]) for found in cursor.values() if version in found)
-
-
 def quantile_s(latency_counts: Sequence[int], bounds_s: Sequence[float], quantile: float) -> float | None:
     """Upper bound of the bucket that holds the quantile, in seconds; None without requests."""
     total = sum(latency_counts)

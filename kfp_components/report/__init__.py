@@ -279,8 +279,8 @@ def _rollback_sentence(release: Mapping[str, Any]) -> str:
     rollback = release.get("rollback") or {}
     if "seconds" not in rollback:
         return ""
-    leaked = int(rollback.get("leaked_requests") or 0)
-    requests = "1 request" if leaked == 1 else f"{leaked:,} requests"
+    leaked = rollback.get("leaked_requests")
+    requests = "an unknown number of requests" if leaked is None else "1 request" if leaked == 1 else f"{int(leaked):,} requests"
     stable = release.get("stable_version") or "the stable version"
     return f"Rolled back: {stable} answered everything again after {float(rollback['seconds']):.1f} s; {requests} reached the candidate meanwhile."
 
