@@ -195,7 +195,7 @@ def cluster(runs: int, tell: Tell) -> list[Row]:
                     for weight in WEIGHTS[:runs] if number == 0 else ():
                         measure_weight(took, run, serve, weight)
                         tell(WEIGHT)
-                    rollout.shift(run, 50.0)
+                    rollout.shift_traffic(run, 50.0)
                     rollback = rollout.roll_back(run, "measured").rollback
                     assert rollback is not None
                     took[ROLLBACK].append(float(rollback["seconds"]))

@@ -14,6 +14,7 @@
     │   ├── Unreachable                      no answer from the API, the registry or the endpoint
     │   ├── Conflict                         somebody else wrote first, more often than we retried
     │   ├── ReleaseHeld                      another run is promoting this model
+    │   ├── ReleaseLeft                      the surroundings stopped it; the same command goes on where it stood
     │   └── WaitTimeout                      not ready in time
     └── RolloutStopped                       users are on the stable version
         ├── RolledBack                   4   the candidate is bad
@@ -21,8 +22,8 @@
         │   ├── ApplicationRemoved           somebody else took its application, or the router's, out of the RayService
         │   ├── SmokeFailed                  it started and answered wrongly
         │   └── CanaryFailed                 it did worse than stable under real traffic
-        ├── Inconclusive                 5   the budget was spent before the evidence sufficed
-        └── MeterBroken                  6   the counts cannot be trusted; says nothing about the candidate
+        ├── Inconclusive                 5   the budget was spent before the evidence sufficed: held at 0 %, evidence kept
+        └── MeterBroken                  6   the counts cannot be trusted: held at 0 %; says nothing about the candidate
 
 A message names the object, what was found and what to do.
 """
@@ -82,6 +83,10 @@ class ReleaseHeld(TemporaryError):
     """Another run is promoting this model."""
 
 
+class ReleaseLeft(TemporaryError):
+    """The surroundings (API, registry, endpoint, rights) stopped the release; nothing is undone and the same command goes on where it stood."""
+
+
 class WaitTimeout(TemporaryError):
     """Something did not become ready in time."""
 
@@ -113,12 +118,12 @@ class CanaryFailed(RolledBack):
 
 
 class Inconclusive(RolloutStopped):
-    """The budget of requests or time was spent before the evidence sufficed."""
+    """The budget of requests or time was spent before the evidence sufficed; the candidate is held at 0 % and the same command goes on."""
 
     exit_code = 5
 
 
 class MeterBroken(RolloutStopped):
-    """The counts cannot be trusted; this says nothing about the candidate."""
+    """The counts cannot be trusted; this says nothing about the candidate, which is held at 0 % until the same command goes on."""
 
     exit_code = 6

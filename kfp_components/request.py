@@ -20,6 +20,9 @@ IMPORT_PATH = re.compile(r"[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*[:.][A-Za-z_]\w*")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 CLUSTER_HOST = re.compile(r"([a-z0-9]([-a-z0-9]*[a-z0-9])?\.){2}svc(\.cluster\.local)?")
+LOOKS_PER_LEASE = 3
+"""The candidate's weight is renewed at looks, three times before it lapses."""
+
 Part = TypeVar("Part", bound=BaseModel)
 
 
@@ -136,6 +139,10 @@ class Options(_Part):
     smoke: tuple[SmokeCase, ...] = Field((), description="beside the protocol's own health checks")
     protocol: Literal["v2", "json"] = Field("v2", description="v2: the health endpoints of the Open Inference Protocol are checked too")
     judge: JudgeRules = JudgeRules()
+    on_inconclusive: Literal["hold", "roll_back", "promote"] = Field(
+        "hold", description="when a step's budget is spent without enough evidence: hold at 0 % and keep the evidence, take it back, or go on as if it passed"
+    )
+    hold_ttl_s: float = Field(86_400.0, gt=0, description="after so long at 0 % a held candidate gives way to the next request")
     sticky_header: str | None = Field(None, description="requests with the same value of this header see the same version")
     lease_s: float = Field(60.0, ge=2, le=3600, description="after so long without a running step the router itself goes back to stable")
     grace_s: float = Field(10.0, ge=0, le=3600, description="between the switch and the removal of the old version, for requests in flight")
@@ -164,6 +171,11 @@ class Options(_Part):
     def _arguments(self) -> Options:
         if self.args and not self.builder:
             raise ValueError("args are given, but builder is false: a bound application takes no arguments")
+        if self.judge.tick_s * LOOKS_PER_LEASE > self.lease_s:
+            raise ValueError(
+                f"judge.tick_s {self.judge.tick_s:g} and lease_s {self.lease_s:g} contradict each other: the weight would lapse between two looks; "
+                f"lease_s must be at least {LOOKS_PER_LEASE} times tick_s"
+            )
         return self
 
     @field_validator("deployments")

@@ -19,5 +19,5 @@ def create_inference_service(request: dict, run_id: str = "") -> dict:
     from kfp_components import rollout
     from kfp_components.ops import runtime
 
-    rollout.create_stub(runtime.open_run(request, run_id))
+    rollout.create_inference_service(runtime.open_run(request, run_id))
     return request

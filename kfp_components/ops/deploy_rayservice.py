@@ -19,5 +19,5 @@ def deploy_rayservice(request: dict, run_id: str = "") -> dict:
     from kfp_components import rollout
     from kfp_components.ops import runtime
 
-    rollout.deploy(runtime.open_run(request, run_id))
+    rollout.deploy_rayservice(runtime.open_run(request, run_id))
     return request

@@ -28,7 +28,7 @@ def judge_canary(
     from kfp_components import rollout
     from kfp_components.ops import runtime
 
-    release = rollout.judge_step(runtime.open_run(request, run_id), index)
+    release = rollout.judge_canary(runtime.open_run(request, run_id), index)
     runtime.write_report(release, report.path)
     metrics.metadata.update(runtime.metrics(release))
     return request

@@ -26,7 +26,7 @@ def promote_model(
     from kfp_components import rollout
     from kfp_components.ops import runtime
 
-    release = rollout.promote(runtime.open_run(request, run_id))
+    release = rollout.promote_model(runtime.open_run(request, run_id))
     runtime.write_report(release, report.path)
     metrics.metadata.update(runtime.metrics(release))
     return request

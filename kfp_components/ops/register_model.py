@@ -40,5 +40,5 @@ def register_model(
 
     values = {"model": model, "version": version, "uri": uri, "namespace": namespace, "rayservice": rayservice}
     run = runtime.open_run({**values, "import_path": import_path, "steps": steps, "options": options}, run_id)
-    rollout.register(run, first_version=first_version)
+    rollout.register_model(run, first_version=first_version)
     return run.request.plain

@@ -20,5 +20,5 @@ def shift_traffic(request: dict, weight_percent: float, run_id: str = "") -> dic
     from kfp_components import rollout
     from kfp_components.ops import runtime
 
-    rollout.shift(runtime.open_run(request, run_id), weight_percent)
+    rollout.shift_traffic(runtime.open_run(request, run_id), weight_percent)
     return request

@@ -19,5 +19,5 @@ def smoke_inference(request: dict, run_id: str = "") -> dict:
     from kfp_components import rollout
     from kfp_components.ops import runtime
 
-    rollout.smoke(runtime.open_run(request, run_id))
+    rollout.smoke_inference(runtime.open_run(request, run_id))
     return request

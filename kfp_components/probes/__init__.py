@@ -19,23 +19,27 @@ EXCERPT_CHARACTERS = 300
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What one case gave. ``problem`` is None when all was as expected, else one line: request, answer, what was expected."""
+    """What one case gave. ``problem`` is None when all was as expected, else one line: request, answer, what was expected.
+
+    ``unreachable``: nobody was there to answer, which says nothing about the version.
+    """
 
     case: str
     seconds: float
     problem: str | None
+    unreachable: bool = False
 
 
 class Prober:
     """Sends cases to one model through its alias, to a chosen version."""
 
-    def __init__(self, endpoint: Endpoint, model: str) -> None:
+    def __init__(self, endpoint: Endpoint, model: str, transport: httpx.BaseTransport | None = None) -> None:
         self.endpoint = endpoint
         self.model = model
         import httpx  # its import brings rich and click: a step that sends nothing need not pay for it
 
-        self._errors = (httpx.TimeoutException, httpx.HTTPError)
-        self._client = httpx.Client(base_url=endpoint.base_url, headers={"host": endpoint.host}, trust_env=False)
+        self._errors = ((httpx.ConnectError, httpx.ConnectTimeout), httpx.TimeoutException, httpx.HTTPError)
+        self._client = httpx.Client(base_url=endpoint.base_url, headers={"host": endpoint.host}, trust_env=False, transport=transport)
 
     def __enter__(self) -> Prober:
         return self
@@ -52,7 +56,7 @@ class Prober:
         path = names.public_route(self.model) + PROTOCOLS[case.protocol](case, self.model)
         try:
             answer = self._client.request(case.method, path, timeout=case.timeout_s)
-        except self._errors[1]:
+        except self._errors[2]:
             return None
         told: str | None = answer.headers.get(names.VERSION_HEADER)
         return told
@@ -65,15 +69,22 @@ class Prober:
             answer = self._client.request(
                 case.method, path, json=case.body if case.method == "POST" else None, headers=headers, timeout=case.timeout_s
             )
-        except self._errors[0]:
+        except self._errors[0] as error:
+            told = f"{sent}: {self.endpoint.base_url} cannot be reached ({' -> '.join(self.endpoint.path)}): {error}"
+            return ProbeResult(case.name, 0.0, told, unreachable=True)
+        except self._errors[1]:
             return ProbeResult(case.name, case.timeout_s, f"{sent}: no whole answer within {case.timeout_s:g} s")
-        except self._errors[1] as error:
+        except self._errors[2] as error:
             return ProbeResult(case.name, 0.0, f"{sent}: {type(error).__name__}: {error}")
         return ProbeResult(case.name, answer.elapsed.total_seconds(), _problem(case, version, sent, answer))
 
 
 def assert_passed(results: Iterable[ProbeResult], what: str) -> None:
-    """Raise `SmokeFailed` with a line for each case that failed."""
+    """Raise `SmokeFailed` with a line for each case that failed; `Unreachable` when one could not be sent."""
+    results = list(results)
+    nobody = next((result.problem for result in results if result.unreachable), None)
+    if nobody:
+        raise errors.Unreachable(f"{what}: {nobody}")
     problems = [result.problem for result in results if result.problem]
     if problems:
         raise errors.SmokeFailed(f"{what}: {len(problems)} smoke case(s) failed: " + "; ".join(problems))

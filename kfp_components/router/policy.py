@@ -7,7 +7,8 @@
      "weight_percent": 10.0,               the candidate's share of unpinned requests
      "lease_expires_unix_s": 1780000000.0, after which the share is 0 until it is renewed (dead-man's switch)
      "sticky_header": "x-user-id",         optional: equal values see the same version
-     "request_timeout_s": 60.0}            between two pieces of an answer
+     "request_timeout_s": 60.0,            between two pieces of an answer
+     "epoch": 3}                           of the release that wrote it, for writers only: one with a lower epoch was taken over
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-KEYS = {"stable", "candidate", "weight_percent", "lease_expires_unix_s", "sticky_header", "request_timeout_s"}
+KEYS = {"stable", "candidate", "weight_percent", "lease_expires_unix_s", "sticky_header", "request_timeout_s", "epoch"}
 BUCKETS = 1_000_000
 
 

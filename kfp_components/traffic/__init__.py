@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kfp_components import errors
+from kfp_components.clock import Clock
 from kfp_components.cluster import Cluster
 from kfp_components.request import ModelTarget
+
+if TYPE_CHECKING:
+    import httpx
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,11 @@ class Split:
     sticky_header: str | None = None
     request_timeout_s: float = 60.0
 
+    def __post_init__(self) -> None:
+        """Raises `RequestInvalid` for a share that is none, before anything is written."""
+        if not 0.0 <= self.weight_percent <= 100.0:
+            raise errors.RequestInvalid(f"weight {self.weight_percent:g} %: a share of the requests is between 0 and 100 percent")
+
     @property
     def shares(self) -> dict[str, float]:
         """Version -> percent, for the stub."""
@@ -31,13 +40,24 @@ class Split:
 
 
 class TrafficStrategy(Protocol):
-    """Set and verify are two verbs: `set_weight` writes what is wanted, `observed_weight` reads what the data plane does."""
+    """Set and verify are two verbs: `set_weight` writes what is wanted, `observed_weight` reads what the data plane does.
+
+    ``epoch`` is the release's, raised by whoever takes it over; it is written beside the split, and a writer with a lower one is refused.
+    """
+
+    epoch: int
 
     def prepare(self, serve_config: str, split: Split) -> str:
         """``serveConfigV2`` with the data plane's own application in it, routing by ``split``."""
 
-    def set_weight(self, split: Split) -> None:
-        """Write the split, in one write; nothing else changes."""
+    def set_weight(self, split: Split, *, way_back: bool = False) -> None:
+        """Write the split, in one write; nothing else changes. On the ``way_back`` whoever manages the object.
+
+        Raises `ApplicationRemoved` when a version that it names is not there, `ReleaseHeld` when another run has taken the release over.
+        """
+
+    def settled(self, serve_config: str, split: Split) -> str:
+        """``serveConfigV2`` with the split, and nothing else that a release left there: how it looks when none runs."""
 
     def current(self) -> Split | None:
         """The split as it is written, None when the model has no public route yet."""
@@ -55,17 +75,18 @@ class TrafficStrategy(Protocol):
         """``serveConfigV2`` without the data plane's own application."""
 
 
-def _router(cluster: Cluster, target: ModelTarget) -> TrafficStrategy:
+def _router(cluster: Cluster, target: ModelTarget, clock: Clock, transport: httpx.BaseTransport | None) -> TrafficStrategy:
     from kfp_components.traffic.ray_router import RayRouter
 
-    return RayRouter(cluster, target)
+    return RayRouter(cluster, target, clock, transport)
 
 
-STRATEGIES: Mapping[str, Callable[[Cluster, ModelTarget], TrafficStrategy]] = {"ray_router": _router}
+Connect = Callable[[Cluster, ModelTarget, Clock, "httpx.BaseTransport | None"], TrafficStrategy]
+STRATEGIES: Mapping[str, Connect] = {"ray_router": _router}
 
 
-def connect(name: str, cluster: Cluster, target: ModelTarget) -> TrafficStrategy:
+def connect(name: str, cluster: Cluster, target: ModelTarget, clock: Clock, transport: httpx.BaseTransport | None = None) -> TrafficStrategy:
     """The strategy of that name. Raises `RequestInvalid` listing the known ones."""
     if name not in STRATEGIES:
         raise errors.RequestInvalid(f"traffic strategy {name!r} is not known; known are {', '.join(STRATEGIES)}")
-    return STRATEGIES[name](cluster, target)
+    return STRATEGIES[name](cluster, target, clock, transport)

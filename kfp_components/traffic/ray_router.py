@@ -5,15 +5,18 @@ All control goes through the RayService's ``serveConfigV2``; the router takes no
 
 from __future__ import annotations
 
-import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kfp_components import errors, names
 from kfp_components.apply import change_serve_config
+from kfp_components.clock import Clock, SystemClock
 from kfp_components.cluster import Cluster, Endpoint, Ref
 from kfp_components.request import ModelTarget
 from kfp_components.serving import rayservice
 from kfp_components.traffic import Split
+
+if TYPE_CHECKING:
+    import httpx
 
 READ_TIMEOUT_S = 5.0
 
@@ -21,9 +24,12 @@ READ_TIMEOUT_S = 5.0
 class RayRouter:
     """Implements `TrafficStrategy` for one model."""
 
-    def __init__(self, cluster: Cluster, target: ModelTarget) -> None:
+    def __init__(self, cluster: Cluster, target: ModelTarget, clock: Clock | None = None, transport: httpx.BaseTransport | None = None) -> None:
         self.cluster = cluster
         self.target = target
+        self.epoch = 0
+        self._clock: Clock = clock or SystemClock()
+        self._transport = transport
         self.application = names.router_application(target.model)
         self._endpoint: Endpoint | None = None
 
@@ -40,13 +46,29 @@ class RayRouter:
         }
         return rayservice.with_application(serve_config, application)
 
-    def set_weight(self, split: Split) -> None:
+    def set_weight(self, split: Split, *, way_back: bool = False) -> None:
         """One compare-and-swap write of the router's ``user_config``.
 
-        Raises `ApplicationRemoved`, and writes nothing, when the router or a version that the split names has no application any more.
+        Raises `ApplicationRemoved`, and writes nothing, when the router or a version that the split names has no application any more; `ReleaseHeld`
+        when another run has taken the release over.
         """
-        target = self.target
-        change_serve_config(self.cluster, target.namespace, target.rayservice, lambda text: self._with_split(text, split), changed={self.application})
+        change_serve_config(
+            self.cluster,
+            self.target.namespace,
+            self.target.rayservice,
+            lambda text: self._with_split(text, split),
+            changed={self.application},
+            clock=self._clock,
+            way_back=way_back,
+        )
+
+    def settled(self, serve_config: str, split: Split) -> str:
+        """The split without an epoch; the text as it is when the router is not in it."""
+        config = rayservice.user_config(serve_config, self.application, names.ROUTER_DEPLOYMENT)
+        if config is None:
+            return serve_config
+        self._refuse_older(config)
+        return rayservice.with_user_config(serve_config, self.application, names.ROUTER_DEPLOYMENT, to_user_config(self.target.model, split))
 
     def current(self) -> Split | None:
         """The split in ``serveConfigV2``. Raises `RequestInvalid` when that cannot be read, `NameTaken` when the application is not our router."""
@@ -78,16 +100,16 @@ class RayRouter:
 
     def wait_until_applied(self, split: Split, timeout_s: float) -> float:
         """Wait until the router routes by ``split``; seconds that it took. Raises `WaitTimeout` saying what it does instead."""
-        started = time.monotonic()
+        started = self._clock.monotonic()
         seen: Split | str = "nothing"
-        while time.monotonic() - started < timeout_s:
+        while self._clock.monotonic() - started < timeout_s:
             try:
                 seen = self.observed_weight()
                 if (seen.stable, seen.candidate, seen.weight_percent) == (split.stable, split.candidate, split.weight_percent):
-                    return time.monotonic() - started
+                    return self._clock.monotonic() - started
             except errors.TemporaryError as error:
                 seen = str(error)
-            time.sleep(0.1)
+            self._clock.sleep(0.1)
         raise errors.WaitTimeout(
             f"router of {self.target.model}: after {timeout_s:g} s it still does not route by {split.shares}; it says {seen}; "
             f"look at application {self.application} in the Ray dashboard"
@@ -110,7 +132,8 @@ class RayRouter:
                 self._endpoint = self.cluster.endpoint(names.alias(self.target.model), self.target.namespace, names.SERVE_PORT)
             endpoint = self._endpoint
             url = f"{endpoint.base_url}{names.public_route(self.target.model)}/-/{page}"
-            answer = httpx.get(url, headers={"host": endpoint.host}, timeout=READ_TIMEOUT_S, trust_env=False)
+            with httpx.Client(transport=self._transport, timeout=READ_TIMEOUT_S, trust_env=False) as client:
+                answer = client.get(url, headers={"host": endpoint.host})
         except (httpx.HTTPError, errors.NotFound) as error:
             self._endpoint = None
             raise errors.Unreachable(f"{where}: {type(error).__name__} while reading /-/{page}: {error}") from error
@@ -138,7 +161,19 @@ class RayRouter:
                     f"RayService {self.target.namespace}/{self.target.rayservice}: application {application} is not in serveConfigV2 any more, "
                     "somebody else took it out; no traffic is given to what is not there"
                 )
-        return rayservice.with_user_config(text, self.application, names.ROUTER_DEPLOYMENT, to_user_config(self.target.model, split))
+        config = rayservice.user_config(text, self.application, names.ROUTER_DEPLOYMENT) or {}
+        self._refuse_older(config)
+        wanted = to_user_config(self.target.model, split)
+        if config == wanted:
+            return text  # nothing to give back, so no epoch to leave there
+        return rayservice.with_user_config(text, self.application, names.ROUTER_DEPLOYMENT, wanted | ({"epoch": self.epoch} if self.epoch else {}))
+
+    def _refuse_older(self, config: dict[str, Any]) -> None:
+        found = int(config.get("epoch", 0))
+        if found > self.epoch:
+            raise errors.ReleaseHeld(
+                f"router of {self.target.model}: another run has taken the release over (epoch {found}, this run's is {self.epoch}); it stops here"
+            )
 
 
 def to_user_config(model: str, split: Split) -> dict[str, Any]:

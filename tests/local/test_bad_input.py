@@ -249,9 +249,9 @@ def test_a_rollback_without_a_release(world: World) -> None:
 def test_a_step_before_its_time_is_refused_and_the_release_goes_on(world: World) -> None:
     world.rayservice()
     run = rollout.open_run(asked("v5"), world.cluster)
-    rollout.register(run)
+    rollout.register_model(run)
     with pytest.raises(errors.StepOutOfOrder, match="step 1 of 3 has not passed"):
-        rollout.promote(run)
+        rollout.promote_model(run)
     record = run.store.load()
     assert record is not None and record.phase == "registered"
 

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from patience import seconds
 
-from kfp_components import preflight, request
+from kfp_components import request
+from kfp_components.rollout import preflight
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

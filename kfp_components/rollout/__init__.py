@@ -1,0 +1,72 @@
+"""One function per step of a release. Notebooks and the CLI call them, the KFP components of the same names wrap them.
+
+    run = rollout.open_run(request, cluster)      # nothing is touched yet
+    rollout.promote_with_canary(run)              # or step by step, as below
+
+    register_model -> deploy_rayservice -> create_alias -> create_inference_service -> smoke_inference -> canary_step(0) -> ... -> promote_model
+
+Every step re-reads the release record, so a step that is run again goes on where it stood, in any process. What a fault means is one table
+(`rollout.policy`); the step that finds it acts itself, before it raises. Nobody running: the router gives all traffic back to stable when the weight's
+lease lapses.
+"""
+
+from kfp_components.release import Release, ReleaseStore
+from kfp_components.rollout.begin import begin, plan, register_model
+from kfp_components.rollout.canary import canary_step, judge_canary, shift_traffic
+from kfp_components.rollout.deploy import deploy_rayservice
+from kfp_components.rollout.front import create_alias, create_inference_service
+from kfp_components.rollout.promote import promote_model
+from kfp_components.rollout.rollback import finish_release, roll_back
+from kfp_components.rollout.run import Run, Watcher, open_rollback, open_run
+from kfp_components.rollout.smoke import smoke_cases, smoke_inference
+
+
+def promote_with_canary(run: Run) -> Release:
+    """The whole way from a registered version to all users, or back. Returns the record; raises what stopped it.
+
+    A version that is what users get already is left alone, so running the same command again after the end is harmless.
+    """
+    _deploy_and_smoke(run, first_version=False)
+    for index in range(len(run.request.steps)):
+        canary_step(run, index)
+    return promote_model(run)
+
+
+def deploy_model(run: Run) -> Release:
+    """The first version of a model: no stable version to compare with, so smoke inference alone decides."""
+    _deploy_and_smoke(run, first_version=True)
+    return promote_model(run)
+
+
+def _deploy_and_smoke(run: Run, *, first_version: bool) -> None:
+    register_model(run, first_version=first_version)
+    deploy_rayservice(run)
+    create_alias(run)
+    create_inference_service(run)
+    smoke_inference(run)
+
+
+__all__ = [
+    "Release",
+    "ReleaseStore",
+    "Run",
+    "Watcher",
+    "begin",
+    "canary_step",
+    "create_alias",
+    "create_inference_service",
+    "deploy_model",
+    "deploy_rayservice",
+    "finish_release",
+    "judge_canary",
+    "open_rollback",
+    "open_run",
+    "plan",
+    "promote_model",
+    "promote_with_canary",
+    "register_model",
+    "roll_back",
+    "shift_traffic",
+    "smoke_cases",
+    "smoke_inference",
+]

@@ -1,0 +1,113 @@
+"""The beginning: everything is checked, then the release record is opened, or the one that this request continues is found."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict
+
+from kfp_components import errors, names
+from kfp_components.phases import FINAL
+from kfp_components.plan import Change, Plan
+from kfp_components.release import Release
+from kfp_components.rollout import deploy, journal, manifests, preflight, undo
+from kfp_components.rollout.run import Run
+from kfp_components.rollout.step import adopt, put_down, step, take
+
+
+def register_model(run: Run, *, first_version: bool = False) -> Release:
+    """Make the version known to the registry, as ``candidate``. Opens the release, or continues it."""
+    begin(run, first_version=first_version)
+    with step(run, "register", until="registered") as record:
+        if record is not None:
+            request = run.request
+            properties = {"model_format": request.options.model_format, "import_path": request.import_path, **run.source}
+            run.registry.register(run.registered_name, request.version, request.uri, digest=request.options.digest, properties=properties)
+            run.registry.move(run.registered_name, "candidate", request.version)
+            journal.advance(run, "registered", f"{run.registered_name} {request.version} registered from {request.uri}")
+    return journal.current(run)
+
+
+def begin(run: Run, *, first_version: bool = False) -> Release:
+    """Check everything, take the model's Lease and open the release record, or find the one that this request continues.
+
+    Raises an `InputError` before anything is written; `ReleaseHeld` when another run is at it, or another request's release is unfinished.
+    """
+    request = run.request
+    preflight.check_permissions(run.cluster, request)
+    found = run.store.load()
+    if found is not None and not found.done and found.request_digest == request.digest:
+        take(run)
+        return journal.current(run)
+    if found is not None and not found.done:
+        found = _make_way(run, found)
+    split = run.router.current()
+    stable = split.stable if split else None
+    if found is not None and found.phase == "promoted" and stable == request.version and found.request_digest == request.digest:
+        return found
+    if stable == request.version:
+        raise errors.RequestInvalid(f"model {request.model}: version {request.version} is what users get already; give a new version")
+    if stable is not None and first_version:
+        raise errors.RequestInvalid(
+            f"model {request.model}: version {stable} is live; a new version goes through the canary (promote_with_canary), not deploy_model"
+        )
+    situation = preflight.check(run.cluster, run.registry, request, stable_version=stable, first_version=first_version)
+    run.lease.acquire()
+    record = Release(
+        epoch=(found.epoch if found else 0) + 1,
+        model=request.model,
+        namespace=request.namespace,
+        rayservice=request.rayservice,
+        candidate_version=request.version,
+        stable_version=stable,
+        split_before=asdict(split) if split else None,
+        request=request.model_dump(mode="json"),
+        request_digest=request.digest,
+        holder=run.holder,
+        steps=[] if first_version else list(request.steps),
+        started_unix_s=run.clock.now_unix_s(),
+        made=[kind for kind, there in (("Service", situation.alias_exists), ("InferenceService", situation.stub_exists)) if not there],
+    )
+    try:
+        adopt(run, run.store.start(record))
+    except errors.KfpServingError:
+        with contextlib.suppress(errors.KfpServingError):
+            run.lease.release()
+        raise
+    put_down(run)
+    return record
+
+
+def plan(run: Run, *, first_version: bool = False) -> Plan:
+    """What the release would write first (deploy, alias, stub), without writing it."""
+    split = run.router.current()
+    stable = split.stable if split else None
+    situation = preflight.check(run.cluster, run.registry, run.request, stable_version=stable, first_version=first_version)
+    before = situation.serve_config
+    after = deploy.with_version(run, before, stable)
+    whole = situation.rayservice or manifests.new_rayservice(run, before)
+    metadata = {"name": whole["metadata"]["name"], "namespace": whole["metadata"]["namespace"]}
+    change = Change(
+        "apply",
+        {"apiVersion": whole["apiVersion"], "kind": whole["kind"], "metadata": metadata, "spec": {"serveConfigV2": after}},
+        f"application {deploy.application(run)} beside the others, which stay as they are",
+        names.MANAGER,
+        before=situation.rayservice,
+    )
+    stub = () if stable is not None and situation.stub_exists else tuple(manifests.stub_plan(run, stable or run.request.version))
+    return Plan((change,) if after != before else ()) + manifests.alias_plan(run) + Plan(stub)
+
+
+def _make_way(run: Run, found: Release) -> Release:
+    """Another request's release: one that was held for longer than it may is taken back first, any other one refuses this request."""
+    asked = found.asked()
+    if found.phase == "held" and found.held is not None:
+        held_s = run.clock.now_unix_s() - found.held.since_unix_s
+        if held_s >= asked.options.hold_ttl_s:
+            other = run.for_request(asked)
+            take(other)
+            return undo.take_back(other, errors.RolledBack(f"held for {held_s / 3600:.1f} hours for want of evidence; another request came"))
+    assert found.phase not in FINAL
+    raise errors.ReleaseHeld(
+        f"{run.store.ref}: the release of {found.candidate_version} is unfinished ({found.phase}, last run by {found.holder}); "
+        f"run that request again to go on, or `kfp-serving rollback {found.model}` to give it up"
+    )

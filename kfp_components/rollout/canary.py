@@ -1,0 +1,222 @@
+"""The canary: a share of the requests, judged until the evidence suffices for a larger one."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from kfp_components import errors
+from kfp_components.judge import counts
+from kfp_components.release import Evidence, JudgeState, Point, Release
+from kfp_components.rollout import journal, manifests, weights
+from kfp_components.rollout.run import Run
+from kfp_components.rollout.step import step
+
+if TYPE_CHECKING:
+    from kfp_components.judge.verdict import Verdict
+
+METER_PATIENCE_S = 15.0
+"""How long the counts may be unreadable before the verdict is `error`: a restarted replica is back by then."""
+
+SAVE_S = 30.0
+"""How often the judge's state is written down; what came since stands in the router's counts."""
+
+
+def canary_step(run: Run, index: int) -> Release:
+    """Shift to the step's weight and judge until the evidence suffices for the next one. A step that has passed is left alone.
+
+    Raises `CanaryFailed` (taken back), `Inconclusive` or `MeterBroken` (held), `ReleaseLeft`; `StepOutOfOrder`, and nothing is written, when an earlier step
+    has not passed.
+    """
+    steps = run.request.steps
+    if index >= len(steps):
+        return journal.read(run)  # the compiled pipeline has more boxes than this request has steps
+    with step(run, f"canary {steps[index]:g} %", until="promoting") as record:
+        if record is not None and record.step_index <= index:
+            _require_turn(record, index)
+            _shift(run, record, steps[index])
+            _Look(run, index).until_decided()
+    return journal.current(run)
+
+
+def shift_traffic(run: Run, weight_percent: float) -> Release:
+    """Give the candidate a share of the requests, verified; the share is a lease that a judging step renews.
+
+    Raises `StepOutOfOrder`, and nothing is written, for a share above that of the step whose turn it is.
+    """
+    with step(run, "shift", until="promoting") as record:
+        if record is not None:
+            turn = run.request.steps[min(record.step_index, len(run.request.steps) - 1)]
+            if weight_percent > turn:
+                raise errors.StepOutOfOrder(f"model {record.model}: {weight_percent:g} % is above the step whose turn it is ({turn:g} %)")
+            _shift(run, record, weight_percent)
+    return journal.current(run)
+
+
+def judge_canary(run: Run, index: int) -> Release:
+    """Judge at the step's weight, which `shift_traffic` has set. Otherwise as `canary_step`."""
+    steps = run.request.steps
+    if index >= len(steps):
+        return journal.read(run)
+    with step(run, f"judge {steps[index]:g} %", until="promoting") as record:
+        if record is not None and record.step_index <= index:
+            _require_turn(record, index)
+            if record.judge is None or record.weight_percent != steps[index]:
+                raise errors.StepOutOfOrder(
+                    f"model {record.model}: the weight is {record.weight_percent:g} %, step {index} is about {steps[index]:g} %; call shift_traffic "
+                    f"with {steps[index]:g} first, or canary_step, which does both"
+                )
+            _Look(run, index).until_decided()
+    return journal.current(run)
+
+
+def _require_turn(record: Release, index: int) -> None:
+    if index > record.step_index:
+        raise errors.StepOutOfOrder(
+            f"model {record.model}: step {record.step_index + 1} of {len(record.steps)} ({record.steps[record.step_index]:g} %) has not passed; it comes first"
+        )
+
+
+def _shift(run: Run, record: Release, weight_percent: float) -> None:
+    if not record.reached("smoked") or record.stable_version is None:
+        raise errors.StepOutOfOrder(
+            f"model {record.model}: version {record.candidate_version} is not smoke-tested beside a stable one; run that step first"
+        )
+    judge = record.judge or _begin(run, record, record.stable_version)
+    if record.phase == "held":  # a new budget; the evidence stays
+        seen = judge.state["candidate"]["requests"]
+        judge = judge.model_copy(update={"watched_s": 0.0, "requests_before": seen})
+    weights.assert_runs(run, record.candidate_version)
+    split = weights.split(run, stable=record.stable_version, candidate=record.candidate_version, weight_percent=weight_percent)
+    if record.phase != "canary":  # first it is said that the candidate may have traffic: whoever comes after a kill here gives it back
+        journal.advance(run, "canary", f"{record.candidate_version} gets its first requests", judge=judge, held=None)
+    run.router.set_weight(split)
+    seconds = weights.wait_applied(run, split)
+    message = f"{weight_percent:g} % of the requests go to {record.candidate_version} (effective after {seconds:.1f} s)"
+    record = journal.write(run, "canary", message, weight_percent=weight_percent)
+    with contextlib.suppress(errors.TemporaryError):
+        run.store.save_canary(record)
+    manifests.show_traffic(run, split.shares, f"canary: {weight_percent:g} % of the requests go to {record.candidate_version}")
+
+
+def _begin(run: Run, record: Release, stable: str) -> JudgeState:
+    """Counts from before the canary are stable's history, which sets the margins, and not the candidate's traffic."""
+    from kfp_components.judge.verdict import Judge  # numpy: only the steps that judge pay for it
+
+    page = run.router.ledger()
+    judge = Judge(run.request.options.judge, history=counts.history(page, stable))
+    return JudgeState(state=judge.state, cursor=counts.start(page), step=None)
+
+
+class _Look:
+    """Reads the counts, judges, and renews the weight's lease, look after look."""
+
+    def __init__(self, run: Run, index: int) -> None:
+        from kfp_components.judge.verdict import Judge
+
+        record = journal.current(run)
+        assert record.stable_version is not None and record.judge is not None  # the step has set the weight
+        self.run, self.index, self.rules = run, index, run.request.options.judge
+        self.stable, self.candidate = record.stable_version, record.candidate_version
+        self.weight_percent = run.request.steps[index]
+        self.judge = Judge(self.rules, record.judge.state)
+        self.cursor = record.judge.cursor
+        self.watched_s = record.judge.watched_s if record.judge.step == index else 0.0
+        self.requests_before = record.judge.requests_before
+        self.lease_ends_unix_s = 0.0  # unknown: the first look may hold requests of another weight
+        self.renew_at = 0.0
+        self.looked_at: float | None = None
+        self.readable_at = self.saved_at = run.clock.monotonic()
+
+    def until_decided(self) -> None:
+        """Until the next step may begin. Raises `CanaryFailed`, `MeterBroken`, `Inconclusive`, and what the renewal of the weight raises."""
+        from kfp_components.judge import weight
+
+        run, steps = self.run, self.run.request.steps
+        while True:
+            run.pause(self.rules.tick_s)
+            verdict = self._look()
+            if verdict is None:
+                continue
+            over = self._budget_spent()
+            on_promote = over is not None and run.request.options.on_inconclusive == "promote" and verdict.kind not in ("fail", "error")
+            if verdict.kind == "fail":
+                raise errors.CanaryFailed(f"model {run.request.model}: {verdict.sentence}")
+            if verdict.kind == "error":
+                raise errors.MeterBroken(f"model {run.request.model}: {verdict.sentence}")
+            if weight.may_advance(steps, self.index, verdict) or on_promote:
+                self._pass(verdict, over if on_promote else None)
+                return
+            if over:
+                raise errors.Inconclusive(f"model {run.request.model}: {over}; {verdict.sentence}")
+            if run.clock.monotonic() - self.saved_at >= SAVE_S:
+                self.saved_at = run.clock.monotonic()
+                with contextlib.suppress(errors.TemporaryError):
+                    run.store.save_canary(journal.current(run))
+
+    def _look(self) -> Verdict | None:
+        """One look; None when the counts cannot be read just now."""
+        run = self.run
+        lapsed = run.clock.now_unix_s() >= self.lease_ends_unix_s  # nobody renewed it: what came since went by another weight
+        if lapsed or run.clock.monotonic() >= self.renew_at:
+            self._renew(wait=lapsed)
+        try:
+            page = run.router.ledger()
+            tick, cursor = counts.advance(self.cursor, page, self.stable, self.candidate)
+        except (errors.Unreachable, KeyError, TypeError) as error:
+            unreadable_s = run.clock.monotonic() - self.readable_at
+            if unreadable_s > METER_PATIENCE_S:
+                raise errors.MeterBroken(
+                    f"model {run.request.model}: the counts could not be read for {unreadable_s:.0f} s: {error}"
+                ) from error
+            return None
+        now = run.clock.monotonic()
+        self.readable_at = now
+        self.watched_s += self.rules.tick_s if self.looked_at is None else min(now - self.looked_at, 3 * self.rules.tick_s)
+        self.looked_at = now
+        sticky = run.request.options.sticky_header is not None
+        lapsed = lapsed or run.clock.now_unix_s() >= self.lease_ends_unix_s
+        verdict = self.judge.observe(tick, weight_percent=self.weight_percent, sticky=sticky, unwatched=lapsed)
+        self.cursor = cursor
+        self._show(verdict)
+        return verdict
+
+    def _renew(self, *, wait: bool) -> None:
+        """A few failures in a row are harmless: the lease lasts three renewals. `ApplicationRemoved` and `ReleaseHeld` end the step."""
+        run = self.run
+        split = weights.split(run, stable=self.stable, candidate=self.candidate, weight_percent=self.weight_percent)
+        self.renew_at = run.clock.monotonic() + run.request.options.lease_s / 3
+        with contextlib.suppress(errors.Unreachable, errors.Conflict):
+            run.router.set_weight(split)
+            assert split.lease_expires_unix_s is not None
+            self.lease_ends_unix_s = split.lease_expires_unix_s
+            if wait:
+                weights.wait_applied(run, split)
+
+    def _show(self, verdict: Verdict) -> None:
+        """The record as it is known here, for the watcher and for what is written next."""
+        record = journal.current(self.run)
+        record.verdict = Evidence.model_validate(verdict.as_dict())
+        record.judge = JudgeState(
+            state=self.judge.state, cursor=self.cursor, step=self.index, watched_s=self.watched_s, requests_before=self.requests_before
+        )
+        now = self.run.clock.now_unix_s()
+        totals = self.judge.totals()
+        point = {"unix_s": now, "weight_percent": self.weight_percent, **totals, "e_fail": verdict.e_fail, "e_pass": verdict.e_pass}
+        record.timeline.append(Point.model_validate(point))
+        journal.tell(self.run, record)
+
+    def _budget_spent(self) -> str | None:
+        if self.watched_s > 60 * self.rules.max_minutes:
+            return f"the step's budget of {self.rules.max_minutes:g} watched minutes is spent"
+        if self.judge.candidate_requests - self.requests_before > self.rules.max_candidate_requests:
+            return f"the budget of {self.rules.max_candidate_requests:,} candidate requests is spent"
+        return None
+
+    def _pass(self, verdict: Verdict, why: str | None) -> None:
+        run, steps = self.run, self.run.request.steps
+        following = f"{steps[self.index + 1]:g} %" if self.index + 1 < len(steps) else "the promotion"
+        told = f"enough for {following}: {verdict.sentence}" if why is None else f"on to {following} as options.on_inconclusive says: {why}; {verdict.sentence}"
+        record = journal.write(run, f"judge {self.weight_percent:g} %", told, step_index=self.index + 1, verdict=journal.current(run).verdict)
+        with contextlib.suppress(errors.TemporaryError):
+            run.store.save_canary(record)

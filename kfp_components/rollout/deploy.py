@@ -1,0 +1,71 @@
+"""The candidate beside the others on the RayService."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kfp_components import names
+from kfp_components.apply import change_serve_config
+from kfp_components.release import Release
+from kfp_components.rollout import journal, manifests, weights
+from kfp_components.rollout.run import Run
+from kfp_components.rollout.step import step
+from kfp_components.serving import rayservice
+
+
+def deploy_rayservice(run: Run) -> Release:
+    """Put the version beside the others on the RayService and wait until it runs. It gets no traffic yet.
+
+    Raises `DeployFailed` with the diagnosis (the version is taken out again), `ReleaseLeft` when it is not ready within ``ready_timeout_s``: it stays, and
+    the same command goes on waiting.
+    """
+    with step(run, "deploy", until="deployed") as record:
+        if record is not None:
+            request = run.request
+            if request.options.rayservice_template is not None and run.cluster.get(run.rayservice) is None:
+                _create_rayservice(run, record)
+            ours = {application(run), names.router_application(request.model)}
+            change_serve_config(
+                run.cluster,
+                request.namespace,
+                request.rayservice,
+                lambda text: with_version(run, text, record.stable_version),
+                changed=ours,
+                clock=run.clock,
+            )
+            for name in sorted(ours if record.stable_version is None else {application(run)}):
+                weights.wait_until_runs(run, name, request.options.ready_timeout_s)
+            journal.advance(run, "deployed", f"application {application(run)} runs")
+    return journal.current(run)
+
+
+def application(run: Run) -> str:
+    """Name of the candidate's application."""
+    return names.application(run.request.model, run.request.version)
+
+
+def with_version(run: Run, serve_config: str, stable: str | None) -> str:
+    """``serveConfigV2`` with the version in it and, for a model's first version, the router."""
+    request, options = run.request, run.request.options
+    entry: dict[str, Any] = {
+        "name": application(run),
+        "route_prefix": names.version_route(request.model, request.version),
+        "import_path": request.import_path,
+    }
+    if options.builder:
+        entry["args"] = {"model": request.model, "version": request.version, **options.args}
+    if options.runtime_env:
+        entry["runtime_env"] = options.runtime_env
+    if options.deployments:
+        entry["deployments"] = options.deployments
+    serve_config = rayservice.with_application(serve_config, entry)
+    if stable is None:
+        return run.router.prepare(serve_config, weights.split(run, stable=request.version))
+    return run.router.prepare(serve_config, weights.split(run, stable=stable, candidate=request.version))  # known to the router, at 0 %
+
+
+def _create_rayservice(run: Run, record: Release) -> None:
+    """From the template, owned by a manager of its own, so that later writes of ``serveConfigV2`` alone do not remove the rest."""
+    manifest = manifests.new_rayservice(run, "applications: []\n")
+    manifest["metadata"]["annotations"] = {names.CREATED_BY_RELEASE: manifests.release_id(record)}
+    run.cluster.apply(manifest, manager=names.TEMPLATE_MANAGER)

@@ -1,0 +1,112 @@
+"""What is written down while a release goes on: the record, an Event on the stub for each line of it, and the watcher who is told."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Collection
+from datetime import UTC, datetime
+from typing import Any
+
+from kfp_components import errors, names
+from kfp_components.cluster import Manifest, Ref
+from kfp_components.phases import Phase
+from kfp_components.release import Event, Release
+from kfp_components.rollout.run import Run, nobody
+
+
+def read(run: Run) -> Release:
+    """The record, read anew. Raises `NotFound` when there is none."""
+    found = run.store.load()
+    if found is None:
+        raise errors.NotFound(f"{run.store.ref}: there is no release record; run the step register_model first")
+    run.record = found
+    return found
+
+
+def current(run: Run) -> Release:
+    """The record as this run knows it."""
+    return run.record if run.record is not None else read(run)
+
+
+def advance(run: Run, phase: Phase, message: str, *, expect: Collection[Phase] | None = None, **fields: Any) -> Release:
+    """Go to the next phase. Raises what `ReleaseStore.update` does."""
+    return write(run, phase.replace("_", " "), message, expect=expect, phase=phase, **fields)
+
+
+def note(run: Run, step: str, message: str, *, ok: bool = True) -> Release:
+    """Add a line."""
+    return write(run, step, message, ok=ok)
+
+
+def try_note(run: Run, step: str, message: str) -> None:
+    """Add a line about something that went wrong, if it can be written."""
+    with contextlib.suppress(errors.KfpServingError):
+        write(run, step, message, ok=False)
+
+
+def write(run: Run, step: str, message: str, *, ok: bool = True, expect: Collection[Phase] | None = None, **fields: Any) -> Release:
+    """Change the record, put an Event on the stub, and tell the watcher."""
+    event = Event(unix_s=run.clock.now_unix_s(), step=step, message=message, ok=ok)
+
+    def change(record: Release) -> None:
+        for key, value in fields.items():
+            setattr(record, key, value)
+        record.events.append(event)
+
+    kept = run.record
+    record = run.store.update(change, epoch=run.epoch, expect=expect)
+    if kept is not None:  # what lies apart is newer here than there
+        record.timeline, record.judge = kept.timeline, fields.get("judge", kept.judge)
+    run.record = record
+    _put_event(run, record, event)
+    tell(run, record)
+    return record
+
+
+def tell(run: Run, record: Release) -> None:
+    """Show the record to the watcher. One that breaks (a closed pipe, a terminal that is gone) is told nothing more: a view never fails a release."""
+    try:
+        run.watch(record)
+    except Exception as error:
+        logging.getLogger(__name__).warning("the view of the release broke (%s: %s); the release goes on without", type(error).__name__, error)
+        run.watch = nobody
+
+
+def timestamp(run: Run) -> str:
+    """Now, as Kubernetes writes it."""
+    return datetime.fromtimestamp(run.clock.now_unix_s(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _put_event(run: Run, record: Release, event: Event) -> None:
+    """An Event informs; the record is what counts. ``kubectl describe`` shows those that name the object's uid."""
+    if run.stub_uid is None:
+        with contextlib.suppress(errors.KfpServingError):
+            stub = run.cluster.get(Ref("InferenceService", record.model, record.namespace))
+            run.stub_uid = stub["metadata"]["uid"] if stub else None
+    with contextlib.suppress(errors.KfpServingError):
+        run.cluster.create(_manifest(run, record, event))
+
+
+def _manifest(run: Run, record: Release, event: Event) -> Manifest:
+    now = timestamp(run)
+    reason = "".join(part.capitalize() for part in event.step.replace("%", "percent").replace(".", "_").split())
+    about = {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "name": record.model,
+        "namespace": record.namespace,
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"generateName": f"{record.model}-", "namespace": record.namespace},
+        "involvedObject": about | ({"uid": run.stub_uid} if run.stub_uid else {}),
+        "type": "Normal" if event.ok else "Warning",
+        "reason": reason,
+        "message": event.message[:1000],
+        "source": {"component": names.MANAGER},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }

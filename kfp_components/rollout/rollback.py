@@ -1,0 +1,61 @@
+"""Giving a release up, and what an exit handler does."""
+
+from __future__ import annotations
+
+from kfp_components import errors
+from kfp_components.release import Release
+from kfp_components.rollout import journal, undo
+from kfp_components.rollout.promote import promote_model
+from kfp_components.rollout.run import Run
+from kfp_components.rollout.step import put_down, take
+
+
+def roll_back(run: Run, reason: str = "asked for") -> Release:
+    """Give up an unfinished release: all traffic to stable in one write, verified by probes, then tidy up.
+
+    One that is being promoted goes back as long as its old version is there (else `ApplicationRemoved`, and nothing is written). A finished release is
+    left as it is: then this only verifies that the version that should answer does.
+    """
+    record = journal.read(run)
+    if record.done:
+        undo.verify(run, _serving(record), strict=True)
+        return record
+    take(run)
+    try:
+        return undo.take_back(run, errors.RolledBack(f"model {record.model}: rolled back: {reason}"))
+    finally:
+        put_down(run)
+
+
+def finish_release(run: Run) -> Release | None:
+    """What an exit handler does: a canary that nobody runs any more gives its traffic back, and a promotion or a way back that was begun is finished.
+
+    Everything else stays for the same request to go on. A run that was refused at the door left nothing (None); another run's release, and one whose
+    step is still at work, are not touched.
+    """
+    record = run.store.load()
+    if record is None or record.holder != run.holder:
+        return None
+    run.record = record
+    if record.done:
+        return record
+    try:
+        if record.phase == "promoting":
+            return promote_model(run)
+        take(run)
+        if record.phase == "rolling_back":
+            return undo.take_back(run, undo.as_error(record))
+        if record.phase == "canary":
+            undo.leave(run, "end of the run", errors.ReleaseLeft("the run ended before the release did"))
+    except errors.ReleaseHeld:
+        return journal.read(run)  # a step of this run still works
+    finally:
+        put_down(run)
+    return journal.current(run)
+
+
+def _serving(record: Release) -> str:
+    serving = record.stable_now
+    if serving is None:
+        raise errors.NotFound(f"model {record.model}: no version of it serves; nothing to roll back")
+    return serving

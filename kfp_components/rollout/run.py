@@ -1,0 +1,144 @@
+"""``Run``: what is asked, where, by whom, and who watches. Connecting writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kfp_components import errors, registry, traffic
+from kfp_components.clock import Clock, SystemClock
+from kfp_components.cluster import Cluster, Ref
+from kfp_components.cluster.patience import patient
+from kfp_components.registry import ModelRegistry
+from kfp_components.release import Lease, Release, ReleaseStore, local_holder
+from kfp_components.request import ModelTarget, PromoteRequest
+from kfp_components.rollout import preflight
+from kfp_components.traffic import TrafficStrategy
+
+if TYPE_CHECKING:
+    import httpx
+
+PATIENCE_S = 30.0
+"""How long the Kubernetes API and the registry may give no answer before the release is left as it stands."""
+
+Watcher = Callable[[Release], None]
+
+
+def nobody(_release: Release) -> None:
+    """The watcher of a release that nobody looks at."""
+
+
+@dataclass
+class Run:
+    """One run's view of a release. ``record`` is the release record as this run read or wrote it last."""
+
+    request: PromoteRequest
+    cluster: Cluster
+    registry: ModelRegistry
+    router: TrafficStrategy
+    store: ReleaseStore
+    lease: Lease
+    clock: Clock
+    holder: str
+    in_one_process: bool
+    transport: httpx.BaseTransport | None = None
+    watch: Watcher = nobody
+    source: dict[str, str] = field(default_factory=dict)
+    record: Release | None = field(default=None, repr=False)
+    epoch: int = 0
+    """The release's as this run took it over; 0 before."""
+    stub_uid: str | None = None
+
+    @property
+    def registered_name(self) -> str:
+        """Name of the model in the registry."""
+        return preflight.registered_name(self.request)
+
+    @property
+    def rayservice(self) -> Ref:
+        """The RayService that serves the model."""
+        return Ref("RayService", self.request.rayservice, self.request.namespace)
+
+    def for_request(self, request: PromoteRequest) -> Run:
+        """The same surroundings for another request."""
+        holder = None if self.in_one_process else self.holder
+        return open_run(
+            request, self.cluster, holder=holder, watch=self.watch, clock=self.clock, registry=self.registry, transport=self.transport
+        )
+
+    def pause(self, seconds: float) -> None:
+        """Wait, and keep the Lease meanwhile. Raises `ReleaseHeld` when another run has taken it."""
+        end = self.clock.monotonic() + seconds
+        while True:
+            self.lease.keep()
+            left_s = end - self.clock.monotonic()
+            if left_s <= 0:
+                return
+            self.clock.sleep(min(left_s, self.request.options.lease_s / 4))
+
+
+def open_run(
+    request: PromoteRequest,
+    cluster: Cluster | None = None,
+    *,
+    holder: str | None = None,
+    watch: Watcher = nobody,
+    source: dict[str, str] | None = None,
+    clock: Clock | None = None,
+    registry: ModelRegistry | None = None,
+    transport: httpx.BaseTransport | None = None,
+) -> Run:
+    """Connect everything; nothing is written.
+
+    ``holder`` names the run in the Lease when its steps are processes of their own (a KFP run id; default: this process). ``source`` is recorded in the
+    registry (run id, URL, commit). ``clock`` and ``transport`` (of HTTP) are for simulations.
+    """
+    if cluster is None:
+        from kfp_components.cluster.kubernetes import KubernetesCluster
+
+        cluster = KubernetesCluster()
+    clock = clock or SystemClock()
+    steady = patient(cluster, clock, PATIENCE_S)
+    run_name = holder or local_holder()
+    options = request.options
+    return Run(
+        request=request,
+        cluster=steady,
+        registry=patient(registry or _registry(options.registry_uri), clock, PATIENCE_S),
+        router=traffic.connect("ray_router", cluster, request, clock, transport),
+        store=ReleaseStore(cluster, request.model, request.namespace, clock),
+        lease=Lease(cluster, request.model, request.namespace, run_name, options.lease_s, clock),
+        clock=clock,
+        holder=run_name,
+        in_one_process=holder is None,
+        transport=transport,
+        watch=watch,
+        source=source or {},
+    )
+
+
+def open_rollback(
+    target: ModelTarget,
+    cluster: Cluster | None = None,
+    *,
+    holder: str | None = None,
+    watch: Watcher = nobody,
+    clock: Clock | None = None,
+    registry: ModelRegistry | None = None,
+    transport: httpx.BaseTransport | None = None,
+) -> Run:
+    """A run for `roll_back` and `finish_release`: the request is the one in the release record. Raises `NotFound` when there is none."""
+    if cluster is None:
+        from kfp_components.cluster.kubernetes import KubernetesCluster
+
+        cluster = KubernetesCluster()
+    steady = patient(cluster, clock or SystemClock(), PATIENCE_S)
+    record = ReleaseStore(steady, target.model, target.namespace, clock).load()
+    if record is None:
+        raise errors.NotFound(f"model {target.namespace}/{target.model}: there is no release of it; nothing to roll back")
+    return open_run(record.asked(), cluster, holder=holder, watch=watch, clock=clock, registry=registry, transport=transport)
+
+
+def _registry(uri: str | None) -> ModelRegistry:
+    return registry.connect(uri)

@@ -1,0 +1,45 @@
+"""Smoke inference: the candidate answers a few requests as expected before it gets any of a user's."""
+
+from __future__ import annotations
+
+from kfp_components import names, probes
+from kfp_components.release import Release
+from kfp_components.rollout import journal
+from kfp_components.rollout.run import Run
+from kfp_components.rollout.step import step
+
+ROUTE_S = 20.0
+"""How long a proxy may take to learn a new route after the application runs, and an endpoint to be reachable."""
+
+
+def smoke_inference(run: Run) -> Release:
+    """Send the smoke cases to the version, through the alias; none of a user's requests has reached it yet.
+
+    Raises `SmokeFailed` with a line for each failed case (the version is taken out again), `ReleaseLeft` when nobody can be reached.
+    """
+    with step(run, "smoke", until="smoked") as record:
+        if record is not None:
+            results = smoke_cases(run, version=run.request.version)
+            journal.advance(run, "smoked", f"{len(results)} case(s) answered as expected by {run.request.version}")
+    return journal.current(run)
+
+
+def smoke_cases(run: Run, *, version: str | None) -> list[probes.ProbeResult]:
+    """The protocol's health checks and the given cases, through the alias, pinned to a version (None: wherever the traffic goes)."""
+    request, options = run.request, run.request.options
+    endpoint = run.cluster.endpoint(names.alias(request.model), request.namespace, names.SERVE_PORT)
+    what = f"model {request.model} version {version or 'as routed'}"
+    with probes.Prober(endpoint, request.model, run.transport) as prober:
+        health = probes.health_cases(request.model, options.protocol)
+        deadline = run.clock.monotonic() + ROUTE_S
+        results = prober.run(health, version)
+        while any(result.problem for result in results) and run.clock.monotonic() < deadline:
+            run.pause(0.5)
+            results = prober.run(health, version)
+        probes.assert_passed(results, what)
+        given = prober.run(options.smoke, version)
+        while any(result.unreachable for result in given) and run.clock.monotonic() < deadline:
+            run.pause(0.5)
+            given = prober.run(options.smoke, version)
+        probes.assert_passed(given, what)
+        return results + given

@@ -1,0 +1,109 @@
+"""The frame of every step: one read of the record, the Lease and the epoch, and what happens when it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from kfp_components import errors
+from kfp_components.phases import Phase
+from kfp_components.release import Release
+from kfp_components.rollout import journal, policy, undo
+from kfp_components.rollout.run import Run
+
+
+@contextlib.contextmanager
+def step(run: Run, name: str, *, until: Phase) -> Iterator[Release | None]:
+    """Yields the record, or None when the step is done already (a retried pod, a rerun).
+
+    A fault is settled by the fault table (`policy`) before it is raised: then users are on a version that works, or will be when the candidate's weight
+    lapses, and the record says where to go on. `ReleaseHeld` when another request or another run is in charge; what stopped a release that was taken
+    back is raised again.
+    """
+    record = journal.read(run)
+    if record.request_digest != run.request.digest:
+        raise errors.ReleaseHeld(f"{run.store.ref}: it is the release of another request ({record.candidate_version}); this run stops here")
+    if record.phase == "rolled_back":
+        raise undo.as_error(record)
+    if record.phase == "promoted":
+        yield None
+        return
+    take(run)
+    with _termination_raises():
+        try:
+            record = journal.current(run)
+            if record.phase == "rolling_back":  # the process that began this was killed: finish it
+                raise undo.as_error(record)
+            yield None if record.reached(until) else record
+            run.lease.keep()
+        except BaseException as error:
+            settled = settle(run, name, error)
+            if settled is error:
+                raise
+            raise settled from error
+        finally:
+            put_down(run)
+
+
+def take(run: Run) -> None:
+    """Take the Lease and, the first time, the release: an older process that wakes is refused from here on. Raises `ReleaseHeld`, naming who has it."""
+    run.lease.acquire()
+    if run.epoch == 0:
+        run.record = run.store.take_over(run.holder)
+        adopt(run, run.record)
+
+
+def adopt(run: Run, record: Release) -> None:
+    """From now on this run writes with the epoch of the record."""
+    run.record, run.epoch, run.router.epoch = record, record.epoch, record.epoch
+
+
+def put_down(run: Run) -> None:
+    """Leave the Lease to the next step's process; a run in one process keeps it until the release ends."""
+    if not run.in_one_process:
+        with contextlib.suppress(errors.KfpServingError):
+            run.lease.park()
+
+
+def settle(run: Run, name: str, error: BaseException) -> BaseException:
+    """Do what the table says, and return what is to be raised."""
+    record = run.record
+    assert record is not None
+    action = policy.decide(error, record.phase, on_inconclusive=run.request.options.on_inconclusive)
+    if action == "stand aside":
+        return error
+    try:
+        if action == "leave":
+            return undo.leave(run, name, error)
+        if action == "hold":
+            undo.hold(run, error)
+        else:
+            undo.take_back(run, error)
+    except errors.ReleaseHeld as taken_over:
+        return taken_over
+    except errors.KfpServingError as second:
+        if run.record is not None and run.record.phase == "rolling_back":
+            error.add_note(f"The way back is not finished ({second}); the same command, or `kfp-serving rollback`, finishes it.")
+            return error
+        return undo.left(run, f"{error}. It could not be {'held' if action == 'hold' else 'taken back'} ({second})")
+    return error
+
+
+@contextlib.contextmanager
+def _termination_raises() -> Iterator[None]:
+    """SIGTERM ends a step as Ctrl-C does, so that it gives the traffic back: Kubeflow's Terminate sends it 30 s before SIGKILL, and runs no exit handler."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,277 @@
+"""The way back, shorter than the way forward: first the weight, in one write, with nothing before it that can fail; then the rest.
+
+`take_back` ends a release, `hold` and `leave` stop it where the same command goes on. Each may be run again after a kill at any point.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+
+from kfp_components import errors, names, probes
+from kfp_components.apply import remove_applications
+from kfp_components.cluster import Ref
+from kfp_components.judge import counts
+from kfp_components.phases import Phase
+from kfp_components.release import Failure, Held, Release, Rollback
+from kfp_components.request import SmokeCase
+from kfp_components.rollout import journal, manifests, weights
+from kfp_components.rollout.run import Run
+from kfp_components.traffic import Split
+
+PROBES = 10
+VERIFY_S = 30.0
+"""How long a router that routes right may take until probes find it so."""
+
+
+def take_back(run: Run, error: BaseException) -> Release:
+    """All traffic to stable, verified; then the candidate's traces go. The record ends ``rolled_back``.
+
+    Raises `ReleaseHeld` when another run has taken over, another error of ours when the cluster does not let it finish: the record says ``rolling_back``
+    then, once the weight is written. What cannot be tidied up for want of rights, or because the registry is away, is noted and left behind.
+    """
+    began = run.clock.monotonic()
+    record = journal.current(run)
+    stable = record.stable_version
+    back = give_back(run, record)
+    failure = record.failure or Failure(error=type(error).__name__, message=str(error))
+    told = f"all traffic back to {stable}: " if back else "the router is not in serveConfigV2, users get what is in it now: " if stable else ""
+    verdict = record.verdict
+    record = journal.write(
+        run, "roll back", told + failure.message, ok=False, phase="rolling_back", failure=failure, weight_percent=0.0, held=None, verdict=verdict
+    )
+    if back is not None and stable is not None:
+        weights.wait_applied(run, back)
+        verify(run, stable, strict=False)
+        seconds = round(run.clock.monotonic() - began, 2)
+        rollback = record.rollback or Rollback(seconds=seconds, leaked_requests=_leaked_requests(run, record), reason=failure.message)
+        record = journal.write(run, "roll back", f"{stable} answers everything after {seconds:.1f} s", rollback=rollback)
+    tidy_up(run, record, back)
+    serves = f"{stable} serves" if back else "what is in serveConfigV2 serves" if stable else "nothing serves"
+    return finish(run, "rolled_back", f"{record.candidate_version} is taken back; {serves}")
+
+
+def hold(run: Run, error: BaseException) -> Release:
+    """All traffic to stable; the candidate stays deployed and the evidence is kept. Raises as `take_back`; the record says ``held`` once it is so."""
+    record = journal.current(run)
+    back = give_back(run, record)
+    held = Held(error=type(error).__name__, message=str(error), since_unix_s=run.clock.now_unix_s())
+    message = f"{record.candidate_version} is held at 0 %: {error}"
+    record = journal.write(run, "held", message, ok=False, phase="held", held=held, weight_percent=0.0, verdict=record.verdict)
+    with contextlib.suppress(errors.TemporaryError):  # what came since stands in the router's counts
+        run.store.save_canary(record)
+    _say_stable_serves(run, record, back)
+    error.add_note(f"{_how_to_go_on(record)} {record.stable_version} serves all requests.")
+    _let_go(run)
+    return record
+
+
+def leave(run: Run, step: str, error: BaseException) -> BaseException:
+    """Stop here: a canary's traffic goes to stable, nothing else changes. Returns what is to be raised: `ReleaseLeft` for an error of ours.
+
+    Raises `ReleaseHeld` when another run has taken over.
+    """
+    record = journal.current(run)
+    users = _who_serves(run, record)
+    if record.phase == "canary":
+        try:
+            back = give_back(run, record)
+            users = f"{record.stable_version} serves all requests" if back else "the router is gone; users get what is in serveConfigV2 now"
+            record = journal.write(run, step, f"left: {type(error).__name__}: {error}", ok=False, weight_percent=0.0)
+            _say_stable_serves(run, record, back)
+        except errors.ReleaseHeld:
+            raise
+        except errors.KfpServingError:
+            pass  # it was asked for as long as patience allows: the weight lapses
+    else:
+        journal.try_note(run, step, f"left: {type(error).__name__}: {error}")
+    _let_go(run)
+    if isinstance(error, errors.KfpServingError):
+        return left(run, str(error), users)
+    error.add_note(f"{users}. {_how_to_go_on(record)}")
+    return error
+
+
+def left(run: Run, why: str, users: str = "") -> errors.ReleaseLeft:
+    """The error that says what users have and how to go on."""
+    record = journal.current(run)
+    return errors.ReleaseLeft(f"{why}. {users or _who_serves(run, record)}. {_how_to_go_on(record)}")
+
+
+def give_back(run: Run, record: Release) -> Split | None:
+    """Write that stable gets everything, whatever the router was told before; None when there is no stable version or no router to tell.
+
+    Raises `ApplicationRemoved`, and writes nothing, when stable itself is not there any more; `ReleaseHeld` when another run has taken over.
+    """
+    if record.stable_version is None:
+        return None
+    back = stable_alone(run, record, record.stable_version)
+    try:
+        run.router.set_weight(back, way_back=True)
+    except (errors.NotFound, errors.ApplicationRemoved) as error:
+        if run.router.current() is None:
+            return None
+        raise errors.ApplicationRemoved(
+            f"{error}. The candidate stays as it is: put {record.stable_version} back, then run `kfp-serving rollback {record.model}`"
+        ) from error
+    return back
+
+
+def stable_alone(run: Run, record: Release, stable: str) -> Split:
+    """Everything to stable, otherwise as the router was told before the release."""
+    before = record.split_before or {}
+    timeout_s = before.get("request_timeout_s", run.request.options.request_timeout_s)
+    return Split(stable=stable, sticky_header=before.get("sticky_header"), request_timeout_s=timeout_s)
+
+
+def tidy_up(run: Run, record: Release, back: Split | None) -> None:
+    """Leave the cluster as it was before the release: only the record, Events and the registered version remain.
+
+    Each item for itself: what is refused, and what the registry does not do, is noted and left behind. Raises the first temporary error of the cluster
+    after all items were tried.
+    """
+    request, stable = run.request, record.stable_version
+    gone = {names.application(request.model, record.candidate_version)}
+    if stable is None:
+        gone.add(names.router_application(request.model))
+    also = partial(run.router.settled, split=back) if back is not None else _as_it_is
+    changed = {names.router_application(request.model)} if back is not None else set()
+
+    def applications() -> object:
+        return remove_applications(
+            run.cluster,
+            request.namespace,
+            request.rayservice,
+            gone,
+            created_by=manifests.release_id(record),
+            also=also,
+            changed=changed,
+            clock=run.clock,
+        )
+
+    in_cluster: list[tuple[str, Callable[[], object]]] = [(f"application {', '.join(sorted(gone))}", applications)]
+    service, stub = Ref("Service", names.alias(request.model), request.namespace), Ref("InferenceService", request.model, request.namespace)
+    if "Service" in record.made:
+        in_cluster.append((str(service), partial(run.cluster.delete, service)))
+    if "InferenceService" in record.made:
+        in_cluster.append((str(stub), partial(run.cluster.delete, stub)))
+    elif stable is not None:
+        in_cluster.append((f"traffic of {stub}", partial(manifests.show_if_there, run, {stable: 100.0}, f"version {stable} serves all requests")))
+    in_registry: list[tuple[str, Callable[[], object]]] = [
+        ("registry alias candidate", partial(run.registry.move, run.registered_name, "candidate", None)),
+        ("verdict in the registry", partial(_annotate, run, record)),
+    ]
+    unfinished: list[errors.KfpServingError] = []
+    for what, do in (*in_cluster, *in_registry):
+        try:
+            run.lease.keep()
+            do()
+        except errors.ReleaseHeld:
+            raise
+        except errors.KfpServingError as error:
+            if isinstance(error, errors.TemporaryError) and (what, do) in in_cluster:
+                unfinished.append(error)
+            else:
+                journal.try_note(run, "tidy up", f"{what} is left behind: {error}")
+    if unfinished:
+        raise unfinished[0]
+
+
+def verify(run: Run, version: str, *, strict: bool) -> None:
+    """Probes through the alias must be answered by ``version``.
+
+    Raises `WaitTimeout` naming who answered instead. Probes without an answer raise it only when ``strict``; else they are noted.
+    """
+    case = SmokeCase(name="version", path="/v2/health/ready" if run.request.options.protocol == "v2" else "/", method="GET", timeout_s=10)
+    deadline = run.clock.monotonic() + VERIFY_S
+    while True:
+        told = _probe(run, case)
+        if all(found == version for found in told):
+            return
+        if run.clock.monotonic() >= deadline:
+            break
+        run.pause(0.5)
+    wrong = next((found for found in told if found not in (None, version)), None)
+    if wrong or strict:
+        raise errors.WaitTimeout(
+            f"model {run.request.model}: {wrong or 'nobody'} answered where {version} should; look at the router in the Ray dashboard"
+        )
+    journal.try_note(run, "roll back", f"{told.count(None)} of {PROBES} probes of {version} got no answer; the router sends it everything")
+
+
+def finish(run: Run, phase: Phase, message: str) -> Release:
+    """The end of a release."""
+    record = journal.write(run, phase.replace("_", " "), message, ok=phase == "promoted", phase=phase, finished_unix_s=run.clock.now_unix_s())
+    with contextlib.suppress(errors.KfpServingError):  # the history of the canary, for the report
+        run.store.save_canary(record)
+    with contextlib.suppress(errors.KfpServingError):  # it lapses by itself
+        run.lease.release()
+    return record
+
+
+def as_error(record: Release) -> errors.KfpServingError:
+    """What stopped a release, as it was raised then."""
+    if record.failure is None:
+        return errors.RolledBack(f"model {record.model}: rolled back")
+    kind = getattr(errors, record.failure.error, errors.RolledBack)
+    if not (isinstance(kind, type) and issubclass(kind, errors.KfpServingError)):
+        kind = errors.RolledBack
+    return kind(record.failure.message)
+
+
+def _as_it_is(text: str) -> str:
+    return text
+
+
+def _probe(run: Run, case: SmokeCase) -> list[str | None]:
+    try:
+        endpoint = run.cluster.endpoint(names.alias(run.request.model), run.request.namespace, names.SERVE_PORT)
+    except errors.KfpServingError:
+        return [None] * PROBES
+    with probes.Prober(endpoint, run.request.model, run.transport) as prober:
+        return [prober.version_that_answers(case) for _ in range(PROBES)]
+
+
+def _annotate(run: Run, record: Release) -> None:
+    if run.registry.find(run.registered_name, record.candidate_version) is not None:
+        run.registry.annotate(run.registered_name, record.candidate_version, {"verdict": record.sentence})
+
+
+def _say_stable_serves(run: Run, record: Release, back: Split | None) -> None:
+    """Wait until it is so, and show it; neither is worth more than a try."""
+    if back is None or record.stable_version is None:
+        return
+    with contextlib.suppress(errors.TemporaryError, errors.InputError):
+        weights.wait_applied(run, back)
+        manifests.show_if_there(run, {record.stable_version: 100.0}, f"version {record.stable_version} serves all requests")
+
+
+def _let_go(run: Run) -> None:
+    """Nobody works on the release now: the same command need not wait for the Lease to lapse."""
+    with contextlib.suppress(errors.KfpServingError):
+        run.lease.release() if run.in_one_process else run.lease.park()
+
+
+def _who_serves(run: Run, record: Release) -> str:
+    if record.phase == "promoting":
+        return f"{record.candidate_version} has been given all traffic"
+    if record.phase == "canary":
+        lease_s = run.request.options.lease_s
+        return f"{record.stable_version} gets all requests again by itself within {lease_s:g} s, when the candidate's weight lapses"
+    return f"{record.stable_version} serves all requests, as before" if record.stable_version else "no version serves yet"
+
+
+def _how_to_go_on(record: Release) -> str:
+    return f"The same command goes on; `kfp-serving rollback {record.model}` gives {record.candidate_version} up."
+
+
+def _leaked_requests(run: Run, record: Release) -> int | None:
+    """Users' requests that the candidate answered after the last look; None when nobody can say. The way back does not depend on it."""
+    if record.judge is None:
+        return None
+    try:
+        seen = counts.requests_at(record.judge.cursor, record.candidate_version)
+        return max(0, counts.total_requests(run.router.ledger(), record.candidate_version) - seen)
+    except (errors.KfpServingError, KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,85 @@
+"""Splits: what the router is to be told, until it routes so, and whether the version that it names runs."""
+
+from __future__ import annotations
+
+from kfp_components import errors, names
+from kfp_components.cluster import Manifest
+from kfp_components.rollout.run import Run
+from kfp_components.serving import rayservice
+from kfp_components.traffic import Split
+
+APPLY_TIMEOUT_S = 60.0
+"""How long the router may take to route by a weight that was written; Serve needs 0.6 s, a busy operator several."""
+
+
+def split(run: Run, *, stable: str, candidate: str | None = None, weight_percent: float = 0.0) -> Split:
+    """With the request's routing options; a weight is a lease that begins now."""
+    options = run.request.options
+    return Split(
+        stable=stable,
+        candidate=candidate,
+        weight_percent=weight_percent,
+        lease_expires_unix_s=run.clock.now_unix_s() + options.lease_s if weight_percent else None,
+        sticky_header=options.sticky_header,
+        request_timeout_s=options.request_timeout_s,
+    )
+
+
+def wait_applied(run: Run, wanted: Split) -> float:
+    """Wait until the router routes by a split that was written, seconds that it took; a weight is renewed meanwhile.
+
+    Raises `WaitTimeout` saying what it does instead.
+    """
+    began = run.clock.monotonic()
+    slice_s = run.request.options.lease_s / 3
+    while True:
+        left_s = APPLY_TIMEOUT_S - (run.clock.monotonic() - began)
+        try:
+            run.router.wait_until_applied(wanted, max(0.1, min(left_s, slice_s)))
+            return run.clock.monotonic() - began
+        except errors.WaitTimeout:
+            if left_s <= slice_s:
+                raise
+        run.lease.keep()
+        if wanted.candidate is not None and wanted.weight_percent:
+            wanted = split(run, stable=wanted.stable, candidate=wanted.candidate, weight_percent=wanted.weight_percent)
+            run.router.set_weight(wanted)
+
+
+def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bool = True) -> None:
+    """Wait until an application is RUNNING, and keep the Lease meanwhile.
+
+    Raises `ApplicationRemoved` when somebody else took it out of the RayService, `DeployFailed` with the diagnosis when it failed (``at_once``, or else
+    when it still has at the end: Serve starts a replica that died again by itself), `WaitTimeout` when it is not there in time.
+    """
+    end = run.clock.monotonic() + timeout_s
+
+    def runs(found: Manifest) -> bool:
+        if application not in rayservice.applications(str(found["spec"].get("serveConfigV2") or "")):
+            raise errors.ApplicationRemoved(
+                f"{run.rayservice}: application {application} is not in serveConfigV2 any more, somebody else took it out; it gets no traffic"
+            )
+        return rayservice.ready(application)(found)
+
+    while True:
+        left_s = end - run.clock.monotonic()
+        try:
+            failed = rayservice.failed(application) if at_once else _never
+            run.cluster.wait(run.rayservice, ready=runs, failed=failed, timeout_s=max(0.1, min(left_s, run.request.options.lease_s / 4)))
+            return
+        except errors.WaitTimeout:
+            if run.clock.monotonic() >= end:
+                diagnosis = rayservice.failed(application)(run.cluster.get(run.rayservice) or {"metadata": {}})
+                if diagnosis:
+                    raise errors.DeployFailed(diagnosis) from None
+                raise
+        run.lease.keep()
+
+
+def assert_runs(run: Run, version: str) -> None:
+    """Before a version is given traffic, and before the one that could replace it goes. Raises as `wait_until_runs`."""
+    wait_until_runs(run, names.application(run.request.model, version), APPLY_TIMEOUT_S, at_once=False)
+
+
+def _never(_found: Manifest) -> str | None:
+    return None
