@@ -6,9 +6,9 @@ versions' parts of the failures are then as random as the router's choices. So `
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
+from kfp_components.judge import counts
 from kfp_components.judge.counts import ArmCounts, Tick
 
 ENOUGH_REQUESTS = 16
@@ -48,12 +48,11 @@ def add(batch: Tick, tick: Tick) -> Tick:
 
 
 def _pack(counted: ArmCounts) -> dict[str, Any]:
-    found = {key: value for key, value in asdict(counted).items() if key in ("requests", "failures", "client_errors", "disconnects")}
-    return {**found, "buckets": len(counted.latency_counts), "latency": [[b, n] for b, n in enumerate(counted.latency_counts) if n]}
+    found = {key: getattr(counted, key) for key in ("requests", "failures", "client_errors", "disconnects")}
+    return {**found, "latency_counts": counts.pack(counted.latency_counts)}
 
 
 def _unpack(packed: dict[str, Any]) -> ArmCounts:
-    latency = [0] * packed["buckets"]
-    for bucket, number in packed["latency"]:
-        latency[bucket] = number
-    return ArmCounts(packed["requests"], packed["failures"], tuple(latency), None, 0, packed["client_errors"], packed["disconnects"])
+    return ArmCounts(
+        packed["requests"], packed["failures"], counts.unpack(packed["latency_counts"]), None, 0, packed["client_errors"], packed["disconnects"]
+    )

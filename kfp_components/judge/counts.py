@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 Cursor = dict[str, dict[str, dict[str, Any]]]
@@ -82,7 +84,7 @@ def advance(cursor: Cursor, page: Mapping[str, Any], stable: str, candidate: str
             requests = now["requests"] - before.get("requests", 0)
             failures = now["failures"] - before.get("failures", 0)
             client_errors, disconnects = (now.get(key, 0) - before.get(key, 0) for key in ("client_errors_4xx", "client_disconnects"))
-            latency = _difference(now["latency_counts"], before.get("latency_counts", ()))
+            latency = _difference(now["latency_counts"], unpack(before.get("latency_counts", ())))
             if min(requests, failures, client_errors, disconnects, *latency) < 0 or failures + client_errors > requests:
                 broken = f"router replica {replica} counted backwards for version {version}"
                 continue
@@ -125,13 +127,51 @@ def quantile_s(latency_counts: Sequence[int], bounds_s: Sequence[float], quantil
     return bounds_s[min(bucket, len(bounds_s) - 1)]
 
 
+def pack(latency_counts: Sequence[int]) -> dict[str, Any]:
+    """Requests per bucket as small JSON: nearly all of the buckets are empty. ``of`` is how many there are."""
+    return {"of": len(latency_counts), "counts": [[bucket, number] for bucket, number in enumerate(latency_counts) if number]}
+
+
+def unpack(packed: Mapping[str, Any] | Sequence[int]) -> tuple[int, ...]:
+    """What `pack` made, or the plain list that older versions stored."""
+    if not isinstance(packed, Mapping):
+        return tuple(packed)
+    found = [0] * packed["of"]
+    for bucket, number in packed["counts"]:
+        found[bucket] = number
+    return tuple(found)
+
+
+@lru_cache(maxsize=16)
+def pack_bounds(bounds_s: tuple[float, ...]) -> dict[str, Any] | list[float]:
+    """Bounds of buckets as small JSON: those of the router are a geometric series, ``first * ratio**step``. Others as they are."""
+    if len(bounds_s) > 2:
+        packed = {"first": bounds_s[0], "ratio": round(bounds_s[1] / bounds_s[0], 9), "of": len(bounds_s)}
+        if unpack_bounds(packed) == bounds_s:
+            return packed
+    return list(bounds_s)
+
+
+def unpack_bounds(packed: Mapping[str, Any] | Sequence[float]) -> tuple[float, ...]:
+    """What `pack_bounds` made, or the plain list that older versions stored."""
+    if not isinstance(packed, Mapping):
+        return tuple(packed)
+    return _geometric(packed["first"], packed["ratio"], packed["of"])
+
+
+@lru_cache(maxsize=16)
+def _geometric(first: float, ratio: float, of: int) -> tuple[float, ...]:
+    return tuple(first * ratio**step for step in range(of))
+
+
 def _of_version(page: Mapping[str, Any], version: str) -> list[Mapping[str, Any]]:
     return [found["versions"][version] for found in page["replicas"].values() if version in found["versions"]]
 
 
 def _kept(versions: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A replica's totals as the cursor keeps them: all but its memory of recent outcomes, which is no total."""
-    return {version: {key: value for key, value in counted.items() if key != "recent"} for version, counted in versions.items()}
+    """A replica's totals as the cursor keeps them: small, and without its memory of recent outcomes, which is no total."""
+    kept = {version: {key: value for key, value in counted.items() if key != "recent"} for version, counted in versions.items()}
+    return {version: {**counted, "latency_counts": pack(counted["latency_counts"])} for version, counted in kept.items()}
 
 
 def _arrived(counted: Mapping[str, Any]) -> int:
@@ -141,7 +181,9 @@ def _arrived(counted: Mapping[str, Any]) -> int:
 def _sum(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
     if not a or not b:
         return tuple(a or b)
-    return tuple(x + y for x, y in zip(a, b, strict=True))
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} latency buckets cannot be added")
+    return tuple(map(operator.add, a, b))
 
 
 def _difference(now: Sequence[int], before: Sequence[int]) -> tuple[int, ...]:

@@ -1,14 +1,19 @@
 """Latency: e-processes on how often requests are slower than the stable version's p50, p95 and p99.
 
-The three bounds of a tick are taken from stable's requests of the ticks before it, in the same canary: so they are fixed before they are used, which
-is all that validity asks for, and they follow a load that changes for both. PASS measures the candidate against the bound times (1 + margin): its
-null is P(candidate > q*(1+margin)) >= P(stable > q). FAIL uses a smaller margin (half of it by default), with the opposite null: so a version that
-is a little slower is not failed, one beyond the margin is not passed, and in between the evidence for both stays low.
+The bounds of a batch are taken from stable's requests of the batches before it, in the same canary: so they are fixed before they are used, which is
+all that validity asks for, and they follow a load that changes for both. PASS measures the candidate against the bound q times (1 + margin): its null
+is P(candidate > q*(1+margin)) >= P(stable > q), for p50, p95 and p99 each. FAIL uses a smaller margin (half of it by default), with the opposite
+null: so a version that is a little slower is not failed, one beyond the margin is not passed, and in between the evidence for both stays low.
+
+Latencies are known by bucket. For PASS q is the lower edge of the bucket that holds stable's quantile and the candidate's bound is rounded down, for
+FAIL it is the upper edge and rounded up: rounding is never in favour of the verdict. (Above the lower edge there are requests of stable's however
+regular it is; above the upper one there may be none, and a candidate that has none either would never pass.)
 """
 
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,15 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kfp_components.judge.counts import Tick, quantile_s
+from kfp_components.judge.counts import Tick, pack, unpack
 
 QUANTILES = (0.5, 0.95, 0.99)
 FAIL_THETAS = np.array([1.25, 1.5, 2, 3, 4, 6, 10, 20, 50])
 PASS_THETAS = 1 / np.array([1.25, 1.5, 2, 3, 4, 6, 10, 20, 50])
-PASS_ROWS = (0, 1)
-"""PASS asks for p50 and p95 each. Averaged over the quantiles p50 alone decides, and 10 of 12 simulated candidates with a tail 50 % slower passed;
-p99 too would take five times as many requests (765 against 162 of the candidate's). FAIL looks at all three."""
-
 HISTORY_REQUESTS = 100
 """Stable requests before the first test."""
 
@@ -34,7 +35,7 @@ EXACT_SUPPORT = 4000
 
 def start() -> dict[str, Any]:
     """State at the beginning: no history, log e-values per quantile and theta."""
-    return {"history": [], **{side: [[0.0] * len(FAIL_THETAS) for _ in QUANTILES] for side in ("fail", "pass")}}
+    return {"history": pack(()), **{side: [[0.0] * len(FAIL_THETAS) for _ in QUANTILES] for side in ("fail", "pass")}}
 
 
 def update(state: dict[str, Any], tick: Tick, *, fail_margins: Sequence[float], pass_margins: Sequence[float]) -> dict[str, Any]:
@@ -42,13 +43,14 @@ def update(state: dict[str, Any], tick: Tick, *, fail_margins: Sequence[float], 
     if not tick.stable.latency_counts:
         return state
     counted = tick.stable.latency_counts
-    following = {**state, "history": [a + b for a, b in zip(state["history"] or [0] * len(counted), counted, strict=True)]}
+    history = unpack(state["history"]) or (0,) * len(counted)
+    following = {**state, "history": pack([a + b for a, b in zip(history, counted, strict=True)])}
     n_c, n_s = sum(tick.candidate.latency_counts), sum(counted)
-    if sum(state["history"]) < HISTORY_REQUESTS or n_c == 0:
+    if sum(history) < HISTORY_REQUESTS or n_c == 0:
         return following
     updated: dict[str, list[list[float]]] = {}
     for side, thetas, margins in (("fail", FAIL_THETAS, fail_margins), ("pass", PASS_THETAS, pass_margins)):
-        limits = bounds(state["history"], tick.bounds_s, margins)
+        limits = bounds(history, tick.bounds_s, margins, round_up=side == "fail")
         updated[side] = [
             _step(logs, thetas, n_c, n_s, sum(tick.candidate.latency_counts[wide:]), sum(counted[near:]))
             for logs, (near, wide) in zip(state[side], limits, strict=True)
@@ -56,14 +58,20 @@ def update(state: dict[str, Any], tick: Tick, *, fail_margins: Sequence[float], 
     return {**following, **updated}
 
 
-def bounds(history: Sequence[int], bounds_s: Sequence[float], margins_percent: Sequence[float]) -> list[tuple[int, int]]:
-    """For each quantile the first bucket that is too slow: for stable, and for the candidate, whose bound is wider by the margin."""
+def bounds(history: Sequence[int], bounds_s: Sequence[float], margins_percent: Sequence[float], *, round_up: bool) -> list[tuple[int, int]]:
+    """For each quantile the first bucket that is too slow: for stable, and for the candidate, whose bound is wider by the margin.
+
+    ``round_up`` (FAIL): stable's bound is the upper edge of the quantile's bucket and the candidate's the next edge above the margin; else (PASS) the
+    lower edge, and the last edge that is not above the margin. What is slower than all bounds is too slow always.
+    """
     found = []
+    up_to = list(itertools.accumulate(history))
     for quantile, margin in zip(QUANTILES, margins_percent, strict=True):
-        limit = quantile_s(history, bounds_s, quantile)
-        assert limit is not None
-        wider = bisect.bisect_left(bounds_s, limit * (1 + margin / 100) * (1 - 1e-9))  # rounded up to a bucket: in the candidate's favour
-        found.append((bisect.bisect_left(bounds_s, limit) + 1, wider + 1))
+        bucket = bisect.bisect_left(up_to, quantile * up_to[-1])
+        edge = min(bucket, len(bounds_s) - 1) if round_up else max(0, bucket - 1)
+        wider = bounds_s[edge] * (1 + margin / 100)
+        above, below = bisect.bisect_left(bounds_s, wider * (1 - 1e-9)), bisect.bisect_right(bounds_s, wider * (1 + 1e-9)) - 1
+        found.append((edge + 1, min((above if round_up else below) + 1, len(bounds_s))))
     return found
 
 

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any, Literal
 
 from kfp_components.judge import batch, error_rate, latency, split, stuck
-from kfp_components.judge.counts import ArmCounts, Tick, quantile_s
+from kfp_components.judge.counts import ArmCounts, Tick, pack, pack_bounds, quantile_s, unpack, unpack_bounds
 from kfp_components.request import JudgeRules
 
 Kind = Literal["pass", "fail", "inconclusive", "error"]
@@ -65,7 +65,7 @@ class Judge:
         if state is not None:
             self.state = state if "rates" in state else _of_older_version(state, rules)
             return
-        empty = {**dict.fromkeys(COUNTED, 0), "latency_counts": []}
+        empty = {**dict.fromkeys(COUNTED, 0), "latency_counts": pack(())}
         self.state = {
             "rates": {name: _start(name, margin) for name, margin in _margins(rules, history or ArmCounts()).items()},
             "pending": None,
@@ -95,10 +95,16 @@ class Judge:
         """
         state = dict(self.state)
         warm = state["candidate"]["requests"] >= self.rules.warm_up_requests
+        if (
+            tick.bounds_s
+            and state["bounds_s"]
+            and pack_bounds(tick.bounds_s) not in (state["bounds_s"], pack_bounds(unpack_bounds(state["bounds_s"])))
+        ):
+            _forget_latency(state)
         for arm, counted in (("stable", tick.stable), ("candidate", tick.candidate)):
             total = _total(state[arm]) + counted
-            state[arm] = {**{key: getattr(total, key) for key in COUNTED}, "latency_counts": list(total.latency_counts)}
-        state["bounds_s"] = list(tick.bounds_s) or state["bounds_s"]
+            state[arm] = {**{key: getattr(total, key) for key in COUNTED}, "latency_counts": pack(total.latency_counts)}
+        state["bounds_s"] = pack_bounds(tick.bounds_s) if tick.bounds_s else state["bounds_s"]
         judged = tick if warm and self.rules.judge_latency else _without_latency(tick)
         pending = state.get("pending")
         spans = unwatched or state.get("weight_percent") != weight_percent
@@ -157,7 +163,7 @@ class Judge:
         }
 
     def _quantiles_ms(self, arm: str) -> dict[str, float | None]:
-        counted, bounds_s = self.state[arm]["latency_counts"], self.state["bounds_s"]
+        counted, bounds_s = unpack(self.state[arm]["latency_counts"]), unpack_bounds(self.state["bounds_s"])
         found = {f"p{round(q * 100)}": quantile_s(counted, bounds_s, q) for q in latency.QUANTILES}
         return {name: None if value is None else round(value * 1000, 2) for name, value in found.items()}
 
@@ -166,7 +172,7 @@ class Judge:
         if self.rules.judge_latency:
             rows = self.state["latency"]
             worse = error_rate.mixed([value for row in rows["fail"] for value in row])
-            not_worse = min(error_rate.mixed(rows["pass"][row]) for row in latency.PASS_ROWS)
+            not_worse = min(error_rate.mixed(rows["pass"][row]) for row in range(len(latency.QUANTILES)))
             metrics["latency"] = {"e_fail": worse, "e_pass": not_worse}
         shares = {name: FAIL_SHARES[name] for name in metrics}
         e_fail = sum(shares[name] * found["e_fail"] for name, found in metrics.items()) / sum(shares.values())
@@ -202,8 +208,8 @@ class Judge:
     def _margins_sentence(self) -> str:
         """The margins that PASS is about."""
         points = ", ".join(f"{100 * self.state['rates'][name]['margin']:.3g} in {NAMES[name]}" for name in RATES)
-        p50, p95, _ = self.rules.latency_margins_percent
-        slow = f", {p50:g} % in p50, {p95:g} % in p95" if self.rules.judge_latency else ""
+        p50, p95, p99 = self.rules.latency_margins_percent
+        slow = f", {p50:g} % in p50, {p95:g} % in p95, {p99:g} % in p99" if self.rules.judge_latency else ""
         return f"by more than {points.replace(' in ', ' points in ', 1)}{slow}"
 
     def _counts_sentence(self) -> str:
@@ -213,8 +219,8 @@ class Judge:
             rate = f" ({total.failures / total.requests:.1%})" if total.requests else ""
             refused = f", refused {total.client_errors:,} (4xx)" if total.client_errors else ""
             gave_up = f", {total.disconnects:,} client{'s' if total.disconnects > 1 else ''} gave up" if total.disconnects else ""
-            quantiles = self._quantiles_ms(arm)
-            slow = f", p95 {quantiles['p95']:g} ms" if self.rules.judge_latency and quantiles["p95"] is not None else ""
+            p95 = quantile_s(total.latency_counts, unpack_bounds(self.state["bounds_s"]), 0.95) if self.rules.judge_latency else None
+            slow = f", p95 {round(p95 * 1000, 2):g} ms" if p95 is not None else ""
             parts.append(f"{arm} failed {total.failures:,} of {total.requests:,} requests{rate}{refused}{gave_up}{slow}")
         return ", ".join(parts)
 
@@ -273,7 +279,16 @@ def _evidence(rate: dict[str, Any]) -> dict[str, float]:
 
 def _total(stored: dict[str, Any]) -> ArmCounts:
     """A version's totals from the state; that of an older version lacks some."""
-    return ArmCounts(latency_counts=tuple(stored["latency_counts"]), **{key: int(stored.get(key, 0)) for key in COUNTED})
+    return ArmCounts(latency_counts=unpack(stored["latency_counts"]), **{key: int(stored.get(key, 0)) for key in COUNTED})
+
+
+def _forget_latency(state: dict[str, Any]) -> None:
+    """The router counts in other buckets now (it was updated): what was counted in the former ones is no longer to be compared."""
+    state["latency"] = {**latency.start(), **{side: state["latency"][side] for side in ("fail", "pass")}}
+    for arm in ("stable", "candidate"):
+        state[arm] = {**state[arm], "latency_counts": pack(())}
+    if state.get("pending") is not None:
+        state["pending"] = {arm: {**counted, "latency_counts": pack(())} for arm, counted in state["pending"].items()}
 
 
 def _without_latency(tick: Tick) -> Tick:

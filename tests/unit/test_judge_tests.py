@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kfp_components.judge import error_rate, latency, split, stuck
-from kfp_components.judge.counts import ArmCounts, Tick
+from kfp_components.judge.counts import ArmCounts, Tick, pack, pack_bounds, unpack, unpack_bounds
 from kfp_components.request import JudgeRules
+from kfp_components.router.ledger import LATENCY_BOUNDS_S
 
 RATES = (0.0, 0.001, 0.01, 0.05, 0.3, 0.9)
 
@@ -164,7 +166,7 @@ def test_latency_waits_for_a_history_and_for_both_arms() -> None:
     start = latency.start()
     first = latency.update(start, Tick(ArmCounts(300, 0, (290, 8, 2, 0)), ArmCounts(5, 0, (0, 0, 0, 5)), bounds_s), **margins)
     assert (first["fail"], first["pass"]) == (start["fail"], start["pass"])
-    assert sum(first["history"]) == 300
+    assert sum(unpack(first["history"])) == 300
     alone = latency.update(first, Tick(ArmCounts(9, 0, (9, 0, 0, 0)), ArmCounts(0, 0, ()), bounds_s), **margins)
     assert alone["fail"] == first["fail"]
     second = latency.update(first, Tick(ArmCounts(9, 0, (9, 0, 0, 0)), ArmCounts(5, 0, (0, 0, 0, 5)), bounds_s), **margins)
@@ -172,13 +174,24 @@ def test_latency_waits_for_a_history_and_for_both_arms() -> None:
     assert error_rate.mixed([v for row in second["pass"] for v in row]) < 1
 
 
-@given(st.lists(st.integers(0, 50), min_size=4, max_size=4).filter(any), st.sampled_from([0.5, 0.95, 0.99]), st.floats(0.1, 50))
-def test_candidates_bound_is_never_nearer_than_the_margin(history: list[int], quantile: float, margin: float) -> None:
+@given(st.lists(st.integers(0, 50), min_size=5, max_size=5).filter(any), st.floats(0.1, 50))
+def test_d23_rounding_to_buckets_never_favours_the_verdict(history: list[int], margin: float) -> None:
+    """PASS: the candidate's bound is at most the margin above stable's; FAIL: at least. What lies above all bounds is always too slow."""
     bounds_s = (0.1, 0.11, 0.121, 0.2)
-    for near, wide in latency.bounds([*history, 0], bounds_s, (margin,) * 3):
-        assert wide >= near
-        if wide - 1 < len(bounds_s):
-            assert bounds_s[wide - 1] >= bounds_s[near - 1] * (1 + margin / 100) * (1 - 1e-6)
+    for near, wide in latency.bounds(history, bounds_s, (margin,) * 3, round_up=False):
+        assert near <= wide <= len(bounds_s)
+        assert bounds_s[wide - 1] <= bounds_s[near - 1] * (1 + margin / 100) * (1 + 1e-6)
+    for near, wide in latency.bounds(history, bounds_s, (margin,) * 3, round_up=True):
+        assert near <= wide <= len(bounds_s)
+        assert wide == len(bounds_s) or bounds_s[wide - 1] >= bounds_s[near - 1] * (1 + margin / 100) * (1 - 1e-6)
+
+
+@given(st.lists(st.integers(0, 5), max_size=8))
+def test_counts_and_bounds_are_packed_exactly(latency_counts: list[int]) -> None:
+    assert unpack(pack(latency_counts)) == tuple(latency_counts) == unpack(latency_counts)
+    for bounds_s in (LATENCY_BOUNDS_S, tuple(0.0005 * 1.1**step for step in range(131)), (0.1, 0.2, 0.4, 0.9), (0.1,), ()):
+        assert unpack_bounds(json.loads(json.dumps(pack_bounds(bounds_s)))) == bounds_s
+    assert len(json.dumps(pack_bounds(LATENCY_BOUNDS_S))) < 100
 
 
 # --- the meter ----------------------------------------------------------------------------------------------------------------------
