@@ -166,9 +166,7 @@ class _Look:
         except (errors.Unreachable, KeyError, TypeError) as error:
             unreadable_s = run.clock.monotonic() - self.readable_at
             if unreadable_s > METER_PATIENCE_S:
-                raise errors.MeterBroken(
-                    f"model {run.request.model}: the counts could not be read for {unreadable_s:.0f} s: {error}"
-                ) from error
+                raise errors.MeterBroken(f"model {run.request.model}: the counts could not be read for {unreadable_s:.0f} s: {error}") from error
             return None
         now = run.clock.monotonic()
         self.readable_at = now
@@ -216,7 +214,11 @@ class _Look:
     def _pass(self, verdict: Verdict, why: str | None) -> None:
         run, steps = self.run, self.run.request.steps
         following = f"{steps[self.index + 1]:g} %" if self.index + 1 < len(steps) else "the promotion"
-        told = f"enough for {following}: {verdict.sentence}" if why is None else f"on to {following} as options.on_inconclusive says: {why}; {verdict.sentence}"
+        told = (
+            f"enough for {following}: {verdict.sentence}"
+            if why is None
+            else f"on to {following} as options.on_inconclusive says: {why}; {verdict.sentence}"
+        )
         record = journal.write(run, f"judge {self.weight_percent:g} %", told, step_index=self.index + 1, verdict=journal.current(run).verdict)
         with contextlib.suppress(errors.TemporaryError):
             run.store.save_canary(record)

@@ -67,5 +67,5 @@ def with_version(run: Run, serve_config: str, stable: str | None) -> str:
 def _create_rayservice(run: Run, record: Release) -> None:
     """From the template, owned by a manager of its own, so that later writes of ``serveConfigV2`` alone do not remove the rest."""
     manifest = manifests.new_rayservice(run, "applications: []\n")
-    manifest["metadata"]["annotations"] = {names.CREATED_BY_RELEASE: manifests.release_id(record)}
+    manifest["metadata"]["annotations"] = {names.CREATED_BY_RELEASE: record.identity}
     run.cluster.apply(manifest, manager=names.TEMPLATE_MANAGER)

@@ -6,7 +6,6 @@ from kfp_components import names
 from kfp_components.apply import apply
 from kfp_components.cluster import Manifest, Ref
 from kfp_components.plan import Change, Plan
-from kfp_components.release import Release
 from kfp_components.rollout import journal
 from kfp_components.rollout.run import Run
 from kfp_components.serving import alias, inference_service
@@ -47,11 +46,6 @@ def show_if_there(run: Run, shares: dict[str, float], message: str) -> None:
     """As `show_traffic`; nothing where there is no stub."""
     if run.cluster.get(stub_ref(run)) is not None:
         show_traffic(run, shares, message)
-
-
-def release_id(record: Release) -> str:
-    """Of this very release, for what it creates (`names.CREATED_BY_RELEASE`)."""
-    return f"{record.model}/{record.candidate_version}/{record.started_unix_s:.3f}"
 
 
 def new_rayservice(run: Run, serve_config: str) -> Manifest:

@@ -63,9 +63,7 @@ class Run:
     def for_request(self, request: PromoteRequest) -> Run:
         """The same surroundings for another request."""
         holder = None if self.in_one_process else self.holder
-        return open_run(
-            request, self.cluster, holder=holder, watch=self.watch, clock=self.clock, registry=self.registry, transport=self.transport
-        )
+        return open_run(request, self.cluster, holder=holder, watch=self.watch, clock=self.clock, registry=self.registry, transport=self.transport)
 
     def pause(self, seconds: float) -> None:
         """Wait, and keep the Lease meanwhile. Raises `ReleaseHeld` when another run has taken it."""

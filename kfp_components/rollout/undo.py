@@ -138,13 +138,13 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> None:
     also = partial(run.router.settled, split=back) if back is not None else _as_it_is
     changed = {names.router_application(request.model)} if back is not None else set()
 
-    def applications() -> object:
-        return remove_applications(
+    def applications() -> None:
+        remove_applications(
             run.cluster,
             request.namespace,
             request.rayservice,
             gone,
-            created_by=manifests.release_id(record),
+            created_by=record.identity,
             also=also,
             changed=changed,
             clock=run.clock,
