@@ -1,7 +1,5 @@
 """What every model registry does, by one body over MLflow (an sqlite file) and the registry in memory."""
 
-from pathlib import Path
-
 import pytest
 
 from kfp_components import errors
