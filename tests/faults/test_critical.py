@@ -132,6 +132,7 @@ def test_case_01_a_candidate_that_somebody_removed_gets_no_traffic_and_is_not_pr
             world.rayservice(live() if router == "kept" else "applications:\n" + OTHERS + application("v1").replace("/.versions/bge/v1", "/bge"))
 
     world.rayservice(live())
+    world.rate_per_s = 2.0  # so few that the next renewal sees it before the judge does
     request = asked(judge={"judge_latency": False, "error_margin_percent": 0.01, "tick_s": 1.0, "max_minutes": 60.0})
     with pytest.raises(errors.ApplicationRemoved, match="is not in serveConfigV2 any more, somebody else took it out") as caught:
         world.promote(request, watch=the_owner_applies_his_file)
