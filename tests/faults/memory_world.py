@@ -269,12 +269,12 @@ class World:
         body = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata, "spec": {"serveConfigV2": text, "rayClusterConfig": CLUSTER}}
         self.cluster.apply(body, manager=manager, force=True)
 
-    def front(self, version: str = "v1", uri: str = "s3://models/bge/v1", model_format: str = "embedding") -> None:
-        """Alias and stub are there already."""
+    def front(self, version: str = "v1", uri: str = "s3://models/bge/v1", model_format: str = "custom") -> None:
+        """Alias and stub are there already, from an earlier release."""
         target = names.service_host(names.serve_service(RAYSERVICE), NAMESPACE)
-        self.cluster.apply(alias.manifest(MODEL, NAMESPACE, target), manager=OWNER)
+        self.cluster.apply(alias.manifest(MODEL, NAMESPACE, target), manager=names.MANAGER)
         stub = inference_service.manifest(MODEL, NAMESPACE, version=version, uri=uri, model_format=model_format, rayservice=RAYSERVICE)
-        self.cluster.apply(stub, manager=OWNER)
+        self.cluster.apply(stub, manager=names.MANAGER)
 
     # --- processes ---
 
@@ -297,10 +297,9 @@ class World:
                 script.dead = True
                 raise Killed("as the test wants it")
 
-        assert (end := self.process(script, watch).outcome(lambda: self._promote_as(script, watch, request))).killed, str(end)
-
-    def _promote_as(self, script: Script, watch: Callable[[Release], None], request: PromoteRequest) -> Release:
-        return self.process(script, watch).promote(request)
+        process = self.process(script, watch)
+        end = process.outcome(lambda: process.promote(request))
+        assert end.killed, str(end)
 
     # --- what is so ---
 
