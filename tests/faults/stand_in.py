@@ -1,39 +1,41 @@
-"""A stand-in for KubeRay and Ray Serve: it reports what a RayService's ``serveConfigV2`` holds as running, and answers requests to it over HTTP.
+"""A stand-in for KubeRay and Ray Serve: it reports what a RayService's ``serveConfigV2`` holds, answers requests to it and counts them.
 
-Routing and counting are the product's own (`kfp_components.router`). What it cannot do: start anything, be slow, or take time; an application does what
-its `Behaviour` says. ``make test-all`` runs the same releases on real Ray (tests/e2e).
+Routing and counting are the product's own (`kfp_components.router`); time is a clock's. What it cannot do: start anything or be slow; an application
+does what its `Behaviour` says. ``make test-all`` runs the same releases on real Ray (tests/e2e).
 """
 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from kfp_components import names
-from kfp_components.cluster import Cluster, Manifest, Ref
-from kfp_components.cluster.kubernetes import KubernetesCluster
+from kfp_components.clock import Clock
+from kfp_components.cluster import Cluster, Ref
 from kfp_components.router import ledger, policy
 
 OPERATOR = "kuberay-operator"
 GOLDEN = 0.6180339887498949
 """Draws are multiples of it: a share of w % of any 100 requests in a row is w, give or take one."""
+LATENCY_S = 0.05
+BUCKET = next(index for index, bound in enumerate(ledger.LATENCY_BOUNDS_S) if bound >= LATENCY_S)
 
 Answer = tuple[int, dict[str, str], bytes]
+Application = dict[str, Any]
 
 
 @dataclass
 class Behaviour:
-    """One application. ``status`` is what Serve reports of it; ``answer`` the HTTP status of its n-th user request (1, 2, ...); None: no answer, the client
-    gives up. ``smoke`` is the body that pinned requests get."""
+    """One application. ``status`` is what Serve reports of it once ``starts_after_s`` are over; ``answer`` the HTTP status of its n-th user request
+    (1, 2, ...), None in its place: no answer, the client gives up; no ``answer`` at all: always 200. ``smoke`` is the body that requests get."""
 
     status: str = "RUNNING"
-    answer: Callable[[int], int | None] = lambda _n: 200
+    starts_after_s: float = 0.0
+    answer: Callable[[int], int | None] | None = None
     smoke: dict[str, Any] = field(default_factory=lambda: {"ok": True})
     asked: int = 0
 
@@ -41,117 +43,201 @@ class Behaviour:
 class Serve:
     """The applications of one RayService."""
 
-    def __init__(self, cluster: Cluster, ref: Ref) -> None:
-        self.cluster, self.ref = cluster, ref
+    def __init__(self, cluster: Cluster, ref: Ref, clock: Clock) -> None:
+        self.cluster, self.ref, self.clock = cluster, ref, clock
         self.behaviours: dict[str, Behaviour] = {}
-        self.counts: dict[str, dict[str, ledger.VersionCounts]] = {}  # model -> version -> counts
-        self.users_per_look = 40
+        self.counts: dict[str, ledger.VersionCounts] = {}  # version -> counts
         self.page: Callable[[str], Answer | None] = lambda _page: None
         """What a page of the router's own answers instead."""
-        self.failed: dict[str, int] = {}  # version -> users' requests that it failed
+        self.served: dict[str, int] = {}
+        """Version -> users' requests that it answered well."""
+        self.failed: dict[str, int] = {}
+        """Version -> users' requests that it failed."""
+        self.lost: list[str] = []
+        """Users' requests that reached no running application through no fault of its own: what was asked for, and what was there."""
+        self.began_unix_s: dict[str, float] = {}
+        self._applications: dict[str, Application] = {}
+        self._policy: policy.Policy | None = None
+        self._epoch = 0
         self._draws = 0
 
     def behaviour(self, application: str) -> Behaviour:
         return self.behaviours.setdefault(application, Behaviour())
 
-    def applications(self) -> dict[str, dict[str, Any]]:
+    def applications(self) -> dict[str, Application]:
+        """Those in ``serveConfigV2``."""
+        return self._applications
+
+    def status(self, application: str) -> str:
+        behaviour = self.behaviour(application)
+        began = self.began_unix_s.get(application, 0.0)
+        return "DEPLOYING" if self.clock.now_unix_s() < began + behaviour.starts_after_s else behaviour.status
+
+    def written(self) -> None:
+        """The RayService was written: take its applications up, and report."""
         found = self.cluster.get(self.ref)
         text = str(((found or {}).get("spec") or {}).get("serveConfigV2") or "")
-        return {entry["name"]: entry for entry in (yaml.safe_load(text) or {}).get("applications") or []}
+        entries = (yaml.load(text, yaml.CSafeLoader) or {}).get("applications") or []
+        self._applications = {entry["name"]: entry for entry in entries}
+        for name in self._applications:
+            self.began_unix_s.setdefault(name, self.clock.now_unix_s())
+        for name in set(self.began_unix_s) - set(self._applications):
+            del self.began_unix_s[name]
+        routers = [entry for entry in entries if entry.get("import_path") == names.ROUTER_IMPORT_PATH]
+        self._reconfigure(routers[0]["deployments"][0]["user_config"] if routers else None)
+        self.report()
+
+    def _reconfigure(self, config: dict[str, Any] | None) -> None:
+        """As the router does: a configuration of an older epoch than one that was seen is refused."""
+        if config is None:
+            self._policy, self._epoch = None, 0
+            return
+        epoch = int(config.get("epoch") or 0)
+        if epoch < self._epoch:
+            return
+        self._epoch = epoch
+        self._policy = policy.parse({key: value for key, value in config.items() if key != "epoch" or "epoch" in policy.KEYS})
 
     def report(self) -> None:
         """Write the status, as the operator does after each change."""
         found = self.cluster.get(self.ref)
         if found is None:
             return
-        statuses = {name: {"status": self.behaviour(name).status, "message": "told by the test"} for name in self.applications()}
+        statuses = {name: {"status": self.status(name), "message": "told by the test"} for name in self._applications}
         status = {"observedGeneration": found["metadata"]["generation"], "activeServiceStatus": {"applicationStatuses": statuses}}
         metadata = {"name": self.ref.name, "namespace": self.ref.namespace}
         body = {"apiVersion": found["apiVersion"], "kind": "RayService", "metadata": metadata, "status": status}
         self.cluster.apply(body, manager=OPERATOR, force=True, subresource="status")
 
+    @property
+    def starting(self) -> bool:
+        """Whether an application's status changes by the passing of time."""
+        return any(self.behaviour(name).starts_after_s and self.status(name) == "DEPLOYING" for name in self._applications)
+
+    # --- requests ---
+
+    def owner(self, path: str) -> Application | None:
+        """The application with the longest route prefix that ``path`` is below."""
+        fitting = [a for a in self._applications.values() if path == a["route_prefix"] or path.startswith(a["route_prefix"].rstrip("/") + "/")]
+        return max(fitting, key=lambda entry: len(entry["route_prefix"]), default=None)
+
     def answer(self, method: str, path: str, headers: dict[str, str]) -> Answer:
-        """One request, as the proxy of Serve would pass it on."""
-        model, _, below = path.lstrip("/").partition("/")
-        router = self.applications().get(names.router_application(model))
-        if router is None:
+        """One request that is no user's, as the proxy of Serve would pass it on."""
+        application = self.owner(path)
+        if application is None:
             return 404, {}, b"Path not found"
-        rules = policy.parse(router["deployments"][0]["user_config"])
-        if below.startswith("-/"):
-            return self.page(below[2:]) or self._own_page(model, rules, below[2:])
+        if application["import_path"] != names.ROUTER_IMPORT_PATH or self._policy is None:
+            return self._direct(application["name"], {})
+        below = path.removeprefix(application["route_prefix"])
+        if below.startswith("/-/"):
+            return self.page(below[3:]) or self._own_page(self._policy, below[3:])
         pin = headers.get(names.VERSION_HEADER)
-        if pin is not None:
-            backend = rules.known().get(pin)
-            if backend is None:
-                return 400, {}, b"no such version"
-        else:
-            backend = rules.stable
-        version = backend.version
-        if names.application(model, version) not in self.applications():
-            return 404, {names.VERSION_HEADER: version}, b"Path not found"
-        return 200, {names.VERSION_HEADER: version}, json.dumps(self.behaviour(names.application(model, version)).smoke).encode()
+        rules, now = self._policy, self.clock.now_unix_s()
+        backend = rules.known().get(pin) if pin is not None else rules.choose(None, self._draw(), now)
+        if backend is None:
+            return 400, {}, b"no such version"
+        told = {names.VERSION_HEADER: backend.version}
+        behind = self.owner(backend.route)
+        return (404, told, b"Path not found") if behind is None else self._direct(behind["name"], told)
 
-    def send_users(self, model: str, requests: int) -> None:
-        """So many users' requests, split as the router is told now."""
-        found = self.applications()
-        rules = policy.parse(found[names.router_application(model)]["deployments"][0]["user_config"])
-        for _ in range(requests):
-            self._draws += 1
-            version = rules.choose(None, self._draws * GOLDEN % 1.0, 0.0).version
-            application = names.application(model, version)
-            counted = self.counts.setdefault(model, {}).setdefault(version, ledger.VersionCounts())
-            behaviour = self.behaviour(application)
-            behaviour.asked += 1
-            status = behaviour.answer(behaviour.asked) if application in found else 404
-            if status is None:
-                counted.client_disconnects += 1
-            else:
-                counted.count(0.05, status, "http_5xx" if status >= 500 else None, pinned=False)
-            if status is None or status >= 400:
-                self.failed[version] = self.failed.get(version, 0) + 1
+    def _direct(self, application: str, headers: dict[str, str]) -> Answer:
+        if self.status(application) != "RUNNING":
+            return 503, headers, b"the application does not run"
+        return 200, headers, json.dumps(self.behaviour(application).smoke).encode()
 
-    def _own_page(self, model: str, rules: policy.Policy, page: str) -> Answer:
+    def _own_page(self, rules: policy.Policy, page: str) -> Answer:
+        now = self.clock.now_unix_s()
         if page == "ledger":
-            self.send_users(model, self.users_per_look)
-            versions = {version: counted.as_dict() for version, counted in self.counts.get(model, {}).items()}
-            told: dict[str, Any] = {"replicas": {"r1": {"versions": versions}}, "latency_bounds_s": ledger.LATENCY_BOUNDS_S}
+            versions = {version: counted.as_dict() for version, counted in self.counts.items()}
+            replicas = {"r1": {"started_unix_s": 0.0, "versions": versions}}
+            told: dict[str, Any] = {"now_unix_s": now, "replicas": replicas, "latency_bounds_s": ledger.LATENCY_BOUNDS_S}
         else:
-            candidate = None if rules.candidate is None else vars(rules.candidate)
-            told = {"stable": vars(rules.stable), "candidate": candidate, "weight_percent_effective": rules.weight_percent if candidate else 0.0}
+            told = {
+                "stable": vars(rules.stable),
+                "candidate": None if rules.candidate is None else vars(rules.candidate),
+                "weight_percent": rules.weight_percent,
+                "weight_percent_effective": rules.effective_weight(now),
+                "lease_expires_unix_s": rules.lease_expires_unix_s,
+                "config_sha256": rules.digest,
+                "refused_config": None,
+                "replica": "r1",
+                "epoch": self._epoch,
+            }
         return 200, {}, json.dumps(told).encode()
 
+    # --- users ---
 
-class Operated(KubernetesCluster):
-    """The real client; after each of its writes of the RayService the stand-in operator reports."""
+    def users_get(self, model: str) -> tuple[str, ...]:
+        """The applications that answer users now, as they are routed now; one that is not there or does not run as a sentence in its place."""
+        application = self.owner(names.public_route(model))
+        if application is None:
+            return (f"nothing at {names.public_route(model)}",)
+        if application["import_path"] != names.ROUTER_IMPORT_PATH or self._policy is None:
+            return (self._runs(application["name"]),)
+        rules = self._policy
+        weight = rules.effective_weight(self.clock.now_unix_s())
+        backends = ([rules.stable] if weight < 100 else []) + ([rules.candidate] if weight > 0 and rules.candidate else [])
+        return tuple(
+            f"nothing at {backend.route}" if (found := self.owner(backend.route)) is None else self._runs(found["name"]) for backend in backends
+        )
 
-    serve: Serve | None = None
+    def _runs(self, application: str) -> str:
+        status = self.status(application)
+        return application if status == "RUNNING" else f"{application}, which is {status}"
 
-    def apply(self, manifest: Manifest, *, manager: str, force: bool = False, subresource: Literal["status"] | None = None) -> Manifest:
-        written = super().apply(manifest, manager=manager, force=force, subresource=subresource)
-        if self.serve is not None and manifest["kind"] == "RayService" and subresource is None:
-            self.serve.report()
-        return written
+    def send_users(self, model: str, requests: int) -> None:
+        """So many users' requests, split as the router splits them now."""
+        application = self.owner(names.public_route(model))
+        if application is None:
+            self.lost += [f"{requests} requests to {names.public_route(model)}: no application has that route"]
+            return
+        rules = self._policy
+        if application["import_path"] != names.ROUTER_IMPORT_PATH or rules is None:
+            self._users_reach(application["name"].removeprefix(f"{model}-"), application["name"], requests, counted=None)
+            return
+        weight = rules.effective_weight(self.clock.now_unix_s())
+        candidate = sum(self._draw() * 100.0 < weight for _ in range(requests)) if rules.candidate and weight else 0
+        for backend, number in ((rules.stable, requests - candidate), (rules.candidate, candidate)):
+            if backend is not None and number:
+                behind = self.owner(backend.route)
+                counted = self.counts.setdefault(backend.version, ledger.VersionCounts())
+                self._users_reach(backend.version, None if behind is None else behind["name"], number, counted=counted)
+
+    def _users_reach(self, version: str, application: str | None, requests: int, counted: ledger.VersionCounts | None) -> None:
+        if application is None:
+            self.lost += [f"{requests} requests to {version}: its application is not there"]
+        behaviour = self.behaviour(application) if application is not None else Behaviour()
+        runs = application is not None and self.status(application) == "RUNNING"
+        if runs and behaviour.answer is None:
+            behaviour.asked += requests
+            self.served[version] = self.served.get(version, 0) + requests
+            if counted is not None:
+                _count_good(counted, requests)
+            return
+        for _ in range(requests):
+            behaviour.asked += 1
+            status = 404 if application is None else 503 if not runs else behaviour.answer(behaviour.asked) if behaviour.answer else 200
+            outcome = self.served if status is not None and status < 400 else self.failed
+            outcome[version] = outcome.get(version, 0) + 1
+            if counted is not None and status is None:
+                counted.count_disconnect(pinned=False)
+            elif counted is not None and status is not None:
+                counted.count(LATENCY_S, status, "http_5xx" if status >= 500 else None, pinned=False)
+
+    def _draw(self) -> float:
+        self._draws += 1
+        return self._draws * GOLDEN % 1.0
 
 
-def listen(serve: Serve) -> tuple[ThreadingHTTPServer, threading.Thread]:
-    """Serve it on a free port of loopback."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def _go(self) -> None:
-            self.rfile.read(int(self.headers.get("content-length") or 0))
-            status, headers, body = serve.answer(self.command, self.path, {key.lower(): value for key, value in self.headers.items()})
-            self.send_response(status)
-            for key, value in {**headers, "content-length": str(len(body))}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_GET = do_POST = _go
-
-        def log_message(self, *_args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    return server, thread
+def _count_good(counted: ledger.VersionCounts, requests: int) -> None:
+    """`VersionCounts.count` so many times, at once where that comes to the same."""
+    recent = counted.recent
+    if recent["failures"] or recent["client_errors"] or recent["disconnects"]:
+        for _ in range(requests):
+            counted.count(LATENCY_S, 200, None, pinned=False)
+        return
+    counted.requests += requests
+    counted.latency_counts[BUCKET] += requests
+    new = min(requests, ledger.RECENT_REQUESTS - recent["requests"])
+    counted._outcomes.extend([None] * new)
+    recent["requests"] += new

@@ -1,11 +1,13 @@
 """What must not happen to users, one test for each defect (shared/DEFECTS.md) and case (shared/cases) that did."""
 
 import pytest
-from conftest import MODEL, OTHERS, World, application, asked, live
+from memory_world import MODEL, OTHERS, World, application, asked, live
 
-from kfp_components import errors, names, rollout
+from kfp_components import errors, names
 from kfp_components.cluster import Ref
+from kfp_components.cluster.faults import Script
 from kfp_components.release import Release
+from kfp_components.request import PromoteRequest
 from kfp_components.serving import rayservice
 
 WRONG = {"name": "wrong", "path": "/", "expect": {"/count": 7}}
@@ -20,11 +22,11 @@ def test_a_good_version_is_promoted_and_a_bad_one_taken_back(world: World) -> No
     """The stand-in tells the one from the other, so the tests below can fail."""
     world.rayservice(live())
     before = neighbours(world)
-    assert rollout.promote_with_canary(world.run(asked("v2"))).phase == "promoted"
+    assert world.promote(asked("v2")).phase == "promoted"
     assert world.split() == ("v2", None, 0.0) and not world.serve.failed
     world.serve.behaviour(f"{MODEL}-v3").answer = lambda n: 500 if n % 3 == 0 else 200
     with pytest.raises(errors.CanaryFailed, match="worse in errors"):
-        rollout.promote_with_canary(world.run(asked("v3")))
+        world.promote(asked("v3"))
     assert world.split() == ("v2", None, 0.0) and set(world.serve.failed) == {"v3"}
     assert neighbours(world) == before and set(world.serve.applications()) == {"whisper", f"{MODEL}-v2", f"{MODEL}-router"}
 
@@ -32,7 +34,7 @@ def test_a_good_version_is_promoted_and_a_bad_one_taken_back(world: World) -> No
 # --- D1: the RayService that a release made ------------------------------------------------------------------------------------------
 
 
-def template(version: str = "v1", **options: object) -> rollout.PromoteRequest:
+def template(version: str = "v1", **options: object) -> PromoteRequest:
     world_of_its_own = {"headGroupSpec": {"rayStartParams": {}, "template": {"spec": {"containers": [{"name": "ray", "image": "ray"}]}}}}
     request = asked(version, smoke=[WRONG], rayservice_template=world_of_its_own, **options)
     return request.model_copy(update={"import_path": "kfp_components.models.embedding:build"})
@@ -49,7 +51,7 @@ def test_d1_a_rayservice_that_other_models_live_on_stays(world: World) -> None:
             world.cluster.apply(body, manager="another-team", force=True)
 
     with pytest.raises(errors.SmokeFailed):
-        rollout.deploy_model(world.run(template(), watch=another_model_comes))
+        world.deploy(template(), watch=another_model_comes)
     assert world.found() is not None, "the RayService that whisper lives on was deleted"
     assert set(world.serve.applications()) == {"whisper"}
     assert world.record().phase == "rolled_back"
@@ -57,7 +59,7 @@ def test_d1_a_rayservice_that_other_models_live_on_stays(world: World) -> None:
 
 def test_d1_a_rayservice_that_nobody_else_uses_goes(world: World) -> None:
     with pytest.raises(errors.SmokeFailed):
-        rollout.deploy_model(world.run(template()))
+        world.deploy(template())
     assert world.found() is None and world.record().phase == "rolled_back"
 
 
@@ -69,7 +71,7 @@ def test_d1_a_rayservice_that_somebody_made_again_stays(world: World) -> None:
             world.rayservice(found["spec"]["serveConfigV2"])
 
     with pytest.raises(errors.SmokeFailed):
-        rollout.deploy_model(world.run(template(), watch=made_again))
+        world.deploy(template(), watch=made_again)
     assert world.found() is not None and not world.serve.applications()
 
 
@@ -84,30 +86,27 @@ def test_d4_a_statistics_page_that_cannot_be_read_does_not_keep_users_on_a_bad_v
     world.rayservice(live())
     world.serve.behaviour(f"{MODEL}-v2").answer = lambda _n: 500
     with pytest.raises(errors.CanaryFailed):
-        rollout.promote_with_canary(world.run(asked(), watch=break_the_page))
+        world.promote(asked(), watch=break_the_page)
     assert world.split() == ("v1", None, 0.0)
     record = world.record()
     assert record.phase == "rolled_back" and record.rollback is not None and record.rollback["leaked_requests"] is None
 
 
-def test_d4_nothing_is_read_between_the_verdict_and_the_weight_but_the_rayservice_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked_for: list[str] = []
-    send = world.cluster._send
+def test_d4_nothing_is_read_between_the_verdict_and_the_weight_but_the_rayservice_itself(world: World) -> None:
+    script = Script(clock=world.clock)
+    judged: list[int] = []
 
-    def watched(method: str, path: str, *more: object) -> object:
-        if "leases" not in path:  # they are renewed in the background
-            asked_for.append(f"{method} {path.rpartition('/namespaces/')[2]}")
-        return send(method, path, *more)  # type: ignore[arg-type]
-
-    def judged(record: Release) -> None:
-        if (record.verdict or {}).get("kind") == "fail" and not asked_for:
-            monkeypatch.setattr(world.cluster, "_send", watched)
+    def watch(record: Release) -> None:
+        if (record.verdict or {}).get("kind") == "fail":
+            judged.append(len(script.calls))
 
     world.rayservice(live())
     world.serve.behaviour(f"{MODEL}-v2").answer = lambda _n: 500
     with pytest.raises(errors.CanaryFailed):
-        rollout.promote_with_canary(world.run(asked(lease_s=60.0), watch=judged))
-    assert asked_for[:2] == ["GET ai-ml/rayservices/ai-inference", "PATCH ai-ml/rayservices/ai-inference"]
+        world.process(script, watch).promote(asked())
+    first, second = [call for call in script.calls[judged[0] :] if "Lease" not in call.what][:2]
+    assert (first.method, second.method) == ("get", "apply")
+    assert first.what == second.what == "RayService ai-ml/ai-inference"
 
 
 # --- D5b: the way back is everything to stable ---------------------------------------------------------------------------------------
@@ -118,7 +117,7 @@ def test_d5b_a_candidate_that_an_earlier_release_left_in_the_router_is_not_put_b
     world.rayservice(live(candidate=zombie, weight_percent=25.0, lease_expires_unix_s=1.0))
     world.serve.behaviour(f"{MODEL}-v2").answer = lambda _n: 500
     with pytest.raises(errors.CanaryFailed):
-        rollout.promote_with_canary(world.run(asked()))
+        world.promote(asked())
     assert world.split() == ("v1", None, 0.0)
     assert world.record().phase == "rolled_back"
 
@@ -133,9 +132,10 @@ def test_case_01_a_candidate_that_somebody_removed_gets_no_traffic_and_is_not_pr
             world.rayservice(live() if router == "kept" else "applications:\n" + OTHERS + application("v1").replace("/.versions/bge/v1", "/bge"))
 
     world.rayservice(live())
-    request = asked(lease_s=2.0, judge={"judge_latency": False, "error_margin_percent": 0.01, "tick_s": 0.01, "max_minutes": 60.0})
+    world.rate_per_s = 2.0  # so few that the next renewal sees it before the judge does
+    request = asked(judge={"judge_latency": False, "error_margin_percent": 0.01, "tick_s": 1.0, "max_minutes": 60.0})
     with pytest.raises(errors.ApplicationRemoved, match="is not in serveConfigV2 any more, somebody else took it out") as caught:
-        rollout.promote_with_canary(world.run(request, watch=the_owner_applies_his_file))
+        world.promote(request, watch=the_owner_applies_his_file)
     assert caught.value.exit_code == 4
     assert f"{MODEL}-v1" in world.serve.applications()
     record = world.record()
@@ -147,22 +147,21 @@ def test_case_01_a_candidate_that_somebody_removed_gets_no_traffic_and_is_not_pr
         assert record.events[-1]["message"] == "v2 is taken back; what is in serveConfigV2 serves"
 
 
-def test_case_01_a_version_that_does_not_run_is_not_given_all_traffic(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_case_01_a_version_that_does_not_run_is_not_given_all_traffic(world: World) -> None:
     def dies_before_the_promotion(record: Release) -> None:
         if record.step_index == 2:
             world.serve.behaviour(f"{MODEL}-v2").status = "UNHEALTHY"
             world.serve.report()
 
-    monkeypatch.setattr(rollout, "APPLY_TIMEOUT_S", 0.5)
     world.rayservice(live())
     with pytest.raises(errors.DeployFailed, match="bge-v2 UNHEALTHY"):
-        rollout.promote_with_canary(world.run(asked(), watch=dies_before_the_promotion))
+        world.promote(asked(), watch=dies_before_the_promotion)
     assert world.split() == ("v1", None, 0.0)
     assert "promoting" not in [event["step"] for event in world.record().events]
 
 
 @pytest.mark.parametrize("fault", ["removed", "dead"])
-def test_case_01_stable_stays_until_its_successor_runs_and_takes_over_again(world: World, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+def test_case_01_stable_stays_until_its_successor_runs_and_takes_over_again(world: World, fault: str) -> None:
     def after_the_switch(record: Release) -> None:
         if record.events[-1]["step"] == "promote":  # v2 has all traffic, v1 goes next
             if fault == "removed":
@@ -171,10 +170,9 @@ def test_case_01_stable_stays_until_its_successor_runs_and_takes_over_again(worl
                 world.serve.behaviour(f"{MODEL}-v2").status = "DEPLOY_FAILED"
                 world.serve.report()
 
-    monkeypatch.setattr(rollout, "APPLY_TIMEOUT_S", 0.5)
     world.rayservice(live())
     with pytest.raises(errors.RolledBack) as caught:
-        rollout.promote_with_canary(world.run(asked(), watch=after_the_switch))
+        world.promote(asked(), watch=after_the_switch)
     assert caught.value.exit_code == 4
     assert world.split() == ("v1", None, 0.0) and f"{MODEL}-v1" in world.serve.applications()
     assert world.record().phase == "rolled_back"
@@ -188,11 +186,11 @@ def test_case_01_when_stable_is_gone_too_the_candidate_stays_and_the_message_say
     world.rayservice(live())
     world.serve.behaviour(f"{MODEL}-v2").answer = lambda _n: 500
     with pytest.raises(errors.KfpServingError) as caught:
-        rollout.promote_with_canary(world.run(asked(), watch=stable_goes))
+        world.promote(asked(), watch=stable_goes)
     assert any("put v1 back, then run `kfp-serving rollback`" in note for note in caught.value.__notes__)
     assert f"{MODEL}-v2" in world.serve.applications()
     world.rayservice(live().replace(application("v1"), application("v1") + application("v2")))
-    rollout.roll_back(rollout.open_rollback(asked(), world.cluster))
+    world.process().roll_back(asked())
     assert world.record().phase == "rolled_back" and world.split() == ("v1", None, 0.0)
 
 
@@ -203,7 +201,7 @@ def test_case_02_a_version_that_refuses_every_request_is_taken_back(world: World
     world.rayservice(live())
     world.serve.behaviour(f"{MODEL}-v2").answer = lambda _n: 404
     with pytest.raises(errors.CanaryFailed):
-        rollout.promote_with_canary(world.run(asked()))
+        world.promote(asked())
     assert world.split() == ("v1", None, 0.0)
     assert world.serve.failed["v2"] <= 40, "found in the first looks"
 
@@ -212,7 +210,7 @@ def test_d2b_a_version_that_keeps_users_waiting_until_they_give_up_is_taken_back
     world.rayservice(live())
     world.serve.behaviour(f"{MODEL}-v2").answer = lambda _n: None
     with pytest.raises(errors.CanaryFailed):
-        rollout.promote_with_canary(world.run(asked()))
+        world.promote(asked())
     assert world.split() == ("v1", None, 0.0)
     assert world.serve.failed["v2"] <= 40
 
@@ -224,8 +222,8 @@ def test_d13_the_fix_of_a_stable_version_that_fails_everything_is_promoted(world
     world.rayservice(live())
     world.serve.behaviour(f"{MODEL}-v1").answer = lambda _n: 500
     world.serve.send_users(MODEL, 1000)
-    judge = {"judge_latency": False, "tick_s": 0.01, "max_minutes": 60.0}
-    assert rollout.promote_with_canary(world.run(asked(judge=judge))).phase == "promoted"
+    judge = {"judge_latency": False, "tick_s": 1.0, "max_minutes": 60.0}
+    assert world.promote(asked(judge=judge)).phase == "promoted"
 
 
 # --- case 06: a first version that fails ----------------------------------------------------------------------------------------------
@@ -237,7 +235,7 @@ def test_d13_the_fix_of_a_stable_version_that_fails_everything_is_promoted(world
 def test_case_06_a_first_version_that_fails_leaves_what_was_there(world: World, text: str) -> None:
     world.rayservice(text)
     with pytest.raises(errors.SmokeFailed) as caught:
-        rollout.deploy_model(world.run(asked("v1", smoke=[WRONG])))
+        world.deploy(asked("v1", smoke=[WRONG]))
     assert caught.value.exit_code == 4 and not getattr(caught.value, "__notes__", [])
     assert world.record().phase == "rolled_back" and world.serve.applications() == {}
     comment = text.partition("#")[2].strip()
@@ -249,7 +247,7 @@ def test_case_06_a_first_version_that_fails_leaves_what_was_there(world: World, 
 
 def test_case_05_a_registry_that_does_not_know_stable_does_not_block_the_release(world: World) -> None:
     world.rayservice(live().replace("v1", "v17"))
-    record = rollout.promote_with_canary(world.run(asked()))
+    record = world.promote(asked())
     assert record.phase == "promoted"
     (told,) = [event["message"] for event in record.events if event["step"] == "registry"]
     assert told.startswith("alias previous: not done: model ai-ml.bge version v17: not registered")
@@ -265,8 +263,8 @@ def test_d4b_a_view_that_breaks_fails_neither_the_way_forward_nor_the_way_back(w
             raise BrokenPipeError("head has seen enough")
 
     world.rayservice(live())
-    assert rollout.promote_with_canary(world.run(asked("v2"), watch=closed_pipe)).phase == "promoted"
+    assert world.promote(asked("v2"), watch=closed_pipe).phase == "promoted"
     world.serve.behaviour(f"{MODEL}-v3").answer = lambda _n: 500
     with pytest.raises(errors.CanaryFailed):
-        rollout.promote_with_canary(world.run(asked("v3"), watch=closed_pipe))
+        world.promote(asked("v3"), watch=closed_pipe)
     assert world.record().phase == "rolled_back"

@@ -1,0 +1,59 @@
+"""Makes an engine without a clock and a transport of its own run in the world: its modules' `time` and `httpx` are the world's while a process runs.
+
+Nothing of it is used with an engine whose ``open_run`` takes ``clock`` and ``transport``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as real
+import importlib
+import inspect
+import types
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import httpx
+
+from kfp_components import registry, rollout
+from kfp_components.clock import Clock
+from kfp_components.registry.memory import MemoryRegistry
+
+NEEDED = "transport" not in inspect.signature(rollout.open_run).parameters
+MODULES = ("kfp_components.rollout", "kfp_components.release", "kfp_components.traffic.ray_router", "tenacity.nap", "kfp_components.probes")
+
+
+@contextlib.contextmanager
+def adapted(clock: Clock, transport: httpx.BaseTransport) -> Iterator[None]:
+    """Time and HTTP are the world's."""
+    if not NEEDED:
+        yield
+        return
+    fake = types.SimpleNamespace(time=clock.now_unix_s, monotonic=clock.monotonic, perf_counter=clock.monotonic, sleep=clock.sleep)
+
+    class Datetime(real.datetime):
+        @classmethod
+        def now(cls, tz: real.tzinfo | None = None) -> Datetime:
+            return cls.fromtimestamp(clock.now_unix_s(), tz)
+
+    client = httpx.Client
+
+    def get(url: str, *, headers: dict[str, str], timeout: float, trust_env: bool) -> httpx.Response:
+        with client(transport=transport, trust_env=trust_env) as made:
+            return made.get(url, headers=headers, timeout=timeout)
+
+    def made_client(**options: Any) -> httpx.Client:
+        return client(transport=transport, **options)
+
+    with contextlib.ExitStack() as stack:
+        for name in MODULES:
+            module = importlib.import_module(name)
+            if hasattr(module, "time"):
+                stack.enter_context(mock.patch.object(module, "time", fake))
+            if hasattr(module, "datetime"):
+                stack.enter_context(mock.patch.object(module, "datetime", Datetime))
+        stack.enter_context(mock.patch.object(registry, "connect", lambda _uri: MemoryRegistry()))  # the process puts its own in its place
+        stack.enter_context(mock.patch.object(httpx, "get", get))
+        stack.enter_context(mock.patch.object(httpx, "Client", made_client))
+        yield
