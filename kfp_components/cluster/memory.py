@@ -43,7 +43,12 @@ class MemoryCluster:
         tick: Callable[[MemoryCluster], None] | None = None,
         step_s: float = 1.0,
     ) -> None:
-        """``tick`` is called every ``step_s`` seconds of the clock while somebody waits or watches, with this cluster as its administrator."""
+        """``tick`` is called every ``step_s`` seconds of the clock while somebody waits or watches, with this cluster as its administrator.
+
+        Raises ValueError when ``step_s`` is not positive.
+        """
+        if step_s <= 0:
+            raise ValueError(f"step_s: {step_s} s; waiting has to take time")
         self._account = account
         self._clock: Clock = clock or SystemClock()
         self._tick, self._step_s = tick, step_s
