@@ -1,4 +1,4 @@
-"""How many candidate requests the judge needs, against the least that any test with its false alarm rate can need. Seeded; under a minute.
+"""How many candidate requests the judge needs, against the least that any test with its false alarm rate can need. Seeded; under two minutes.
 
     python benchmarks/judge.py            prints the tables and writes them to benchmarks/RESULTS.md
 
@@ -16,9 +16,9 @@ import numpy as np
 import results
 from numpy.typing import NDArray
 
-from kfp_components.judge import error_rate
+from kfp_components.judge import batch, error_rate
 from kfp_components.judge.counts import ArmCounts, Tick
-from kfp_components.judge.verdict import Judge
+from kfp_components.judge.verdict import BY_WEIGHT_SHARE, FAIL_SHARES, Judge
 from kfp_components.request import JudgeRules
 from kfp_components.router.ledger import LATENCY_BOUNDS_S
 
@@ -30,7 +30,7 @@ Slow = Callable[[Array], Array]
 
 def main() -> int:
     started = time.process_time()
-    text = "\n\n".join([fail_table(), alarm_table(), pass_table(), latency_table(), speed_line()])
+    text = "\n\n".join([fail_table(), alarm_table(), pass_table(), latency_table(), *few_requests_tables(), speed_line()])
     text += f"\n\nSeeded, numpy {np.__version__}, {time.process_time() - started:.0f} s of one core."
     print(text)
     results.write("judge", f"## Judge\n\n{text}")
@@ -118,6 +118,96 @@ def stretched(seconds: Array, times: float) -> Array:
     """The part above stable's p95 stretched so that p99 is so many times as long; p50 and p95 stay."""
     p95, p99 = 0.05 * np.exp(0.4 * 1.6449), 0.05 * np.exp(0.4 * 2.3263)
     return np.where(seconds > p95, p95 + (seconds - p95) * (times * p99 - p95) / (p99 - p95), seconds)
+
+
+def few_requests_tables() -> list[str]:
+    """Poisson arrivals, a look each second: most looks hold one request or none."""
+    rows = ["| requests a second | 5 % | 10 % | 25 % | 50 % | 50 %, stable fails 1 % |", "|---|---|---|---|---|---|"]
+    for rate in (0.1, 0.5, 1.0, 2.0):
+        cells = []
+        for weight, stable in ((0.05, 0.0), (0.1, 0.0), (0.25, 0.0), (0.5, 0.0), (0.5, 0.01)):
+            needed = [each_second([29, run], rate, weight, 1.0, stable)[0] for run in range(100)]
+            cells.append(f"{np.median(needed):.0f} / {np.quantile(needed, 0.95):.0f} / {max(needed):.0f}")
+        rows.append(f"| {rate:g} | " + " | ".join(cells) + " |")
+    hard = "**Few requests: every request of the candidate fails** (candidate requests to FAIL by weight: median / p95 / most of 100 runs)"
+    small = ["| requests a second | weight | looks of a second | looks of 100 requests | ratio |", "|---|---|---|---|---|"]
+    for rate, weight in ((0.1, 0.1), (1.0, 0.1), (0.1, 0.5), (1.0, 0.5)):
+        runs = [each_second([31, run], rate, weight, 0.05, 0.01, compare=100) for run in range(16)]
+        second, hundred = (float(np.median(found)) for found in zip(*runs, strict=True))
+        small.append(f"| {rate:g} | {weight:.0%} | {second:.0f} | {hundred:.0f} | {second / hundred:.2f} |")
+    same = "**Few requests: 5 % failures instead of 1 %** (median candidate requests to FAIL, 16 runs, the same requests in small and large looks)"
+    return [f"{hard}\n\n" + "\n".join(rows), f"{same}\n\n" + "\n".join(small), few_requests_alarms()]
+
+
+def few_requests_alarms(runs: int = 3000, looks: int = 1800) -> str:
+    rows = ["| both versions | 10 % | 50 % |", "|---|---|---|"]
+    for name, failures, refused, outage in (
+        ("fail 1 %", 0.01, 0.0, False),
+        ("fail 10 %", 0.1, 0.0, False),
+        ("fail 1 %, refuse 10 % (4xx)", 0.01, 0.1, False),
+        ("fail 1 %, and everything for 30 s", 0.01, 0.0, True),
+    ):
+        cells = [f"{alarms(np.random.default_rng(37), weight, failures, refused, outage, runs, looks):.2%}" for weight in (0.1, 0.5)]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    what = f"alpha 1 %; 1 request a second, a look each second, {looks // 60} minutes, {runs:,} runs, by weight"
+    return f"**Few requests: false alarms** ({what}; the rates' tests, latency's evidence held at 1)\n\n" + "\n".join(rows)
+
+
+def each_second(
+    seed: list[int], rate: float, weight: float, candidate: float, stable: float, compare: int = 0, most: int = 3000
+) -> tuple[float, ...]:
+    """Candidate requests to FAIL in looks of a second; with ``compare`` also in looks of so many requests, the very same ones."""
+    rng = np.random.default_rng(seed)
+    total = int(most / weight) if compare else int(100 / weight)
+    arms = rng.random(total) < weight
+    failed = rng.random(total) < np.where(arms, candidate, stable)
+    buckets = np.searchsorted(LATENCY_BOUNDS_S, 0.05 * rng.lognormal(0, 0.4, total))
+    second = np.cumsum(rng.exponential(1 / rate, total)).astype(int)
+    cuts = [np.nonzero(np.diff(second))[0] + 1] + ([np.arange(compare, total, compare)] if compare else [])
+    found = []
+    for cut in cuts:
+        judge = Judge(JudgeRules())
+        judge.observe(Tick(ArmCounts(), ArmCounts()), weight_percent=100 * weight)
+        for look in np.split(np.arange(total), cut):
+            both = [counted(buckets[picked], failed[picked]) for picked in (look[~arms[look]], look[arms[look]])]
+            verdict = judge.observe(Tick(both[0], both[1], LATENCY_BOUNDS_S), weight_percent=100 * weight)
+            if verdict.kind in ("fail", "error"):
+                break
+        found.append(float(judge.candidate_requests) if verdict.kind == "fail" else np.inf)
+    return tuple(found)
+
+
+def counted(buckets: NDArray[np.int64], failed: NDArray[np.bool_]) -> ArmCounts:
+    if len(buckets) == 0:
+        return ArmCounts()
+    return ArmCounts(len(buckets), int(failed.sum()), tuple(np.bincount(buckets, minlength=len(LATENCY_BOUNDS_S) + 1).tolist()))
+
+
+def alarms(rng: np.random.Generator, weight: float, failures: float, refused: float, outage: bool, runs: int, looks: int) -> float:
+    """The part of the runs in which two equal versions are ever told apart. All runs at once: `batch.closes` and the tests' formulae for arrays."""
+    kappas, (most, slack) = error_rate.KAPPAS, (batch.ENOUGH_REQUESTS, batch.SPLIT_SLACK)
+    waiting = np.zeros((2, 3, runs), dtype=np.int64)  # stable, candidate; requests, failures, client errors
+    counts_logs, weight_logs = (np.zeros((2, runs, len(kappas))) for _ in range(2))
+    alarm = np.zeros(runs, dtype=bool)
+    for look in range(looks):
+        rate = 1.0 if outage and 600 <= look < 630 else failures
+        n = rng.poisson([[1 - weight], [weight]], (2, runs))
+        x = rng.binomial(n, rate)
+        y = rng.binomial(n - x, refused)
+        waiting += np.stack([n, x, y], axis=1)
+        n_s, n_c = waiting[:, 0]
+        closes = (n_s > 0) & (n_c > 0) & ((n_s + n_c >= most) | (n_s * weight >= slack * n_c * (1 - weight)))
+        for index, bad in ((0, x), (1, y)):
+            weight_logs[index] += bad[1][:, None] * np.log(kappas) - (bad[0] + bad[1])[:, None] * np.log1p(weight * (kappas - 1))
+            x_s, x_c = waiting[:, 1 + index]
+            total = np.maximum(n_c + n_s, 1)[:, None]
+            step = x_c[:, None] * np.log(kappas) + (x_c + x_s)[:, None] * np.log(total / (kappas * n_c[:, None] + np.maximum(n_s, 1)[:, None]))
+            counts_logs[index] += np.where(closes[:, None], step, 0.0)
+        waiting[:, :, closes] = 0
+        mixed = BY_WEIGHT_SHARE * np.exp(weight_logs).mean(axis=2) + (1 - BY_WEIGHT_SHARE) * np.exp(counts_logs).mean(axis=2)
+        e_fail = FAIL_SHARES["errors"] * mixed[0] + FAIL_SHARES["client_errors"] * mixed[1] + FAIL_SHARES["latency"] + FAIL_SHARES["disconnects"]
+        alarm |= e_fail >= 1 / ALPHA_FAIL
+    return float(alarm.mean())
 
 
 def speed_line() -> str:

@@ -1,4 +1,4 @@
-"""The only writer: applies a `Plan`, and changes ``serveConfigV2`` by compare-and-swap."""
+"""The only writer: applies a `Plan`, and changes ``serveConfigV2`` (or removes the RayService) by compare-and-swap."""
 
 from __future__ import annotations
 
@@ -30,28 +30,39 @@ def change_serve_config(cluster: Cluster, namespace: str, name: str, surgery: Ca
     Raises `NotFound`, `ManagedElsewhere`, or `Conflict` when every attempt lost; nothing is half-written in any case.
     """
     ref = Ref("RayService", name, namespace)
-    retrying = Retrying(
-        retry=retry_if_exception_type((errors.Conflict, errors.Unreachable)),
-        stop=stop_after_attempt(CAS_ATTEMPTS),
-        wait=wait_random_exponential(multiplier=0.05, max=2.0),
-        reraise=True,
-    )
-    for attempt in retrying:
+    for attempt in _until_written():
         with attempt:
             found = cluster.get(ref)
             if found is None:
                 raise errors.NotFound(f"{ref}: it does not exist; deploy the model first")
-            before = str(found["spec"].get("serveConfigV2") or "")
-            after = surgery(before)
-            if after == before:
-                return found
-            refuse_gitops(found)
-            rayservice.assert_others_unchanged(before, after, changed)
-            body = {"metadata": {"resourceVersion": found["metadata"]["resourceVersion"]}, "spec": {"serveConfigV2": after}}
-            manifest = {"apiVersion": found["apiVersion"], "kind": "RayService", **body}
-            manifest["metadata"] = {"name": name, "namespace": namespace, **body["metadata"]}
-            return cluster.apply(manifest, manager=names.MANAGER, force=True)
+            return _swap(cluster, found, surgery, changed)
     raise AssertionError("unreachable")  # Retrying re-raises
+
+
+def remove_applications(cluster: Cluster, namespace: str, name: str, gone: Collection[str], *, created_by: str) -> None:
+    """Take applications out of ``serveConfigV2``; remove the whole RayService when this release created it and nothing else is left on it.
+
+    ``created_by`` names the release (annotation `names.CREATED_BY_RELEASE`). A RayService that is gone already is no fault.
+    Retries and raises as `change_serve_config`; `Conflict` too when other applications kept coming.
+    """
+    ref = Ref("RayService", name, namespace)
+
+    def without(text: str) -> str:
+        for application in sorted(gone):
+            text = rayservice.without_application(text, application)
+        return text
+
+    for attempt in _until_written():
+        with attempt:
+            found = cluster.get(ref)
+            if found is None:
+                return
+            metadata = found["metadata"]
+            others = set(rayservice.applications(str(found["spec"].get("serveConfigV2") or ""))) - set(gone)
+            if others or (metadata.get("annotations") or {}).get(names.CREATED_BY_RELEASE) != created_by:
+                _swap(cluster, found, without, gone)
+            else:
+                cluster.delete(ref, uid=metadata["uid"], resource_version=metadata["resourceVersion"])
 
 
 def refuse_gitops(manifest: Manifest) -> None:
@@ -67,6 +78,28 @@ def refuse_gitops(manifest: Manifest) -> None:
             raise errors.ManagedElsewhere(
                 f"{Ref.of(manifest)}: it is managed by {tool} ({found[0]}), which would write it back; commit the change to its repository instead"
             )
+
+
+def _swap(cluster: Cluster, found: Manifest, surgery: Callable[[str], str], changed: Collection[str]) -> Manifest:
+    """Write the RayService that was read with ``serveConfigV2`` changed; `Conflict` when somebody wrote it meanwhile."""
+    before = str(found["spec"].get("serveConfigV2") or "")
+    after = surgery(before)
+    if after == before:
+        return found
+    refuse_gitops(found)
+    rayservice.assert_others_unchanged(before, after, changed)
+    metadata = {key: found["metadata"][key] for key in ("name", "namespace", "resourceVersion")}
+    manifest = {"apiVersion": found["apiVersion"], "kind": "RayService", "metadata": metadata, "spec": {"serveConfigV2": after}}
+    return cluster.apply(manifest, manager=names.MANAGER, force=True)
+
+
+def _until_written() -> Retrying:
+    return Retrying(
+        retry=retry_if_exception_type((errors.Conflict, errors.Unreachable)),
+        stop=stop_after_attempt(CAS_ATTEMPTS),
+        wait=wait_random_exponential(multiplier=0.05, max=2.0),
+        reraise=True,
+    )
 
 
 def _write(cluster: Cluster, change: Change) -> Manifest | None:

@@ -179,7 +179,9 @@ def _tell_demo(console: Console, facts: dict[str, Any]) -> None:
         console.print(f"{found['version']} ({which}): {found['phase'].replace('_', ' ')}. {found['sentence']}", soft_wrap=True, markup=False)
     rollback_facts = facts["bad"]["rollback"] or {}
     if rollback_facts:
-        console.print(f"rollback: {rollback_facts['seconds']:g} s, {rollback_facts['leaked_requests']} request(s) reached the bad version meanwhile")
+        leaked = rollback_facts["leaked_requests"]
+        told = "an unknown number of" if leaked is None else leaked
+        console.print(f"rollback: {rollback_facts['seconds']:g} s, {told} request(s) reached the bad version meanwhile")
     users = facts["users"]
     console.print(f"users sent {users['sent']:,} requests; answered {users['answered']}; failed {users['failed'] or 'none'}", markup=False)
     console.print(f"failures that the bad version did not cause: {sum(facts['failures_not_caused_by_the_bad_version'].values())}")

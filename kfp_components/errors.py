@@ -18,6 +18,7 @@
     └── RolloutStopped                       users are on the stable version
         ├── RolledBack                   4   the candidate is bad
         │   ├── DeployFailed                 it did not start
+        │   ├── ApplicationRemoved           somebody else took its application, or the router's, out of the RayService
         │   ├── SmokeFailed                  it started and answered wrongly
         │   └── CanaryFailed                 it did worse than stable under real traffic
         ├── Inconclusive                 5   the budget was spent before the evidence sufficed
@@ -97,6 +98,10 @@ class RolledBack(RolloutStopped):
 
 class DeployFailed(RolledBack):
     """The candidate did not start."""
+
+
+class ApplicationRemoved(RolledBack):
+    """Somebody else took its application, or the router's, out of the RayService while the release ran."""
 
 
 class SmokeFailed(RolledBack):

@@ -44,10 +44,10 @@ class _Lines:
             point = record.timeline[-1]
             self.counted = point["unix_s"]
             counts = ", ".join(
-                f"{version}: {point['requests'][arm]} requests, {point['failures'][arm]} failed"
+                f"{version}: {point['requests'][arm]} requests, {point['failures'][arm]} failed{_others(point, arm)}"
                 for arm, version in (("stable", record.stable_version), ("candidate", record.candidate_version))
             )
-            evidence = f"worse {point['e_fail']:.2g} : 1, not worse {point['e_pass']:.2g} : 1"
+            evidence = f"worse {_evidence_in(point, 'e_fail'):.2g} : 1, not worse {_evidence_in(point, 'e_pass'):.2g} : 1"
             self.console.print(f"  {_clock(point['unix_s'])} {point['weight_percent']:g} % | {counts} | {evidence}", soft_wrap=True, markup=False)
 
 
@@ -55,7 +55,7 @@ def render(record: Release) -> RenderableType:
     """One picture of a release."""
     parts: list[RenderableType] = [_steps(record)]
     if record.timeline:
-        parts += [_versions(record), _evidence(record)]
+        parts += [_versions(record), _evidence_bars(record)]
     events = Text()
     for event in record.events[-EVENTS:]:
         events.append(f"{_clock(event['unix_s'])} ", "dim")
@@ -86,7 +86,7 @@ def _steps(record: Release) -> Text:
 def _versions(record: Release) -> Table:
     point = record.timeline[-1]
     table = Table(box=None, padding=(0, 2))
-    for column in ("version", "share", "requests", "failed", "p50 ms", "p95 ms", "p99 ms"):
+    for column in ("version", "share", "requests", "failed", "4xx", "gave up", "p50 ms", "p95 ms", "p99 ms"):
         table.add_column(column, justify="left" if column == "version" else "right")
     shares = {"stable": 100 - record.weight_percent, "candidate": record.weight_percent}
     for arm, version in (("stable", record.stable_version), ("candidate", record.candidate_version)):
@@ -97,24 +97,49 @@ def _versions(record: Release) -> Table:
             f"{shares[arm]:g} %",
             f"{point['requests'][arm]:,}",
             Text(f"{failed:,}", "red" if failed else "green"),
+            *(_known(point, key, arm) for key in ("client_errors", "disconnects")),
             *(f"{slow[name]:g}" if slow[name] is not None else "-" for name in ("p50", "p95", "p99")),
         )
     return table
 
 
-def _evidence(record: Release) -> Text:
+def _evidence_bars(record: Release) -> Text:
     point, rules = record.timeline[-1], record.request["options"]["judge"]
     text = Text()
     for name, value, bound, style in (
-        ("worse    ", point["e_fail"], 1 / rules["alpha_fail"], "red"),
-        ("not worse", point["e_pass"], 1 / rules["alpha_pass"], "green"),
+        ("worse    ", _evidence_in(point, "e_fail"), 1 / rules["alpha_fail"], "red"),
+        ("not worse", _evidence_in(point, "e_pass"), 1 / rules["alpha_pass"], "green"),
     ):
-        filled = min(BAR, max(0, round(BAR * math.log(max(value, 1.0)) / math.log(bound))))
+        filled = _filled(value, bound)
         text.append(f"evidence {name} ")
         text.append("█" * filled, style)
         text.append("░" * (BAR - filled), "dim")
         text.append(f" {value:.3g} of {bound:g}\n")
     return text
+
+
+def _evidence_in(point: dict[str, Any], key: str) -> float:
+    """NaN for what is missing: JSON has no such number, so it was stored as null."""
+    value = point.get(key)
+    return math.nan if value is None else float(value)
+
+
+def _filled(value: float, bound: float) -> int:
+    """How much of the bar: on a log scale, whatever the value is (a broken one draws nothing, an endless one all)."""
+    if math.isnan(value):
+        return 0
+    return round(BAR * min(1.0, max(0.0, math.log(min(max(value, 1.0), bound)) / math.log(bound))))
+
+
+def _known(point: dict[str, Any], key: str, arm: str) -> str:
+    """A count that older records lack."""
+    found = point.get(key, {}).get(arm)
+    return "-" if found is None else f"{found:,}"
+
+
+def _others(point: dict[str, Any], arm: str) -> str:
+    refused, gave_up = (point.get(key, {}).get(arm, 0) for key in ("client_errors", "disconnects"))
+    return (f", {refused} refused (4xx)" if refused else "") + (f", {gave_up} gave up" if gave_up else "")
 
 
 def _clock(unix_s: float) -> str:

@@ -21,6 +21,9 @@ ALLOWED_IMPORTS = "kfp-serving/allowed-import-paths"
 ALLOW_RUNTIME_ENV = "kfp-serving/allow-runtime-env"
 """Annotation on a RayService: ``true`` lets requests bring pip packages or code by ``runtime_env``."""
 
+CREATED_BY_RELEASE = "kfp-serving/created-by-release"
+"""Annotation on a RayService that a release created: which one, so that its rollback removes that object and no other."""
+
 SERVE_PORT = 8000
 VERSION_HEADER = "x-model-version"
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")

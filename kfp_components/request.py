@@ -84,7 +84,19 @@ class JudgeRules(_Part):
         None,
         gt=0,
         le=50,
-        description="how much higher the failure rate may be, in percentage points; default max(0.5, stable's own rate)",
+        description="how much higher the failure rate may be, in percentage points; default stable's own recent rate, at least 0.5, at most 2",
+    )
+    client_error_margin_percent: float | None = Field(
+        None,
+        gt=0,
+        le=50,
+        description="how much more often it may answer 4xx, in percentage points; default stable's own recent rate, at least 1, at most 5",
+    )
+    disconnect_margin_percent: float | None = Field(
+        None,
+        gt=0,
+        le=50,
+        description="how much more often clients may give up on it, in percentage points; default stable's own recent rate, at least 1, at most 5",
     )
     latency_margins_percent: tuple[float, float, float] = Field((10.0, 20.0, 30.0), description="how much slower p50, p95, p99 may be")
     latency_fail_margins_percent: tuple[float, float, float] | None = Field(
@@ -266,8 +278,11 @@ class PromoteRequest(ModelTarget):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the whole request, whatever the order of its keys: a rerun with the same digest resumes, another one is a new release."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of what the request says beside the defaults, in any order: with the same digest a rerun resumes, with another it is new.
+
+        A default that a later library adds or changes does not make it another request.
+        """
+        return hashlib.sha256(json.dumps(self.plain, sort_keys=True).encode()).hexdigest()
 
 
 def parse(values: Mapping[str, Any]) -> PromoteRequest:

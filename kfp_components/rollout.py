@@ -12,14 +12,16 @@ all traffic back to stable itself, in one write, before it raises. Nobody runnin
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kfp_components import errors, names, preflight, probes, registry, release, traffic
-from kfp_components.apply import apply, change_serve_config
+from kfp_components.apply import apply, change_serve_config, remove_applications
 from kfp_components.cluster import Cluster, Manifest, Ref
 from kfp_components.judge import counts
 from kfp_components.plan import Change, Plan
@@ -54,6 +56,8 @@ class Run:
     hold: Hold
     watch: Watcher = lambda _release: None
     source: dict[str, str] = field(default_factory=dict)
+    last: Release | None = field(default=None, repr=False)
+    """The record as this run read or wrote it last: a way back begins with it, without a read."""
 
     @property
     def registered_name(self) -> str:
@@ -201,7 +205,7 @@ def deploy(run: Run) -> Release:
         if record is not None:
             request = run.request
             if "RayService" in record.made:
-                _create_rayservice(run)
+                _create_rayservice(run, record)
             ours = {names.application(request.model, request.version), names.router_application(request.model)}
             change_serve_config(
                 run.cluster, request.namespace, request.rayservice, lambda text: _deployed(run, text, record.stable_version), changed=ours
@@ -295,7 +299,10 @@ def judge_step(run: Run, index: int) -> Release:
 
 
 def promote(run: Run) -> Release:
-    """All traffic to the candidate in one write, aliases and stub with it; the old version goes after the grace time."""
+    """All traffic to the candidate in one write; after the grace time aliases and stub follow, and the old version goes.
+
+    The version runs before it is given the traffic, and still before the old one goes; else all traffic goes back to that.
+    """
     with _step(run, "promote", until="promoted") as record:
         if record is not None:
             request = run.request
@@ -308,26 +315,44 @@ def promote(run: Run) -> Release:
                 raise errors.StepOutOfOrder(
                     f"model {request.model}: version {request.version} is not smoke-tested ({record.phase}); run that step first"
                 )
+            _assert_still_runs(run, request.version)
             _advance(run, "promoting", f"all traffic goes to {request.version}", weight_percent=100.0)
             split = _split(request, stable=request.version)
             run.router.set_weight(split)
             _wait_applied(run, split)
             if old is not None:
-                run.registry.move(run.registered_name, "previous", old)
-            run.registry.move(run.registered_name, "champion", request.version)
-            run.registry.move(run.registered_name, "candidate", None)
-            run.registry.annotate(run.registered_name, request.version, {"verdict": _sentence(record) or "deployed as the first version"})
-            apply(run.cluster, _stub_plan(run, request.version))
-            _show_traffic(run, split.shares, f"version {request.version} serves all requests")
-            if old is not None:
+                with contextlib.suppress(errors.KfpServingError):  # it is written again at the end
+                    _show_traffic(run, split.shares, f"version {request.version} serves all requests")
                 _note(run, "promote", f"{request.version} serves all requests; {old} goes in {request.options.grace_s:g} s")
                 time.sleep(request.options.grace_s)
+                _assert_still_runs(run, request.version)
                 gone = names.application(request.model, old)
                 change_serve_config(
                     run.cluster, request.namespace, request.rayservice, lambda text: rayservice.without_application(text, gone), changed={gone}
                 )
+            _tell_registry(run, record)
+            apply(run.cluster, _stub_plan(run, request.version))
+            _show_traffic(run, split.shares, f"version {request.version} serves all requests")
             _finish(run, "promoted", f"{request.version} is promoted")
     return _record(run)
+
+
+def _tell_registry(run: Run, record: Release) -> None:
+    """Aliases and verdict follow the traffic. What the registry refuses is noted: users have the version already, and asking again would not help."""
+    name, version = run.registered_name, run.request.version
+
+    def noted(what: str, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except errors.InputError as error:
+            _note(run, "registry", f"{what}: not done: {error}", ok=False)
+
+    if record.stable_version is not None:
+        noted("alias previous", partial(run.registry.move, name, "previous", record.stable_version))
+    noted("alias champion", partial(run.registry.move, name, "champion", version))
+    noted("alias candidate", partial(run.registry.move, name, "candidate", None))
+    verdict = {"verdict": _sentence(record) or "deployed as the first version"}
+    noted("verdict", partial(run.registry.annotate, name, version, verdict))
 
 
 def roll_back(run: Run, reason: str = "asked for") -> Release:
@@ -347,7 +372,7 @@ def roll_back(run: Run, reason: str = "asked for") -> Release:
         )
     _acquire(run)
     with run.hold.kept():
-        _undo(run, errors.RolledBack(f"model {record.model}: rolled back: {reason}"))
+        _undo(run, record, errors.RolledBack(f"model {record.model}: rolled back: {reason}"))
     return _record(run)
 
 
@@ -397,7 +422,7 @@ def _step(run: Run, name: str, *, until: release.Phase) -> Iterator[Release | No
     with run.hold.kept():
         record = _record(run)
         if record.phase == "rolling_back":
-            _undo(run, _as_error(record))  # the process that began this was killed: finish it
+            _undo(run, record, _as_error(record))  # the process that began this was killed: finish it
             raise _as_error(record)
         try:
             yield None if record.reached(until) else record
@@ -410,16 +435,21 @@ def _step(run: Run, name: str, *, until: release.Phase) -> Iterator[Release | No
 
 
 def _on_fault(run: Run, name: str, error: BaseException) -> None:
+    """All traffic back to stable, unless the candidate has it all and still runs: that release is finished by the next run.
+
+    The way back begins with the record as it was read last, so that nothing has to be read before the weight is written.
+    """
+    record = run.last
+    assert record is not None  # the step has read it
     try:
-        if _record(run).phase in ("promoting", "promoted"):
+        if record.phase == "promoted" or (record.phase == "promoting" and not isinstance(error, errors.RolledBack)):
             _note(run, name, f"{type(error).__name__}: {error}; run the same request again to finish the promotion", ok=False)
         else:
-            _undo(run, error)
+            _undo(run, record, error)
     except errors.KfpServingError as second:
-        lapse = run.request.options.lease_s
-        error.add_note(
-            f"the rollback did not finish ({second}); the router gives all traffic back to stable within {lapse:g} s by itself; run again to tidy up"
-        )
+        error.add_note(f"the rollback did not finish: {second}; run again to finish it")
+        if record.weight_percent and record.phase != "promoting":
+            error.add_note(f"the router gives all traffic back to stable by itself, within {run.request.options.lease_s:g} s")
 
 
 def _acquire(run: Run) -> None:
@@ -434,6 +464,7 @@ def _record(run: Run) -> Release:
     found = run.store.load()
     if found is None:
         raise errors.NotFound(f"{run.store.ref}: there is no release record; run the step register_model first")
+    run.last = found
     return found
 
 
@@ -453,11 +484,20 @@ def _write(run: Run, step: str, message: str, *, ok: bool = True, **fields: Any)
             setattr(record, key, value)
         record.events.append({"unix_s": time.time(), "step": step, "message": message, "ok": ok})
 
-    record = run.store.update(change)
+    run.last = record = run.store.update(change)
     with contextlib.suppress(errors.KfpServingError):  # an Event informs; the record is what counts
         run.cluster.create(_event(record, step, message, ok))
-    run.watch(record)
+    _tell(run, record)
     return record
+
+
+def _tell(run: Run, record: Release) -> None:
+    """Show the record to the watcher. One that breaks (a closed pipe, a terminal that is gone) is told nothing more: a view never fails a release."""
+    try:
+        run.watch(record)
+    except Exception as error:
+        logging.getLogger(__name__).warning("the view of the release broke (%s: %s); the release goes on without", type(error).__name__, error)
+        run.watch = lambda _record: None
 
 
 def _event(record: Release, step: str, message: str, ok: bool) -> Manifest:
@@ -514,6 +554,7 @@ def _shift(run: Run, record: Release, weight_percent: float) -> None:
             "step_started_unix_s": 0.0,
         }
         run.store.update(lambda r: setattr(r, "judge", begun))
+    _assert_still_runs(run, record.candidate_version)
     split = _split(run.request, stable=record.stable_version, candidate=record.candidate_version, weight_percent=weight_percent)
     run.router.set_weight(split)
     seconds = _wait_applied(run, split)
@@ -524,6 +565,31 @@ def _shift(run: Run, record: Release, weight_percent: float) -> None:
         weight_percent=weight_percent,
     )
     _show_traffic(run, split.shares, f"canary: {weight_percent:g} % of the requests go to {record.candidate_version}")
+
+
+def _assert_still_runs(run: Run, version: str) -> None:
+    """Before a version is given traffic, and before the one that could replace it goes.
+
+    Raises `ApplicationRemoved` when somebody else took its application out of the RayService, `DeployFailed` with the diagnosis when it is not
+    RUNNING within `APPLY_TIMEOUT_S` (Serve restarts a replica that died by itself), `WaitTimeout` when the operator does not say.
+    """
+    ref = Ref("RayService", run.request.rayservice, run.request.namespace)
+    application = names.application(run.request.model, version)
+
+    def runs(found: Manifest) -> bool:
+        if application not in rayservice.applications(str(found["spec"].get("serveConfigV2") or "")):
+            raise errors.ApplicationRemoved(
+                f"{ref}: application {application} is not in serveConfigV2 any more, somebody else took it out; {version} gets no traffic"
+            )
+        return rayservice.ready(application)(found)
+
+    try:
+        run.cluster.wait(ref, ready=runs, failed=lambda _found: None, timeout_s=APPLY_TIMEOUT_S)
+    except errors.WaitTimeout as error:
+        diagnosis = rayservice.failed(application)(run.cluster.get(ref) or {"metadata": {}})
+        if diagnosis:
+            raise errors.DeployFailed(diagnosis) from error
+        raise
 
 
 def _judge_until(run: Run, index: int) -> None:
@@ -580,7 +646,7 @@ def _judge_until(run: Run, index: int) -> None:
 
 
 def _renew_weight(run: Run, record: Release, weight_percent: float) -> None:
-    """A few failures in a row are harmless: the lease lasts three renewals."""
+    """A few failures in a row are harmless: the lease lasts three renewals. `ApplicationRemoved` ends the release."""
     assert record.stable_version is not None
     split = _split(run.request, stable=record.stable_version, candidate=record.candidate_version, weight_percent=weight_percent)
     with contextlib.suppress(errors.Unreachable, errors.Conflict):
@@ -604,8 +670,8 @@ def _store_tick(run: Run, stored: dict[str, Any], judge: Judge, verdict: Verdict
         record.verdict = verdict.as_dict()
         record.timeline.append(point)
 
-    record = run.store.update(change)
-    run.watch(record)
+    run.last = record = run.store.update(change)
+    _tell(run, record)
     return record
 
 
@@ -616,42 +682,47 @@ def _wait_applied(run: Run, split: Split) -> float:
 # --- the way back -----------------------------------------------------------------------------------------------------------------
 
 
-def _undo(run: Run, error: BaseException) -> None:
-    """All traffic to stable in one write, verified; then the candidate's traces go. Safe to run again after a kill at any point."""
+def _undo(run: Run, record: Release, error: BaseException) -> None:
+    """All traffic to stable in one write, verified; then the candidate's traces go. Safe to run again after a kill at any point.
+
+    Nothing stands before that write which can fail: the record is the one that the step has, and the counts are read afterwards, if they can be.
+    """
     began = time.monotonic()
-    record = _record(run)
-    request = run.request
     stable = record.stable_version
-    split = run.router.current() if stable else None
-    if stable is not None and split is not None:
-        back = Split(**record.split_before) if record.split_before else _split(request, stable=stable)
-        if split.candidate is not None or split.stable != stable:
-            leaked_from = _candidate_requests(run, record)
-            run.router.set_weight(back)
-        else:
-            leaked_from = None
-        failure = record.failure or {"error": type(error).__name__, "message": str(error)}
-        record = _write(
-            run,
-            "roll back",
-            f"all traffic back to {stable}: {failure['message']}",
-            ok=False,
-            phase="rolling_back",
-            failure=failure,
-            weight_percent=0.0,
-        )
+    back = _give_back(run, record, stable) if stable is not None else None
+    failure = record.failure or {"error": type(error).__name__, "message": str(error)}
+    told = f"all traffic back to {stable}: " if back else "the router is not in serveConfigV2, users get what is in it now: " if stable else ""
+    record = _write(run, "roll back", told + failure["message"], ok=False, phase="rolling_back", failure=failure, weight_percent=0.0)
+    if back is not None:
         _wait_applied(run, back)
         _verify_answers(run, stable)
         seconds = time.monotonic() - began
-        leaked = (_candidate_requests(run, record) or 0) - leaked_from if leaked_from is not None else 0
-        rollback = record.rollback or {"seconds": round(seconds, 2), "leaked_requests": max(0, leaked), "reason": failure["message"]}
+        rollback = record.rollback or {"seconds": round(seconds, 2), "leaked_requests": _leaked_requests(run, record), "reason": failure["message"]}
         _write(run, "roll back", f"{stable} answers everything after {seconds:.1f} s", rollback=rollback)
-    else:
-        failure = record.failure or {"error": type(error).__name__, "message": str(error)}
-        record = _write(run, "roll back", failure["message"], ok=False, phase="rolling_back", failure=failure, weight_percent=0.0)
     _tidy_up(run, record)
     phase: release.Phase = "inconclusive" if failure["error"] == "Inconclusive" else "rolled_back"
-    _finish(run, phase, f"{record.candidate_version} is taken back; {stable or 'nothing'} serves")
+    serves = f"{stable} serves" if back else "what is in serveConfigV2 serves" if stable else "nothing serves"
+    _finish(run, phase, f"{record.candidate_version} is taken back; {serves}")
+
+
+def _give_back(run: Run, record: Release, stable: str) -> Split | None:
+    """Write that stable gets everything, whatever the router was told before; None when there is no router to tell.
+
+    Raises `ApplicationRemoved`, and writes nothing, when stable itself is not there any more.
+    """
+    before = record.split_before or {}
+    back = Split(
+        stable=stable,
+        sticky_header=before.get("sticky_header"),
+        request_timeout_s=before.get("request_timeout_s", run.request.options.request_timeout_s),
+    )
+    try:
+        run.router.set_weight(back)
+    except (errors.NotFound, errors.ApplicationRemoved) as error:
+        if run.router.current() is None:
+            return None
+        raise errors.ApplicationRemoved(f"{error}. The candidate stays as it is: put {stable} back, then run `kfp-serving rollback`") from error
+    return back
 
 
 def _tidy_up(run: Run, record: Release) -> None:
@@ -660,17 +731,8 @@ def _tidy_up(run: Run, record: Release) -> None:
     gone = {names.application(request.model, record.candidate_version)}
     if record.stable_version is None:
         gone.add(names.router_application(request.model))
-
-    def without(text: str) -> str:
-        for name in sorted(gone):
-            text = rayservice.without_application(text, name)
-        return text
-
+    remove_applications(run.cluster, request.namespace, request.rayservice, gone, created_by=_release_id(record))
     made = set(record.made)
-    if "RayService" in made:
-        run.cluster.delete(Ref("RayService", request.rayservice, request.namespace))
-    else:
-        change_serve_config(run.cluster, request.namespace, request.rayservice, without, changed=gone)
     if "Service" in made:
         run.cluster.delete(Ref("Service", names.alias(request.model), request.namespace))
     if "InferenceService" in made:
@@ -712,11 +774,18 @@ def _as_error(record: Release) -> errors.KfpServingError:
     return kind(str(failure["message"]))
 
 
-def _candidate_requests(run: Run, record: Release) -> int | None:
+def _leaked_requests(run: Run, record: Release) -> int | None:
+    """Users' requests that the candidate answered after the last look; None when nobody can say. The way back does not depend on it."""
     try:
-        return counts.total_requests(run.router.ledger(), record.candidate_version)
-    except errors.Unreachable:
+        cursor = (record.judge or {})["cursor"]
+        return max(0, counts.total_requests(run.router.ledger(), record.candidate_version) - counts.requests_at(cursor, record.candidate_version))
+    except (errors.KfpServingError, KeyError, TypeError, ValueError):
         return None
+
+
+def _release_id(record: Release) -> str:
+    """Of this very release, for what it creates (`names.CREATED_BY_RELEASE`)."""
+    return f"{record.model}/{record.candidate_version}/{record.started_unix_s:.3f}"
 
 
 def _sentence(record: Release) -> str:
@@ -756,9 +825,10 @@ def _new_rayservice(request: PromoteRequest, serve_config: str) -> Manifest:
     }
 
 
-def _create_rayservice(run: Run) -> None:
+def _create_rayservice(run: Run, record: Release) -> None:
     """From the template, owned by a manager of its own, so that later writes of ``serveConfigV2`` alone do not remove the rest."""
     manifest = _new_rayservice(run.request, "applications: []\n")
+    manifest["metadata"]["annotations"] = {names.CREATED_BY_RELEASE: _release_id(record)}
     if run.cluster.get(Ref.of(manifest)) is None:
         run.cluster.apply(manifest, manager=names.TEMPLATE_MANAGER)
 

@@ -3,7 +3,7 @@
 ======  ==============================  ===============================================================================================
 ring    run by                          what
 ======  ==============================  ===============================================================================================
-fast    ``make test-fast``              unit, contract, compiled, local: no Ray; the default of those folders
+fast    ``make test-fast``              unit, contract, compiled, local, faults: no Ray; the default of those folders
 core    ``make test``, CI               fast, and the few end-to-end tests on real Ray that carry the marker
 full    ``make test-all``               core, and everything else end to end; the default of ``tests/e2e``
 ======  ==============================  ===============================================================================================
@@ -19,7 +19,7 @@ RINGS = {
     "core": "runs in make test and make test-all",
     "full": "runs in make test-all",
 }
-DEFAULTS = {"unit": "fast", "contract": "fast", "compiled": "fast", "local": "fast", "e2e": "full"}
+DEFAULTS = {"unit": "fast", "contract": "fast", "compiled": "fast", "local": "fast", "faults": "fast", "e2e": "full"}
 LIMITS_S = {"fast": 120.0, "core": 400.0, "full": 400.0}
 """Of one test on an idle machine, against hanging for ever; times the patience of this run."""
 

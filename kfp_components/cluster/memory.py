@@ -108,7 +108,7 @@ class MemoryCluster:
         return self._do("patch", target, lambda: self._verbs.patch(target.kind, target.namespace, target.name, MERGE, body, call))
 
     def delete(self, ref: Ref, *, uid: str | None = None, resource_version: str | None = None) -> bool:
-        """Delete, optionally only that very object or that very state of it (`Conflict` otherwise); False when there was none."""
+        """Delete, optionally only that very object, or only as it was read; `Conflict` when it is another. False when there was none."""
         target = _Target(ref)
 
         def deleted() -> bool:

@@ -14,9 +14,10 @@ Cursor = dict[str, dict[str, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class ArmCounts:
-    """One version's part of a tick: answered requests, failures among them, and requests per latency bucket.
+    """One version's part of a tick: answered requests, failures and client errors (4xx) among them, and requests per latency bucket.
 
-    ``routed`` are the requests that arrived for it, answered or not (None: as many as were answered); ``waiting`` have no answer at the look.
+    ``routed`` are the requests that arrived for it, answered or not (None: as many as ended); ``waiting`` have no answer at the look. The clients of
+    ``disconnects`` gave up before their answer was whole: those are not in ``requests``.
     """
 
     requests: int = 0
@@ -24,11 +25,18 @@ class ArmCounts:
     latency_counts: tuple[int, ...] = ()
     routed: int | None = None
     waiting: int = 0
+    client_errors: int = 0
+    disconnects: int = 0
+
+    @property
+    def ended(self) -> int:
+        """Requests that are over: answered, or given up by their clients."""
+        return self.requests + self.disconnects
 
     @property
     def arrived(self) -> int:
         """Requests that the split is tested on: an answer that is late must not look like a request that never came."""
-        return self.requests if self.routed is None else self.routed
+        return self.ended if self.routed is None else self.routed
 
     def __add__(self, other: ArmCounts) -> ArmCounts:
         return ArmCounts(
@@ -37,6 +45,8 @@ class ArmCounts:
             _sum(self.latency_counts, other.latency_counts),
             self.arrived + other.arrived,
             self.waiting + other.waiting,
+            self.client_errors + other.client_errors,
+            self.disconnects + other.disconnects,
         )
 
 
@@ -52,7 +62,7 @@ class Tick:
 
 def start(page: Mapping[str, Any]) -> Cursor:
     """The cursor of a canary that begins now: what was counted before is not judged."""
-    return {replica: dict(found["versions"]) for replica, found in page["replicas"].items()}
+    return {replica: _kept(found["versions"]) for replica, found in page["replicas"].items()}
 
 
 def advance(cursor: Cursor, page: Mapping[str, Any], stable: str, candidate: str) -> tuple[Tick, Cursor]:
@@ -71,29 +81,39 @@ def advance(cursor: Cursor, page: Mapping[str, Any], stable: str, candidate: str
             before = cursor.get(replica, {}).get(version, {})
             requests = now["requests"] - before.get("requests", 0)
             failures = now["failures"] - before.get("failures", 0)
+            client_errors, disconnects = (now.get(key, 0) - before.get(key, 0) for key in ("client_errors_4xx", "client_disconnects"))
             latency = _difference(now["latency_counts"], before.get("latency_counts", ()))
-            if requests < 0 or failures < 0 or min(latency, default=0) < 0 or failures > requests:
+            if min(requests, failures, client_errors, disconnects, *latency) < 0 or failures + client_errors > requests:
                 broken = f"router replica {replica} counted backwards for version {version}"
                 continue
             routed = max(0, _arrived(now) - _arrived(before))  # a pinned request that was waiting is not
-            arms[version] += ArmCounts(requests, failures, latency, routed, now.get("in_flight", 0))
-        following[replica] = dict(found["versions"])
+            arms[version] += ArmCounts(requests, failures, latency, routed, now.get("in_flight", 0), client_errors, disconnects)
+        following[replica] = _kept(found["versions"])
     return Tick(arms[stable], arms[candidate], tuple(page["latency_bounds_s"]), broken), following
 
 
 def history(page: Mapping[str, Any], version: str) -> ArmCounts:
-    """All that was counted of a version so far."""
-    total = ArmCounts()
-    for found in page["replicas"].values():
-        counted = found["versions"].get(version)
-        if counted:
-            total += ArmCounts(counted["requests"], counted["failures"], tuple(counted["latency_counts"]))
-    return total
+    """What a version did last: the outcomes that each replica remembers of it, without latency.
+
+    A page of an older router has no such memory; there it is all that was counted since the replica started.
+    """
+    found = dict.fromkeys(("requests", "failures", "client_errors", "disconnects"), 0)
+    for counted in _of_version(page, version):
+        older = {"client_errors": counted.get("client_errors_4xx", 0), "disconnects": counted.get("client_disconnects", 0)}
+        recent = counted.get("recent", {**counted, **older})
+        for key in found:
+            found[key] += recent.get(key, 0)
+    return ArmCounts(found["requests"], found["failures"], client_errors=found["client_errors"], disconnects=found["disconnects"])
 
 
 def total_requests(page: Mapping[str, Any], version: str) -> int:
     """Answered unpinned requests of a version so far."""
-    return history(page, version).requests
+    return sum(int(counted["requests"]) for counted in _of_version(page, version))
+
+
+def requests_at(cursor: Mapping[str, Mapping[str, Mapping[str, Any]]], version: str) -> int:
+    """Answered unpinned requests of a version up to a cursor, over all replicas that it knows."""
+    return sum(int(versions[version].get("requests", 0)) for versions in cursor.values() if version in versions)
 
 
 def quantile_s(latency_counts: Sequence[int], bounds_s: Sequence[float], quantile: float) -> float | None:
@@ -103,6 +123,15 @@ def quantile_s(latency_counts: Sequence[int], bounds_s: Sequence[float], quantil
         return None
     bucket = bisect.bisect_left(list(itertools.accumulate(latency_counts)), quantile * total)
     return bounds_s[min(bucket, len(bounds_s) - 1)]
+
+
+def _of_version(page: Mapping[str, Any], version: str) -> list[Mapping[str, Any]]:
+    return [found["versions"][version] for found in page["replicas"].values() if version in found["versions"]]
+
+
+def _kept(versions: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A replica's totals as the cursor keeps them: all but its memory of recent outcomes, which is no total."""
+    return {version: {key: value for key, value in counted.items() if key != "recent"} for version, counted in versions.items()}
 
 
 def _arrived(counted: Mapping[str, Any]) -> int:

@@ -18,6 +18,9 @@ KAPPAS = np.array([1.25, 1.5, 2, 3, 4, 6, 10, 20, 50, 200])
 RATES = np.array([0.0002, 0.001, 0.003, 0.01, 0.03, 0.1])
 """Alternatives of PASS: the failure rate that both share."""
 
+WIDE_RATES = np.array([*RATES, 0.2, 0.3, 0.5])
+"""For outcomes that two healthy versions may well have often: client errors, clients that give up."""
+
 Logs = NDArray[np.float64]
 
 
@@ -41,12 +44,25 @@ def fail_update(logs: Sequence[float], n_c: int, n_s: int, x_c: int, x_s: int) -
     return list(map(float, np.asarray(logs) + step))
 
 
-def pass_start() -> list[float]:
-    """State at the beginning: log e-value of each shared rate."""
-    return [0.0] * len(RATES)
+def weight_update(logs: Sequence[float], x_c: int, x_s: int, weight_percent: float) -> list[float]:
+    """As `fail_update`, but against the weight by which the router chose, instead of the requests that were counted; starts as `fail_start`.
+
+    Null: the candidate does not fail more often. Each request went to it with chance w whatever became of it, so each failure in both arms is its
+    own with chance w at most: ``kappa^x_c / (1 + w*(kappa-1))^m``. It needs no request of stable's, and chance in how many there were costs it
+    nothing: ten failures in a row suffice at 50/50, where the other test may need twenty.
+    """
+    w, m = weight_percent / 100, x_c + x_s
+    if m == 0 or not 0 < w < 1:
+        return list(logs)
+    return list(map(float, np.asarray(logs) + x_c * np.log(KAPPAS) - m * np.log1p(w * (KAPPAS - 1))))
 
 
-def pass_update(logs: Sequence[float], n_c: int, n_s: int, x_c: int, x_s: int, margin: float) -> list[float]:
+def pass_start(*, wide: bool = False) -> list[float]:
+    """State at the beginning: log e-value of each shared rate, of `WIDE_RATES` if ``wide``."""
+    return [0.0] * len(WIDE_RATES if wide else RATES)
+
+
+def pass_update(logs: Sequence[float], n_c: int, n_s: int, x_c: int, x_s: int, margin: float, *, wide: bool = False) -> list[float]:
     """One tick for PASS. Null: the candidate's failure rate is higher by at least ``margin`` (a fraction).
 
     Likelihood ratio of a shared rate p against the null's nearest point (a, a+margin), the reverse information projection: Turner & Gruenwald, Exact
@@ -54,22 +70,24 @@ def pass_update(logs: Sequence[float], n_c: int, n_s: int, x_c: int, x_s: int, m
     """
     if n_c + n_s == 0:
         return list(logs)
-    a = projection(n_c / (n_c + n_s), margin)
-    stable = x_s * np.log(RATES / a) + (n_s - x_s) * np.log((1 - RATES) / (1 - a))
+    p = WIDE_RATES if wide else RATES
+    a = projection(n_c / (n_c + n_s), margin, wide)
+    stable = x_s * np.log(p / a) + (n_s - x_s) * np.log((1 - p) / (1 - a))
     b = a + margin
-    candidate = x_c * np.log(RATES / b) + (n_c - x_c) * np.log((1 - RATES) / (1 - b))
+    candidate = x_c * np.log(p / b) + (n_c - x_c) * np.log((1 - p) / (1 - b))
     return list(map(float, np.asarray(logs) + stable + candidate))
 
 
 @lru_cache(maxsize=4096)
-def projection(w: float, margin: float) -> Logs:
+def projection(w: float, margin: float, wide: bool = False) -> Logs:
     """For each shared rate p the a that minimises (1-w)*KL(p||a) + w*KL(p||a+margin), which is convex: Newton's method, kept in bounds."""
-    low, high = np.full_like(RATES, 1e-12), np.full_like(RATES, 1 - margin - 1e-9)
-    a = np.clip(RATES - w * margin, RATES / 10, high)
+    p = WIDE_RATES if wide else RATES
+    low, high = np.full_like(p, 1e-12), np.full_like(p, 1 - margin - 1e-9)
+    a = np.clip(p - w * margin, np.minimum(p / 10, high / 2), high)
     for _ in range(60):
         b = a + margin
-        slope = (1 - w) * ((1 - RATES) / (1 - a) - RATES / a) + w * ((1 - RATES) / (1 - b) - RATES / b)
-        curve = (1 - w) * ((1 - RATES) / (1 - a) ** 2 + RATES / a**2) + w * ((1 - RATES) / (1 - b) ** 2 + RATES / b**2)
+        slope = (1 - w) * ((1 - p) / (1 - a) - p / a) + w * ((1 - p) / (1 - b) - p / b)
+        curve = (1 - w) * ((1 - p) / (1 - a) ** 2 + p / a**2) + w * ((1 - p) / (1 - b) ** 2 + p / b**2)
         low, high = np.where(slope < 0, a, low), np.where(slope < 0, high, a)
         step = a - slope / curve
         following = np.where((step >= low) & (step <= high), step, (low + high) / 2)

@@ -38,18 +38,19 @@ def start() -> dict[str, Any]:
 
 
 def update(state: dict[str, Any], tick: Tick, *, fail_margins: Sequence[float], pass_margins: Sequence[float]) -> dict[str, Any]:
-    """One tick: tested against the bounds of the history, then added to it. Margins in percent, of p50, p95 and p99."""
+    """One tick (or batch of ticks): tested against the bounds of the history, then added to it. Margins in percent, of p50, p95 and p99."""
     if not tick.stable.latency_counts:
         return state
     counted = tick.stable.latency_counts
     following = {**state, "history": [a + b for a, b in zip(state["history"] or [0] * len(counted), counted, strict=True)]}
-    if sum(state["history"]) < HISTORY_REQUESTS or not tick.candidate.latency_counts:
+    n_c, n_s = sum(tick.candidate.latency_counts), sum(counted)
+    if sum(state["history"]) < HISTORY_REQUESTS or n_c == 0:
         return following
     updated: dict[str, list[list[float]]] = {}
     for side, thetas, margins in (("fail", FAIL_THETAS, fail_margins), ("pass", PASS_THETAS, pass_margins)):
         limits = bounds(state["history"], tick.bounds_s, margins)
         updated[side] = [
-            _step(logs, thetas, tick.candidate.requests, tick.stable.requests, sum(tick.candidate.latency_counts[wide:]), sum(counted[near:]))
+            _step(logs, thetas, n_c, n_s, sum(tick.candidate.latency_counts[wide:]), sum(counted[near:]))
             for logs, (near, wide) in zip(state[side], limits, strict=True)
         ]
     return {**following, **updated}

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any, Literal
 
-from kfp_components.judge import error_rate, latency, split, stuck
+from kfp_components.judge import batch, error_rate, latency, split, stuck
 from kfp_components.judge.counts import ArmCounts, Tick, quantile_s
 from kfp_components.request import JudgeRules
 
 Kind = Literal["pass", "fail", "inconclusive", "error"]
-DEFAULT_MARGIN = 0.005
+
+ERROR_MARGINS = (0.005, 0.02)
+"""Least and greatest margin of the failure rate where none is given; in between it is stable's own recent rate. Half a percent takes some thousand
+requests to test; above two, a stable version that is broken itself would let anything pass."""
+
+OTHER_MARGINS = (0.01, 0.05)
+"""The same for client errors and for clients that give up. Wider: how often they happen depends on the users at least as much as on the version,
+and rates of 10 to 30 % are common, where a narrow margin would take ten thousand requests."""
+
 MARGIN_HISTORY = 200
-"""Stable requests before its own failure rate may widen the margin."""
+"""Stable requests before its own rate may widen a margin."""
+
+FAIL_SHARES = {"errors": 0.45, "latency": 0.4, "client_errors": 0.075, "disconnects": 0.075}
+"""Each metric's part in the average that FAIL asks for, fixed beforehand (any such average of e-values is one). The two last see faults that are
+mostly gross, and a gross one makes up for its small part with one to three requests more; equal parts would cost that for every fault."""
+
+BY_WEIGHT_SHARE = 2 / 3
+"""A rate's FAIL is two parts by the weight, which is quicker, and one by the counted requests, which is right however the split came about."""
+
+NAMES = {"errors": "errors", "client_errors": "client errors (4xx)", "disconnects": "clients that give up", "latency": "latency"}
+RATES = ("errors", "client_errors", "disconnects")
+COUNTED = ("requests", "failures", "client_errors", "disconnects")
 
 
 @dataclass(frozen=True)
@@ -41,21 +60,15 @@ class Judge:
     """Compares two versions by the rules of a request. ``state`` is JSON; a judge made from it goes on exactly where the other stopped."""
 
     def __init__(self, rules: JudgeRules, state: dict[str, Any] | None = None, history: ArmCounts | None = None) -> None:
-        """``history``: what stable did before the canary; it fixes the margin where none is given."""
+        """``history``: what stable did before the canary; it fixes the margins where none are given."""
         self.rules = rules
         if state is not None:
-            self.state = state
+            self.state = state if "rates" in state else _of_older_version(state, rules)
             return
-        before = history or ArmCounts()
-        margin = (rules.error_margin_percent or 0.0) / 100
-        if rules.error_margin_percent is None:
-            own = before.failures / before.requests if before.requests >= MARGIN_HISTORY else 0.0
-            margin = max(DEFAULT_MARGIN, own)
-        empty = {"requests": 0, "failures": 0, "latency_counts": []}
+        empty = {**dict.fromkeys(COUNTED, 0), "latency_counts": []}
         self.state = {
-            "margin": margin,
-            "fail": error_rate.fail_start(),
-            "pass": error_rate.pass_start(),
+            "rates": {name: _start(name, margin) for name, margin in _margins(rules, history or ArmCounts()).items()},
+            "pending": None,
             "latency": latency.start(),
             "split": split.start(),
             "weight_percent": None,
@@ -73,23 +86,35 @@ class Judge:
     def observe(self, tick: Tick, *, weight_percent: float, sticky: bool = False, unwatched: bool = False) -> Verdict:
         """Add a tick and say what is known now.
 
-        The split is not tested where the tick may hold requests of another weight: in the first one with a new weight and after a time when nobody
-        renewed the weight's lease (``unwatched``); nor with ``sticky`` routing, which sends users, not requests, by weight.
+        Ticks are judged in batches that hold requests of both versions (see `batch`); what a batch lacks is kept in the state until the next look.
+        A tick may hold requests of another weight when it is the first one with a new weight, or follows a time when nobody renewed the weight's
+        lease (``unwatched``). A batch never mixes weights, since failures that come and go for both versions would then look like one version's: the
+        batch before such a tick is judged as it is if it holds both versions, and the tick for itself. What holds one version only is counted in the
+        totals and is no evidence. Nor is the split tested there; with ``sticky`` routing, which sends users, not requests, by weight, it never is,
+        and failures are held against the counted requests alone.
         """
         state = dict(self.state)
         warm = state["candidate"]["requests"] >= self.rules.warm_up_requests
         for arm, counted in (("stable", tick.stable), ("candidate", tick.candidate)):
-            total = ArmCounts(state[arm]["requests"], state[arm]["failures"], tuple(state[arm]["latency_counts"])) + counted
-            state[arm] = {"requests": total.requests, "failures": total.failures, "latency_counts": list(total.latency_counts)}
+            total = _total(state[arm]) + counted
+            state[arm] = {**{key: getattr(total, key) for key in COUNTED}, "latency_counts": list(total.latency_counts)}
         state["bounds_s"] = list(tick.bounds_s) or state["bounds_s"]
-        sizes = (tick.candidate.requests, tick.stable.requests, tick.candidate.failures, tick.stable.failures)
-        state["fail"] = error_rate.fail_update(state["fail"], *sizes)
-        state["pass"] = error_rate.pass_update(state["pass"], *sizes, state["margin"])
-        if self.rules.judge_latency and warm:
-            state["latency"] = latency.update(
-                state["latency"], tick, fail_margins=self.rules.fail_margins_percent, pass_margins=self.rules.latency_margins_percent
-            )
-        if not (sticky or unwatched) and state.get("weight_percent") == weight_percent:
+        judged = tick if warm and self.rules.judge_latency else _without_latency(tick)
+        pending = state.get("pending")
+        spans = unwatched or state.get("weight_percent") != weight_percent
+        if pending is not None:
+            gathered = batch.unpack(pending, tick.bounds_s)
+            if spans and batch.holds_both(gathered):
+                self._judge(state, gathered)
+            elif not spans:
+                judged = batch.add(gathered, judged)
+        state["pending"] = None
+        if batch.holds_both(judged) if spans else batch.closes(judged, weight_percent):
+            self._judge(state, judged)
+        elif not spans and judged.stable.ended + judged.candidate.ended:
+            state["pending"] = batch.pack(judged)
+        if not (sticky or spans):
+            self._judge_by_weight(state, tick, weight_percent)
             state["split"] = split.update(state["split"], tick.candidate.arrived, tick.stable.arrived, weight_percent)
         state["weight_percent"] = weight_percent
         waits = stuck.looks_stuck(tick.candidate.waiting, tick.stable.waiting, weight_percent)
@@ -97,12 +122,37 @@ class Judge:
         self.state = state
         return self._verdict(tick, weight_percent)
 
+    def _judge(self, state: dict[str, Any], tick: Tick) -> None:
+        """A batch is evidence now. ``state`` is changed at its top level only: what it held before may have been given out."""
+        rates = {}
+        for name, known in state["rates"].items():
+            sizes = _sizes(name, tick)
+            rates[name] = {
+                **known,
+                "fail": error_rate.fail_update(known["fail"], *sizes),
+                "pass": error_rate.pass_update(known["pass"], *sizes, known["margin"], wide=_wide(name)),
+            }
+        state["rates"] = rates
+        if self.rules.judge_latency:
+            state["latency"] = latency.update(
+                state["latency"], tick, fail_margins=self.rules.fail_margins_percent, pass_margins=self.rules.latency_margins_percent
+            )
+
+    def _judge_by_weight(self, state: dict[str, Any], tick: Tick, weight_percent: float) -> None:
+        rates = {}
+        for name, known in state["rates"].items():
+            _, _, x_c, x_s = _sizes(name, tick)
+            rates[name] = {**known, "by_weight": error_rate.weight_update(known["by_weight"], x_c, x_s, weight_percent)}
+        state["rates"] = rates
+
     def totals(self) -> dict[str, Any]:
         """Cumulative counts and latency quantiles (milliseconds) of both versions, for the record and the report."""
         arms = ("stable", "candidate")
         return {
             "requests": {arm: self.state[arm]["requests"] for arm in arms},
             "failures": {arm: self.state[arm]["failures"] for arm in arms},
+            "client_errors": {arm: self.state[arm].get("client_errors", 0) for arm in arms},
+            "disconnects": {arm: self.state[arm].get("disconnects", 0) for arm in arms},
             "latency_ms": {arm: self._quantiles_ms(arm) for arm in arms},
         }
 
@@ -112,13 +162,14 @@ class Judge:
         return {name: None if value is None else round(value * 1000, 2) for name, value in found.items()}
 
     def _verdict(self, tick: Tick, weight_percent: float) -> Verdict:
-        metrics = {"errors": {"e_fail": error_rate.mixed(self.state["fail"]), "e_pass": error_rate.mixed(self.state["pass"])}}
+        metrics = {name: _evidence(self.state["rates"][name]) for name in RATES}
         if self.rules.judge_latency:
             rows = self.state["latency"]
             worse = error_rate.mixed([value for row in rows["fail"] for value in row])
             not_worse = min(error_rate.mixed(rows["pass"][row]) for row in latency.PASS_ROWS)
             metrics["latency"] = {"e_fail": worse, "e_pass": not_worse}
-        e_fail = sum(found["e_fail"] for found in metrics.values()) / len(metrics)
+        shares = {name: FAIL_SHARES[name] for name in metrics}
+        e_fail = sum(shares[name] * found["e_fail"] for name, found in metrics.items()) / sum(shares.values())
         e_pass = min(found["e_pass"] for found in metrics.values())
         wrong_split = error_rate.mixed(self.state["split"]) >= 1 / self.rules.alpha_split
         counts = self._counts_sentence()
@@ -131,20 +182,99 @@ class Judge:
             kind = "fail"
             why = f"the candidate hangs: {tick.candidate.waiting:,} of its requests wait for an answer, {tick.stable.waiting:,} of stable's; {counts}"
         elif e_fail >= 1 / self.rules.alpha_fail:
-            worst = max(metrics, key=lambda name: metrics[name]["e_fail"])
-            kind, why = "fail", f"the candidate is worse in {worst}: {counts}; evidence {e_fail:,.0f} : 1, bound {1 / self.rules.alpha_fail:,.0f} : 1"
+            worst = max(metrics, key=lambda name: shares[name] * metrics[name]["e_fail"])
+            what = (
+                "clients give up on the candidate, it hangs or answers too late"
+                if worst == "disconnects"
+                else f"the candidate is worse in {NAMES[worst]}"
+            )
+            kind, why = "fail", f"{what}: {counts}; evidence {e_fail:,.0f} : 1, bound {1 / self.rules.alpha_fail:,.0f} : 1"
         elif e_pass >= 1 / self.rules.alpha_pass:
-            kind, why = "pass", f"the candidate is not worse: {counts}; evidence {e_pass:,.0f} : 1, bound {1 / self.rules.alpha_pass:,.0f} : 1"
+            bound = f"evidence {e_pass:,.0f} : 1, bound {1 / self.rules.alpha_pass:,.0f} : 1"
+            kind, why = "pass", f"the candidate is not worse {self._margins_sentence()}: {counts}; {bound}"
         else:
-            kind, why = "inconclusive", f"undecided so far: {counts}; for worse {e_fail:.2g} : 1, for not worse {e_pass:.2g} : 1"
+            kind, why = (
+                "inconclusive",
+                (f"undecided so far: {counts}; for worse {e_fail:.2g} : 1, for not worse {self._margins_sentence()} {e_pass:.2g} : 1"),
+            )
         return Verdict(kind, why, e_fail, e_pass, metrics)  # type: ignore[arg-type]
+
+    def _margins_sentence(self) -> str:
+        """The margins that PASS is about."""
+        points = ", ".join(f"{100 * self.state['rates'][name]['margin']:.3g} in {NAMES[name]}" for name in RATES)
+        p50, p95, _ = self.rules.latency_margins_percent
+        slow = f", {p50:g} % in p50, {p95:g} % in p95" if self.rules.judge_latency else ""
+        return f"by more than {points.replace(' in ', ' points in ', 1)}{slow}"
 
     def _counts_sentence(self) -> str:
         parts = []
         for arm in ("candidate", "stable"):
-            requests, failures = self.state[arm]["requests"], self.state[arm]["failures"]
-            rate = f" ({failures / requests:.1%})" if requests else ""
+            total = _total(self.state[arm])
+            rate = f" ({total.failures / total.requests:.1%})" if total.requests else ""
+            refused = f", refused {total.client_errors:,} (4xx)" if total.client_errors else ""
+            gave_up = f", {total.disconnects:,} client{'s' if total.disconnects > 1 else ''} gave up" if total.disconnects else ""
             quantiles = self._quantiles_ms(arm)
             slow = f", p95 {quantiles['p95']:g} ms" if self.rules.judge_latency and quantiles["p95"] is not None else ""
-            parts.append(f"{arm} failed {failures:,} of {requests:,} requests{rate}{slow}")
+            parts.append(f"{arm} failed {total.failures:,} of {total.requests:,} requests{rate}{refused}{gave_up}{slow}")
         return ", ".join(parts)
+
+
+def _margins(rules: JudgeRules, history: ArmCounts) -> dict[str, float]:
+    """Each rate's margin, a fraction: as given, else stable's own rate within limits."""
+    found = {}
+    for name, given, requests, number, (least, most) in (
+        ("errors", rules.error_margin_percent, history.requests, history.failures, ERROR_MARGINS),
+        ("client_errors", rules.client_error_margin_percent, history.requests, history.client_errors, OTHER_MARGINS),
+        ("disconnects", rules.disconnect_margin_percent, history.ended, history.disconnects, OTHER_MARGINS),
+    ):
+        own = number / requests if requests >= MARGIN_HISTORY else 0.0
+        found[name] = min(most, max(least, own)) if given is None else given / 100
+    return found
+
+
+def _wide(name: str) -> bool:
+    return name != "errors"
+
+
+def _start(name: str, margin: float) -> dict[str, Any]:
+    """State of a rate at the beginning: its margin and the logarithms of its e-processes."""
+    return {
+        "margin": margin,
+        "fail": error_rate.fail_start(),
+        "by_weight": error_rate.fail_start(),
+        "pass": error_rate.pass_start(wide=_wide(name)),
+    }
+
+
+def _of_older_version(state: dict[str, Any], rules: JudgeRules) -> dict[str, Any]:
+    """The state of a judge that knew errors alone: it goes on, the other rates begin now. Its margin may be one that is too wide today."""
+    rates = {name: _start(name, margin) for name, margin in _margins(rules, ArmCounts()).items()}
+    margin = state["margin"] if rules.error_margin_percent is not None else min(ERROR_MARGINS[1], state["margin"])
+    same_margin = margin == state["margin"]
+    rates["errors"].update(margin=margin, fail=state["fail"], **({"pass": state["pass"]} if same_margin else {}))
+    return {**{key: value for key, value in state.items() if key not in ("margin", "fail", "pass")}, "rates": rates, "pending": None}
+
+
+def _sizes(name: str, tick: Tick) -> tuple[int, int, int, int]:
+    """Requests of candidate and stable that a rate is about, and those among them that it counts."""
+    c, s = tick.candidate, tick.stable
+    if name == "errors":
+        return c.requests, s.requests, c.failures, s.failures
+    if name == "client_errors":
+        return c.requests, s.requests, c.client_errors, s.client_errors
+    return c.ended, s.ended, c.disconnects, s.disconnects
+
+
+def _evidence(rate: dict[str, Any]) -> dict[str, float]:
+    """FAIL: an average of the tests by the router's weight and by the counted requests."""
+    worse = BY_WEIGHT_SHARE * error_rate.mixed(rate["by_weight"]) + (1 - BY_WEIGHT_SHARE) * error_rate.mixed(rate["fail"])
+    return {"e_fail": worse, "e_pass": error_rate.mixed(rate["pass"])}
+
+
+def _total(stored: dict[str, Any]) -> ArmCounts:
+    """A version's totals from the state; that of an older version lacks some."""
+    return ArmCounts(latency_counts=tuple(stored["latency_counts"]), **{key: int(stored.get(key, 0)) for key in COUNTED})
+
+
+def _without_latency(tick: Tick) -> Tick:
+    return replace(tick, stable=replace(tick.stable, latency_counts=()), candidate=replace(tick.candidate, latency_counts=()))

@@ -7,6 +7,7 @@ show what is there: a release that stopped before the canary has no plots.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -21,7 +22,15 @@ from kfp_components.report.svg import Bound, Series
 
 ARMS = ("stable", "candidate")
 QUANTILES = ("p50", "p95", "p99")
+OTHERS = {"client_errors": "Client errors (4xx) so far", "disconnects": "Clients that gave up so far"}
+"""Counts that records of older versions lack, and what their plots are called."""
 OUTCOMES = {"promoted": "good", "rolled_back": "bad", "rolling_back": "bad", "inconclusive": "open"}
+METRICS = {"client_errors": "client errors (4xx)", "disconnects": "clients that give up"}
+MARGINS = (
+    ("error_margin_percent", "fails", 0.5, 2),
+    ("client_error_margin_percent", "answers 4xx", 1, 5),
+    ("disconnect_margin_percent", "is given up on", 1, 5),
+)
 EVIDENCE_FLOOR, EVIDENCE_CEILING = 1e-4, 1e6
 """Evidence beyond these is drawn at the edge of the plot; tooltips and tables tell the true value."""
 
@@ -53,9 +62,9 @@ def markdown(release: Mapping[str, Any]) -> str:
         lines += ["", _plain(rollback)]
     versions = _versions(release)
     if versions:
-        lines += ["", "| version | requests | failed | p50 ms | p95 ms | p99 ms |", "|---|---|---|---|---|---|"]
+        lines += ["", "| version | requests | failed | 4xx | gave up | p50 ms | p95 ms | p99 ms |", "|---|---|---|---|---|---|---|---|"]
         for row in versions:
-            lines.append(f"| {_plain(row['name'])} | {row['requests']} | {row['failed']} | " + " | ".join(row[q] for q in QUANTILES) + " |")
+            lines.append(f"| {_plain(row['name'])} | " + " | ".join(row[key] for key in ("requests", "failed", *OTHERS, *QUANTILES)) + " |")
     metrics = _metrics(release)
     if metrics:
         fail_bound, pass_bound = _bounds(release)
@@ -136,6 +145,10 @@ def plots(release: Mapping[str, Any]) -> list[str]:
         svg.line_plot("Requests so far", per_arm("requests")),
         svg.line_plot("Failures so far", per_arm("failures")),
     ]
+    for key, title in OTHERS.items():
+        lines = per_arm(key)
+        if any(value for series in lines for _, value in series.points):
+            found.append(svg.line_plot(title, lines))
     for quantile in QUANTILES:
         pairs = [
             line(_arm_name(release, arm), arm, [_number(point, "latency_ms", arm, quantile) for point in timeline], dashed=arm == "candidate")
@@ -180,11 +193,15 @@ def _facts(release: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("run by", str(release.get("holder") or "")),
     ]
     if judge:
-        margin = judge.get("error_margin_percent")
+        points = []
+        for key, what, least, most in MARGINS:
+            given = judge.get(key)
+            margin = f"{float(given):g}" if given else f"stable's recent rate (at least {least:g}, at most {most:g})"
+            points.append(f"{what} by {margin}")
         facts.append(
             (
                 "worse means",
-                f"fails more often by {f'{margin:g}' if margin else 'max(0.5, the rate of stable)'} percentage points"
+                f"more often, in percentage points: {', '.join(points)}"
                 + (
                     ", or is slower at p50/p95/p99 by " + "/".join(f"{float(m):g}" for m in judge.get("latency_margins_percent") or []) + " %"
                     if judge.get("judge_latency", True)
@@ -205,6 +222,9 @@ def _versions(release: Mapping[str, Any]) -> list[dict[str, str]]:
         requests, failures = _number(last, "requests", arm) or 0, _number(last, "failures", arm) or 0
         rate = f" ({100 * failures / requests:.2f} %)" if requests else ""
         row = {"name": _arm_name(release, arm), "arm": arm, "requests": f"{requests:,.0f}", "failed": f"{failures:,.0f}{rate}"}
+        for key in OTHERS:
+            number = _number(last, key, arm)
+            row[key] = "-" if number is None or not math.isfinite(number) else f"{number:,.0f}"
         for quantile in QUANTILES:
             value = _number(last, "latency_ms", arm, quantile)
             row[quantile] = "-" if value is None else f"{value:,.1f}"
@@ -223,7 +243,7 @@ def _metrics(release: Mapping[str, Any]) -> list[dict[str, Any]]:
         worse, not_worse = _number(found, "e_fail"), _number(found, "e_pass")
         rows.append(
             {
-                "name": name,
+                "name": METRICS.get(name, name),
                 "e_fail": _evidence(worse),
                 "e_pass": _evidence(not_worse),
                 "failed": worse is not None and worse >= fail_bound,
@@ -259,8 +279,8 @@ def _rollback_sentence(release: Mapping[str, Any]) -> str:
     rollback = release.get("rollback") or {}
     if "seconds" not in rollback:
         return ""
-    leaked = int(rollback.get("leaked_requests") or 0)
-    requests = "1 request" if leaked == 1 else f"{leaked:,} requests"
+    leaked = rollback.get("leaked_requests")
+    requests = "an unknown number of requests" if leaked is None else "1 request" if leaked == 1 else f"{int(leaked):,} requests"
     stable = release.get("stable_version") or "the stable version"
     return f"Rolled back: {stable} answered everything again after {float(rollback['seconds']):.1f} s; {requests} reached the candidate meanwhile."
 

@@ -145,7 +145,7 @@ class Router:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except (asyncio.CancelledError, ClientGone):
-            counts.client_disconnects += 1
+            counts.count_disconnect(pinned)
             raise
         except TimeoutError:
             status = 504

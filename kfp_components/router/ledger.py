@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from collections import deque
 from typing import Any
 
 LATENCY_BOUNDS_S = tuple(0.0005 * 1.1**step for step in range(131))
@@ -10,9 +11,15 @@ LATENCY_BOUNDS_S = tuple(0.0005 * 1.1**step for step in range(131))
 
 FAILURE_CLASSES = ("http_5xx", "overloaded", "timeout", "connect", "stream_broken")
 
+RECENT_REQUESTS = 2000
+"""Unpinned requests of a version whose outcomes are remembered: how it does now, not how it did in an outage last week."""
+
 
 class VersionCounts:
-    """Counts of one version. ``requests`` are answered unpinned ones; those whose client went away are only in ``client_disconnects``."""
+    """Counts of one version. ``requests`` are answered unpinned ones; those whose client went away are only in ``client_disconnects``.
+
+    ``recent`` are the same outcomes among the last `RECENT_REQUESTS` unpinned requests, answered or given up.
+    """
 
     def __init__(self) -> None:
         self.requests = 0
@@ -22,8 +29,11 @@ class VersionCounts:
         self.client_disconnects = 0
         self.pinned = 0
         self.pinned_failures = 0
+        self.pinned_disconnects = 0
         self.in_flight = 0
         self.latency_counts = [0] * (len(LATENCY_BOUNDS_S) + 1)
+        self.recent = dict.fromkeys(("requests", "failures", "client_errors", "disconnects"), 0)
+        self._outcomes: deque[str | None] = deque()
 
     def count(self, seconds: float, status: int, failure: str | None, pinned: bool) -> None:
         """One answered request: time from its arrival to its last byte, its status, the class of its failure or None."""
@@ -36,9 +46,33 @@ class VersionCounts:
         if failure is not None:
             self.failures += 1
             self.by_class[failure] += 1
+            self._remember("failures")
         elif 400 <= status < 500:
             self.client_errors_4xx += 1
+            self._remember("client_errors")
+        else:
+            self._remember(None)
+
+    def count_disconnect(self, pinned: bool) -> None:
+        """One request whose client went away before its answer was whole. A probe (pinned) that does so is no user who gave up."""
+        if pinned:
+            self.pinned_disconnects += 1
+            return
+        self.client_disconnects += 1
+        self._remember("disconnects")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        return dict(vars(self))
+        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
+
+    def _remember(self, outcome: str | None) -> None:
+        if len(self._outcomes) == RECENT_REQUESTS:
+            self._add_recent(self._outcomes.popleft(), -1)
+        self._outcomes.append(outcome)
+        self._add_recent(outcome, 1)
+
+    def _add_recent(self, outcome: str | None, number: int) -> None:
+        if outcome != "disconnects":
+            self.recent["requests"] += number
+        if outcome is not None:
+            self.recent[outcome] += number

@@ -15,10 +15,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import CommentMark, YAMLError
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import SingleQuotedScalarString
+from ruamel.yaml.tokens import CommentToken
 
 from kfp_components import errors
 
@@ -54,14 +55,20 @@ def _yaml() -> YAML:
 def parse(text: str) -> CommentedMap:
     """The configuration as a tree that remembers comments. Raises `RequestInvalid` when it is not a mapping with applications."""
     try:
-        tree = _yaml().load(text) if text.strip() else CommentedMap()
+        tree = _yaml().load(text)
     except (YAMLError, ValueError, IndexError) as error:  # a date of month 13 is a ValueError
         mark = getattr(error, "problem_mark", None)
         told = f"line {mark.line + 1}: {getattr(error, 'problem', error)}" if mark else str(error)
         raise errors.RequestInvalid(f"serveConfigV2: not YAML ({' '.join(told.split())}); mend the RayService first") from error
+    if tree is None:  # nothing, or comments only
+        tree = CommentedMap()
+        if text.strip():
+            tree.ca.comment = [None, [CommentToken(text.rstrip() + "\n", CommentMark(0))]]
     if not isinstance(tree, CommentedMap):
         raise errors.RequestInvalid(f"serveConfigV2: expected a mapping with `applications`, found {type(tree).__name__}; mend the RayService first")
-    found = tree.setdefault("applications", CommentedSeq())
+    if tree.get("applications") is None:
+        tree["applications"] = CommentedSeq()
+    found = tree["applications"]
     if not isinstance(found, list):
         raise errors.RequestInvalid("serveConfigV2: `applications` is not a list; mend the RayService first")
     for index, entry in enumerate(found):
@@ -75,15 +82,18 @@ def parse(text: str) -> CommentedMap:
 
 
 def dump(tree: CommentedMap) -> str:
-    """The text of a tree, with its comments and order."""
-    out = io.StringIO()
-    _yaml().dump(tree, out)
-    return out.getvalue()
+    """The text of a tree, with its comments and order; without the comments where the text would not be YAML with them."""
+    text = _text(tree)
+    try:
+        parse(text)
+    except errors.RequestInvalid:
+        return _text(_commented(_plain(tree)))
+    return text
 
 
 def applications(text: str) -> dict[str, dict[str, Any]]:
     """Plain copies of all applications, by name, in their order. What JSON does not know (dates, tagged scalars) is a string in them."""
-    return {entry["name"]: json.loads(json.dumps(entry, default=str)) for entry in parse(text)["applications"]}
+    return {entry["name"]: _plain(entry) for entry in parse(text)["applications"]}
 
 
 def digests(text: str) -> dict[str, str]:
@@ -109,6 +119,8 @@ def with_application(text: str, application: Mapping[str, Any]) -> str:
             entries[index] = entry
             break
     else:
+        if not entries and not tree.fa.flow_style():
+            entries.fa.set_block_style()
         entries.append(_commented(application))
     return dump(tree)
 
@@ -120,6 +132,10 @@ def without_application(text: str, name: str) -> str:
     kept = [index for index, entry in enumerate(entries) if entry["name"] != name]
     if len(kept) == len(entries):
         return text
+    if not kept:
+        tree["applications"] = CommentedSeq()
+        tree["applications"].fa.set_flow_style()  # in block style an empty list is written below the comment of its key, which is not YAML
+        return dump(tree)
     for index in reversed(range(len(entries))):
         if index not in kept:
             del entries[index]
@@ -127,12 +143,17 @@ def without_application(text: str, name: str) -> str:
 
 
 def with_user_config(text: str, application: str, deployment: str, user_config: Mapping[str, Any]) -> str:
-    """The text with one deployment's ``user_config`` replaced. Raises `NotFound` when the application or deployment is not there."""
+    """The text with one deployment's ``user_config`` replaced, as it is when it has that already.
+
+    Raises `NotFound` when the application or deployment is not there.
+    """
     tree = parse(text)
     for entry in tree["applications"]:
         if entry["name"] == application:
             for piece in entry.get("deployments", []):
                 if piece["name"] == deployment:
+                    if _plain(piece.get("user_config")) == _plain(user_config):
+                        return text
                     piece["user_config"] = _commented(user_config)
                     return dump(tree)
             raise errors.NotFound(f"serveConfigV2: application {application!r} has no deployment {deployment!r}")
@@ -205,6 +226,17 @@ def _update(entry: CommentedMap, wanted: Mapping[str, Any]) -> None:
     for key, value in wanted.items():
         if key not in entry or entry[key] != value:
             entry[key] = _commented(value)
+
+
+def _text(tree: CommentedMap) -> str:
+    out = io.StringIO()
+    _yaml().dump(tree, out)
+    return out.getvalue()
+
+
+def _plain(tree: Any) -> Any:
+    """A copy without comments, in JSON's types; what JSON does not know is a string in it."""
+    return json.loads(json.dumps(tree, default=str))
 
 
 def _commented(value: Any) -> Any:

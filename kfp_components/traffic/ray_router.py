@@ -41,14 +41,12 @@ class RayRouter:
         return rayservice.with_application(serve_config, application)
 
     def set_weight(self, split: Split) -> None:
-        """One compare-and-swap write of the router's ``user_config``."""
-        change_serve_config(
-            self.cluster,
-            self.target.namespace,
-            self.target.rayservice,
-            lambda text: self._with_split(text, split),
-            changed={self.application},
-        )
+        """One compare-and-swap write of the router's ``user_config``.
+
+        Raises `ApplicationRemoved`, and writes nothing, when the router or a version that the split names has no application any more.
+        """
+        target = self.target
+        change_serve_config(self.cluster, target.namespace, target.rayservice, lambda text: self._with_split(text, split), changed={self.application})
 
     def current(self) -> Split | None:
         """The split in ``serveConfigV2``. Raises `RequestInvalid` when that cannot be read, `NameTaken` when the application is not our router."""
@@ -68,13 +66,15 @@ class RayRouter:
     def observed_weight(self) -> Split:
         """What the router says of itself at ``/{model}/-/router``, with the weight that it applies now (0 after the lease lapsed)."""
         state = self.read("router")
-        weight = state["weight_percent_effective"]
-        return Split(
-            stable=state["stable"]["version"],
-            candidate=(state.get("candidate") or {}).get("version"),
-            weight_percent=float(weight),
-            lease_expires_unix_s=state.get("lease_expires_unix_s"),
-        )
+        try:
+            return Split(
+                stable=state["stable"]["version"],
+                candidate=(state.get("candidate") or {}).get("version"),
+                weight_percent=float(state["weight_percent_effective"]),
+                lease_expires_unix_s=state.get("lease_expires_unix_s"),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise errors.Unreachable(f"router of {self.target.model}: /-/router is not a router's state: {str(state)[:200]}") from error
 
     def wait_until_applied(self, split: Split, timeout_s: float) -> float:
         """Wait until the router routes by ``split``; seconds that it took. Raises `WaitTimeout` saying what it does instead."""
@@ -95,7 +95,10 @@ class RayRouter:
 
     def ledger(self) -> dict[str, Any]:
         """The router's counts, cumulative per version and router replica (see `kfp_components.router`)."""
-        return self.read("ledger")
+        page = self.read("ledger")
+        if not isinstance(page.get("replicas"), dict):
+            raise errors.Unreachable(f"router of {self.target.model}: /-/ledger is not a ledger: {str(page)[:200]}")
+        return page
 
     def read(self, page: str) -> dict[str, Any]:
         """A page of the router's own, through the alias. Raises `Unreachable`."""
@@ -114,7 +117,12 @@ class RayRouter:
         if answer.status_code != 200:
             self._endpoint = None
             raise errors.Unreachable(f"{where}: /-/{page} answered {answer.status_code}: {answer.text[:200]}")
-        found: dict[str, Any] = answer.json()
+        try:
+            found = answer.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise errors.Unreachable(f"{where}: /-/{page} answered something else than JSON: {answer.text[:200]}")
         return found
 
     def remove(self, serve_config: str) -> str:
@@ -122,6 +130,14 @@ class RayRouter:
         return rayservice.without_application(serve_config, self.application)
 
     def _with_split(self, text: str, split: Split) -> str:
+        there = rayservice.applications(text)
+        versions = [version for version in (split.stable, split.candidate) if version is not None]
+        for application in (self.application, *(names.application(self.target.model, version) for version in versions)):
+            if application not in there:
+                raise errors.ApplicationRemoved(
+                    f"RayService {self.target.namespace}/{self.target.rayservice}: application {application} is not in serveConfigV2 any more, "
+                    "somebody else took it out; no traffic is given to what is not there"
+                )
         return rayservice.with_user_config(text, self.application, names.ROUTER_DEPLOYMENT, to_user_config(self.target.model, split))
 
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kfp_components.judge import counts, weight
+from kfp_components.judge import batch, counts, weight
 from kfp_components.judge.counts import ArmCounts, Tick
 from kfp_components.judge.verdict import Judge, Verdict
 from kfp_components.request import JudgeRules
-from kfp_components.router.ledger import LATENCY_BOUNDS_S, VersionCounts
+from kfp_components.router import ledger
+from kfp_components.router.ledger import LATENCY_BOUNDS_S, RECENT_REQUESTS, VersionCounts
 
 RULES = JudgeRules()
 
@@ -100,10 +101,301 @@ def test_false_alarms_of_the_whole_judge() -> None:
     assert alarms <= 2
 
 
-@pytest.mark.parametrize(("history", "margin"), [(None, 0.005), ((100, 90), 0.005), ((1000, 1), 0.005), ((1000, 30), 0.03)])
-def test_margin_follows_stables_own_rate_when_it_is_known(history: tuple[int, int] | None, margin: float) -> None:
-    assert Judge(RULES, history=ArmCounts(*history) if history else None).state["margin"] == margin
-    assert Judge(JudgeRules(error_margin_percent=2.0), history=ArmCounts(1000, 300)).state["margin"] == 0.02
+@pytest.mark.parametrize(
+    ("history", "margins"),
+    [
+        (None, (0.005, 0.01, 0.01)),
+        (ArmCounts(100, 90, client_errors=5, disconnects=90), (0.005, 0.01, 0.01)),
+        (ArmCounts(1000, 1, client_errors=1, disconnects=1), (0.005, 0.01, 0.01)),
+        (ArmCounts(1000, 15, client_errors=30, disconnects=40), (0.015, 0.03, 40 / 1040)),
+        (ArmCounts(1000, 300, client_errors=600, disconnects=1000), (0.02, 0.05, 0.05)),
+    ],
+)
+def test_margins_follow_stables_own_rates_when_they_are_known(history: ArmCounts | None, margins: tuple[float, float, float]) -> None:
+    names = ("errors", "client_errors", "disconnects")
+    rates = Judge(RULES, history=history).state["rates"]
+    assert tuple(rates[name]["margin"] for name in names) == margins
+    given = JudgeRules(error_margin_percent=3.0, client_error_margin_percent=6.0, disconnect_margin_percent=0.5)
+    rates = Judge(given, history=history).state["rates"]
+    assert tuple(rates[name]["margin"] for name in names) == (0.03, 0.06, 0.005)
+
+
+# --- outcomes that are no failures --------------------------------------------------------------------------------------------------
+
+
+def outcomes(rng: np.random.Generator, rate_per_s: float, weight: float, seconds: int, client_errors: tuple[float, float]) -> list[Tick]:
+    """Looks of a second; ``client_errors`` are the rates of 4xx of stable and candidate."""
+    made = []
+    for _ in range(seconds):
+        n_c, n_s = (int(rng.poisson(rate_per_s * share)) for share in (weight, 1 - weight))
+        made.append(
+            Tick(
+                ArmCounts(n_s, client_errors=int(rng.binomial(n_s, client_errors[0]))),
+                ArmCounts(n_c, client_errors=int(rng.binomial(n_c, client_errors[1]))),
+            )
+        )
+    return made
+
+
+def test_d2_a_candidate_that_refuses_what_stable_answers_is_failed() -> None:
+    for seed in range(5):
+        judge = Judge(RULES)
+        verdict = decide(judge, outcomes(np.random.default_rng(seed), 100, 0.1, 30, (0.02, 1.0)))
+        assert verdict.kind == "fail" and judge.candidate_requests <= 40
+        refused = judge.totals()["client_errors"]["candidate"]
+        assert "worse in client errors (4xx)" in verdict.sentence and f"refused {refused} (4xx)" in verdict.sentence
+    assert decide(Judge(RULES), outcomes(np.random.default_rng(9), 100, 0.1, 60, (0.05, 0.3))).kind == "fail"
+
+
+def test_d2_where_neither_refuses_the_candidate_passes_with_as_many_requests_as_errors_alone_need() -> None:
+    judge = Judge(JudgeRules(judge_latency=False))
+    for tick in outcomes(np.random.default_rng(1), 100, 0.1, 600, (0.0, 0.0)):
+        verdict = judge.observe(tick, weight_percent=10)
+        assert verdict.e_pass == verdict.metrics["errors"]["e_pass"]
+        if verdict.kind == "pass":
+            break
+    assert verdict.kind == "pass"
+
+
+def test_d2_where_both_refuse_as_often_the_candidate_passes() -> None:
+    """20 % of the requests are refused by both: stable's recent rate gives a margin of 5 points."""
+    needed = []
+    for seed in range(10):
+        judge = Judge(JudgeRules(judge_latency=False), history=ArmCounts(2000, client_errors=400))
+        assert decide(judge, outcomes(np.random.default_rng(seed), 100, 0.1, 600, (0.2, 0.2))).kind == "pass"
+        needed.append(judge.candidate_requests)
+    assert np.median(needed) <= 2000
+
+
+def hanging(rng: np.random.Generator, timeout_s: int) -> list[Tick]:
+    """20 requests a second at 10 %; stable answers at once, the candidate never, and clients give up after ``timeout_s``."""
+    sent = [int(rng.poisson(2)) for _ in range(120)]
+    made = []
+    for second in range(len(sent)):
+        n_s = int(rng.poisson(18))
+        gone = sent[second - timeout_s] if second >= timeout_s else 0
+        waiting = sum(sent[max(0, second - timeout_s + 1) : second + 1])
+        made.append(Tick(ArmCounts(n_s, routed=n_s, waiting=1), ArmCounts(0, routed=sent[second], waiting=waiting, disconnects=gone)))
+    return made
+
+
+def test_d2b_clients_that_give_up_on_a_hanging_candidate_fail_it_within_seconds() -> None:
+    for seed in range(20):
+        judge = Judge(RULES)
+        seconds = 0
+        for tick in hanging(np.random.default_rng(seed), 5):
+            verdict = judge.observe(tick, weight_percent=10)
+            seconds += 1
+            if verdict.kind != "inconclusive":
+                break
+        assert verdict.kind == "fail" and seconds <= 15
+        assert "clients give up" in verdict.sentence and "hangs" in verdict.sentence and "clients gave up" in verdict.sentence
+
+
+def test_d2b_where_clients_give_up_on_both_the_candidate_is_not_blamed() -> None:
+    rng = np.random.default_rng(3)
+    judge = Judge(JudgeRules(judge_latency=False), history=ArmCounts(1800, disconnects=200))
+    for _ in range(600):
+        n_s, n_c = 90, 10
+        gone_s, gone_c = int(rng.binomial(n_s, 0.1)), int(rng.binomial(n_c, 0.1))
+        verdict = judge.observe(Tick(ArmCounts(n_s - gone_s, disconnects=gone_s), ArmCounts(n_c - gone_c, disconnects=gone_c)), weight_percent=10)
+        assert verdict.kind != "fail"
+        if verdict.kind == "pass":
+            break
+    assert verdict.kind == "pass" and "5 in clients that give up" in verdict.sentence
+
+
+def test_d13_margins_are_capped_and_named_and_a_healthy_candidate_passes_a_broken_stable() -> None:
+    """Stable fails everything, which is why it is being replaced: the margin was 1.0, the evidence NaN."""
+    rng = np.random.default_rng(1)
+    judge = Judge(RULES, history=ArmCounts(1000, 1000))
+    assert judge.state["rates"]["errors"]["margin"] == 0.02
+    for _ in range(400):
+        verdict = judge.observe(Tick(arm(rng, 90, 1.0), arm(rng, 10, 0.0), LATENCY_BOUNDS_S), weight_percent=10)
+        assert np.isfinite([verdict.e_fail, verdict.e_pass]).all()
+        if verdict.kind != "inconclusive":
+            break
+    assert verdict.kind == "pass"
+    assert (
+        "not worse by more than 2 points in errors, 1 in client errors (4xx), 1 in clients that give up, 10 % in p50, 20 % in p95" in verdict.sentence
+    )
+
+
+def test_d13_an_outage_long_ago_does_not_widen_the_margin() -> None:
+    """20 % failures once, then 2,000 good requests: a candidate that fails 10 % against 0.1 % passed after 20 requests."""
+    router = Router()
+    for number in range(5000):
+        router.answer("r1", "v1", number < 3000 and number % 5 == 0)
+    judge = Judge(RULES, history=counts.history(router.page(), "v1"))
+    assert judge.state["rates"]["errors"]["margin"] == 0.005
+    assert decide(judge, ticks(5, 200, failure_rate=0.1)).kind == "fail"
+
+
+# --- few requests -------------------------------------------------------------------------------------------------------------------
+
+NOBODY = ArmCounts()
+
+
+def alternating(judge: Judge, weight_percent: float, failing: bool, most: int = 40) -> tuple[Verdict, int]:
+    """One request a look: as many of stable's as are due to it, then one of the candidate's."""
+    number = 0
+    while number < most:
+        number += 1
+        for _ in range(round(100 / weight_percent) - 1):
+            judge.observe(Tick(ArmCounts(1), NOBODY), weight_percent=weight_percent, sticky=True)
+        verdict = judge.observe(Tick(NOBODY, ArmCounts(1, int(failing))), weight_percent=weight_percent, sticky=True)
+        if verdict.kind != "inconclusive":
+            break
+    return verdict, number
+
+
+@pytest.mark.parametrize(("weight_percent", "most"), [(5, 5), (10, 5), (25, 8), (50, 14)])
+def test_case_03_one_request_a_look_is_evidence(weight_percent: float, most: int) -> None:
+    """With sticky routing failures are held against counted requests alone: looks that hold one version must be kept for that."""
+    verdict, number = alternating(Judge(JudgeRules(judge_latency=False)), weight_percent, failing=True)
+    assert verdict.kind == "fail" and number <= most
+    assert alternating(Judge(JudgeRules(judge_latency=False)), weight_percent, failing=False)[0].e_pass > 1
+
+
+@pytest.mark.parametrize(("weight_percent", "most"), [(5, 9), (10, 9), (25, 9), (50, 12)])
+@pytest.mark.parametrize("rate_per_s", [0.1, 1.0])
+def test_case_03_a_version_that_fails_everything_is_seen_at_once_at_any_rate(rate_per_s: float, weight_percent: float, most: int) -> None:
+    needed = []
+    for seed in range(20):
+        rng = np.random.default_rng([29, seed, int(weight_percent)])
+        judge = Judge(RULES)
+        verdict = judge.observe(Tick(NOBODY, NOBODY), weight_percent=weight_percent)
+        while verdict.kind == "inconclusive":
+            n = int(rng.poisson(rate_per_s)) if rate_per_s >= 1 else 1  # looks without requests add nothing
+            n_c = int(rng.binomial(n, weight_percent / 100))
+            if n:
+                verdict = judge.observe(Tick(arm(rng, n - n_c, 0.0), arm(rng, n_c, 1.0), LATENCY_BOUNDS_S), weight_percent=weight_percent)
+        assert verdict.kind == "fail"
+        needed.append(judge.candidate_requests)
+    assert np.quantile(needed, 0.95) <= most
+
+
+def test_case_03_latency_is_judged_with_one_request_a_look() -> None:
+    rng = np.random.default_rng(3)
+    judge = Judge(JudgeRules(latency_margins_percent=(30, 60, 60)))
+    for _ in range(3000):
+        one = arm(rng, 1, 0.0)
+        verdict = judge.observe(Tick(*((NOBODY, one) if rng.random() < 0.2 else (one, NOBODY)), LATENCY_BOUNDS_S), weight_percent=20)
+    assert verdict.metrics["latency"]["e_pass"] > 20
+
+
+def test_case_03_when_a_batch_closes_depends_on_how_many_requests_ended_only() -> None:
+    for n_s, n_c in ((0, 0), (0, 40), (40, 0)):
+        assert not batch.closes(Tick(ArmCounts(n_s, n_s), ArmCounts(n_c, n_c)), 10)
+    assert batch.closes(Tick(ArmCounts(9), ArmCounts(1)), 10) and not batch.closes(Tick(ArmCounts(3), ArmCounts(1)), 10)
+    assert batch.closes(Tick(ArmCounts(1), ArmCounts(15)), 10)
+    for failed in (0, 1):
+        for gone in (0, 1):
+            c = ArmCounts(1 - gone, failed * (1 - gone), disconnects=gone)
+            assert batch.closes(Tick(ArmCounts(9, failed), c), 10)
+
+
+def test_case_03_a_batch_never_mixes_weights() -> None:
+    """What waits for the other version when the weight changes, or the lease may have lapsed, is counted and is no evidence."""
+    for change in ({"weight_percent": 50}, {"weight_percent": 5, "unwatched": True}):
+        judge = Judge(RULES)
+        judge.observe(Tick(NOBODY, NOBODY), weight_percent=5)
+        judge.observe(Tick(ArmCounts(3, 3), NOBODY), weight_percent=5)
+        assert judge.state["pending"]["stable"]["failures"] == 3
+        judge.observe(Tick(NOBODY, NOBODY), **change)  # type: ignore[arg-type]
+        assert judge.state["pending"] is None
+        for evidence in ("fail", "pass"):
+            assert judge.state["rates"]["errors"][evidence] == Judge(RULES).state["rates"]["errors"][evidence]
+        judge.observe(Tick(NOBODY, ArmCounts(1)), weight_percent=change["weight_percent"])
+        assert judge.totals()["failures"]["stable"] == 3 and judge.state["pending"]["stable"]["requests"] == 0
+
+
+def test_case_03_a_batch_of_both_is_judged_when_the_weight_changes() -> None:
+    judge = Judge(RULES)
+    judge.observe(Tick(NOBODY, NOBODY), weight_percent=5)
+    judge.observe(Tick(ArmCounts(3), ArmCounts(1, 1)), weight_percent=5)
+    assert judge.state["pending"] is not None and not any(judge.state["rates"]["errors"]["fail"])
+    judge.observe(Tick(NOBODY, NOBODY), weight_percent=50)
+    assert judge.state["pending"] is None and judge.state["rates"]["errors"]["fail"][-1] > 0
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 3), st.integers(0, 2), st.integers(0, 3), st.sampled_from([5.0, 5.0, 5.0, 50.0]), st.sampled_from([False] * 4 + [True])
+        ),
+        max_size=40,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_waits_each_request_is_counted_once_and_a_restart_at_any_look_changes_nothing(
+    looks: list[tuple[int, int, int, float, bool]],
+) -> None:
+    rules = JudgeRules(warm_up_requests=2)
+    rng = np.random.default_rng(len(looks))
+    steady, restarted = Judge(rules), Judge(rules)
+    wanted = {key: {"stable": 0, "candidate": 0} for key in ("requests", "failures", "client_errors", "disconnects")}
+    for n_s, n_c, kind, weight_percent, unwatched in looks:
+        made = []
+        for name, n in (("stable", n_s), ("candidate", n_c)):
+            bad = min(n, kind)
+            latency_counts = arm(rng, n).latency_counts
+            counted = ArmCounts(n, bad // 2, latency_counts, client_errors=bad - bad // 2, disconnects=kind // 3)
+            for key in wanted:
+                wanted[key][name] += getattr(counted, key)
+            made.append(counted)
+        tick = Tick(*made, LATENCY_BOUNDS_S)
+        restarted = Judge(rules, state=json.loads(json.dumps(restarted.state)))
+        said = [judge.observe(tick, weight_percent=weight_percent, unwatched=unwatched) for judge in (steady, restarted)]
+        assert said[0] == said[1]
+    found = steady.totals()
+    assert {key: found[key] for key in wanted} == wanted
+    assert json.loads(json.dumps(steady.state)) == json.loads(json.dumps(restarted.state))
+
+
+# --- what an older version wrote ----------------------------------------------------------------------------------------------------
+
+OLD_STATE: dict[str, Any] = {
+    "margin": 0.3,
+    "fail": [1.0] * 10,
+    "pass": [2.0] * 6,
+    "latency": {"history": [], "fail": [[0.0] * 9] * 3, "pass": [[0.0] * 9] * 3},
+    "split": [0.0] * 5,
+    "weight_percent": 10.0,
+    "stuck_looks": 0,
+    "stable": {"requests": 90, "failures": 1, "latency_counts": []},
+    "candidate": {"requests": 10, "failures": 2, "latency_counts": []},
+    "bounds_s": [],
+}
+
+
+def test_the_state_of_an_older_judge_is_read() -> None:
+    kept = json.dumps(OLD_STATE)
+    judge = Judge(RULES, state=OLD_STATE)
+    verdict = judge.observe(Tick(ArmCounts(90, client_errors=1), ArmCounts(10, disconnects=1)), weight_percent=10)
+    assert json.dumps(OLD_STATE) == kept
+    found = judge.totals()
+    assert found["requests"] == {"stable": 180, "candidate": 20} and found["failures"] == {"stable": 1, "candidate": 2}
+    assert found["client_errors"] == {"stable": 1, "candidate": 0} and found["disconnects"] == {"stable": 0, "candidate": 1}
+    assert judge.state["rates"]["errors"]["fail"] == [1.0] * 10 and verdict.e_fail > 1
+    assert judge.state["rates"]["errors"]["margin"] == 0.02  # 30 points were an outage of stable's
+    narrow = Judge(RULES, state={**OLD_STATE, "margin": 0.01})
+    assert narrow.state["rates"]["errors"]["pass"] == [2.0] * 6 and narrow.state["rates"]["errors"]["margin"] == 0.01
+    assert Judge(JudgeRules(error_margin_percent=30), state=OLD_STATE).state["rates"]["errors"]["margin"] == 0.3
+
+
+def test_the_ledger_page_of_an_older_router_is_read() -> None:
+    router = Router()
+    router.answer("r1", "v1", True)
+    page = router.page()
+    for key in ("recent", "pinned_disconnects", "client_errors_4xx", "client_disconnects"):
+        page["replicas"]["r1"]["versions"]["v1"].pop(key)
+    assert counts.history(page, "v1") == ArmCounts(1, 1)
+    cursor = counts.start(page)
+    router.answer("r1", "v1", False)
+    router.replicas["r1"]["v1"].count_disconnect(False)
+    tick, _ = counts.advance(cursor, router.page(), "v1", "v2")
+    assert tick.broken is None and (tick.stable.requests, tick.stable.disconnects) == (1, 1)
 
 
 # --- the meter ----------------------------------------------------------------------------------------------------------------------
@@ -278,13 +570,59 @@ def test_waiting_requests_have_arrived_but_are_not_answered() -> None:
     assert (tick.candidate.requests, tick.candidate.arrived, tick.candidate.waiting) == (1, 0, 5)
 
 
-def test_history_is_all_that_a_version_did() -> None:
+def test_history_is_what_a_version_did_last() -> None:
     router = Router()
     router.start_replica()
     for replica in ("r1", "r2"):
         router.answer(replica, "v1", replica == "r2")
-    assert counts.history(router.page(), "v1").requests == counts.total_requests(router.page(), "v1") == 2
+    assert counts.history(router.page(), "v1") == ArmCounts(2, 1) and counts.total_requests(router.page(), "v1") == 2
     assert counts.history(router.page(), "v9") == ArmCounts()
+    for _ in range(RECENT_REQUESTS):
+        router.answer("r2", "v1", False)
+    assert counts.history(router.page(), "v1") == ArmCounts(1 + RECENT_REQUESTS) and counts.total_requests(router.page(), "v1") == 2 + RECENT_REQUESTS
+
+
+def test_requests_at_a_cursor_are_those_of_all_replicas() -> None:
+    router = Router()
+    router.start_replica()
+    for replica in ("r1", "r2", "r2"):
+        router.answer(replica, "v2", False)
+    cursor = counts.start(router.page())
+    assert counts.requests_at(cursor, "v2") == 3 and counts.requests_at(cursor, "v1") == 0
+    router.answer("r1", "v2", False)
+    _, cursor = counts.advance(cursor, router.page(only="r1"), "v1", "v2")
+    assert counts.requests_at(json.loads(json.dumps(cursor)), "v2") == 4
+    assert "recent" not in json.dumps(cursor)
+
+
+@given(st.lists(st.sampled_from(["ok", "failed", "refused", "gone", "probe", "probe gone"]), max_size=60), st.integers(1, 8))
+@settings(max_examples=100, deadline=None)
+def test_recent_outcomes_are_those_of_the_last_unpinned_requests(outcomes: list[str], size: int) -> None:
+    found = VersionCounts()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger, "RECENT_REQUESTS", size)
+        for outcome in outcomes:
+            if outcome.endswith("gone"):
+                found.count_disconnect(pinned=outcome.startswith("probe"))
+            else:
+                status = {"failed": 500, "refused": 404}.get(outcome, 200)
+                found.count(0.01, status, "http_5xx" if outcome == "failed" else None, pinned=outcome == "probe")
+    last = [outcome for outcome in outcomes if not outcome.startswith("probe")][-size:]
+    wanted = {"failures": last.count("failed"), "client_errors": last.count("refused"), "disconnects": last.count("gone")}
+    assert found.as_dict()["recent"] == {"requests": len(last) - wanted["disconnects"], **wanted}
+    assert found.client_disconnects == outcomes.count("gone") and found.pinned_disconnects == outcomes.count("probe gone")
+    assert json.loads(json.dumps(found.as_dict())) == found.as_dict()
+
+
+@pytest.mark.parametrize("key", ["client_errors_4xx", "client_disconnects"])
+def test_outcomes_that_count_backwards_break_the_meter(key: str) -> None:
+    router = Router()
+    router.answer("r1", "v2", False)
+    setattr(router.replicas["r1"]["v2"], key, 1)
+    cursor = counts.start(router.page())
+    setattr(router.replicas["r1"]["v2"], key, 0)
+    tick, _ = counts.advance(cursor, router.page(), "v1", "v2")
+    assert tick.broken is not None and tick.candidate == ArmCounts()
 
 
 @given(st.lists(st.integers(0, 5), min_size=5, max_size=5), st.floats(0.01, 1.0))

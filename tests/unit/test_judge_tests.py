@@ -53,6 +53,20 @@ def test_false_alarms_when_looking_at_each_tick(n_c: int, n_s: int) -> None:
     assert alarms <= 19
 
 
+@pytest.mark.parametrize("weight_percent", [1.0, 10.0, 50.0, 90.0])
+def test_case_03_fail_by_weight_is_an_e_value_for_every_request(weight_percent: float) -> None:
+    """One request: it goes to the candidate with chance w, and fails with its version's rate. Exact expectation over both."""
+    w, zeros = weight_percent / 100, error_rate.fail_start()
+    gain = {x: np.exp(error_rate.weight_update(zeros, x, 1 - x, weight_percent)) for x in (0, 1)}
+    for p_s in RATES:
+        for p_c in [rate for rate in RATES if rate <= p_s]:
+            found = w * p_c * gain[1] + (1 - w) * p_s * gain[0] + w * (1 - p_c) + (1 - w) * (1 - p_s)
+            assert np.all(found <= 1 + 1e-12), (p_c, p_s)
+    assert error_rate.weight_update(zeros, 0, 0, weight_percent) == zeros
+    both = error_rate.weight_update(error_rate.weight_update(zeros, 2, 1, weight_percent), 1, 0, weight_percent)
+    assert both == pytest.approx(error_rate.weight_update(zeros, 3, 1, weight_percent))
+
+
 def test_fail_says_nothing_without_failures_or_without_one_arm() -> None:
     logs = [0.5] * len(error_rate.KAPPAS)
     for sizes in ((100, 900, 0, 0), (0, 900, 0, 5), (100, 0, 5, 0)):
@@ -85,10 +99,11 @@ def test_fail_grows_with_the_candidates_failures_and_falls_with_stables(sizes: l
 
 
 @pytest.mark.parametrize(("n_c", "n_s"), [(1, 1), (1, 9), (4, 12), (6, 0), (0, 6)])
-@pytest.mark.parametrize("margin", [0.005, 0.02, 0.2])
-def test_pass_is_an_e_value_for_every_batch(n_c: int, n_s: int, margin: float) -> None:
-    start = error_rate.pass_start()
-    steps = np.array([[error_rate.pass_update(start, n_c, n_s, x_c, x_s, margin) for x_s in range(n_s + 1)] for x_c in range(n_c + 1)])
+@pytest.mark.parametrize("margin", [0.005, 0.02, 0.2, 0.5])
+@pytest.mark.parametrize("wide", [False, True])
+def test_pass_is_an_e_value_for_every_batch(n_c: int, n_s: int, margin: float, wide: bool) -> None:
+    start = error_rate.pass_start(wide=wide)
+    steps = np.array([[error_rate.pass_update(start, n_c, n_s, x_c, x_s, margin, wide=wide) for x_s in range(n_s + 1)] for x_c in range(n_c + 1)])
     for p_s in (0.0, 0.0005, 0.003, 0.01, 0.1, 0.5):
         for extra in (0.0, 0.001, 0.1):
             if p_s + margin + extra <= 1:
@@ -99,11 +114,11 @@ def test_pass_is_an_e_value_for_every_batch(n_c: int, n_s: int, margin: float) -
 @settings(max_examples=200, deadline=None)
 def test_projection_is_the_nearest_point_of_the_null(w: float, margin: float) -> None:
     def distance(a: np.ndarray) -> np.ndarray:
-        p, b = error_rate.RATES, a + margin
+        p, b = error_rate.WIDE_RATES, a + margin
         to = [p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)) for q in (a, b)]
         return (1 - w) * to[0] + w * to[1]
 
-    a = error_rate.projection(w, margin)
+    a = error_rate.projection(w, margin, wide=True)
     assert np.all((a > 0) & (a + margin < 1))
     for factor in (0.99, 1.01):
         assert np.all(distance(np.clip(a * factor, 1e-13, 1 - margin - 1e-12)) >= distance(a) - 1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -10,8 +11,9 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
-from kfp_components import report
+from kfp_components import live, report
 from kfp_components.release import Release
 from kfp_components.report import svg
 
@@ -26,6 +28,8 @@ def release(**changes: Any) -> dict[str, Any]:
             "weight_percent": 10.0 if second < 5 else 25.0,
             "requests": {"stable": 180 * second, "candidate": 20 * second},
             "failures": {"stable": second // 4, "candidate": second},
+            "client_errors": {"stable": 1, "candidate": 6},
+            "disconnects": {"stable": 0, "candidate": 2},
             "e_fail": 1.9**second,
             "e_pass": 0.8**second,
             "latency_ms": {"stable": {"p50": 12.0, "p95": 24.9, "p99": 44.1}, "candidate": {"p50": 12.8, "p95": None, "p99": None}},
@@ -109,7 +113,7 @@ def test_page_is_whole_and_fetches_nothing() -> None:
     assert page.fetched == []
     assert "script" not in page.tags
     assert "url(" not in text and "@import" not in text
-    assert len(drawings(text)) == 7  # weight, evidence, requests, failures, p50, p95, p99: each is well-formed XML
+    assert len(drawings(text)) == 9  # weight, evidence, requests, failures, 4xx, clients that gave up, p50, p95, p99: each is well-formed XML
     for said in ("bge v1 to v2", "rolled back", "candidate failed 8 of 160 requests", "answered everything again after 1.2 s; 1 request reached"):
         assert said in page.text
     assert "170 : 1" in page.text and "339 : 1" in page.text
@@ -174,6 +178,43 @@ def test_tolerates_poor_points(point: dict[str, Any]) -> None:
         assert all("nan" not in plot and "inf" not in plot.lower().replace("info", "") for plot in report.plots(release(timeline=timeline)))
 
 
+def older_points() -> list[dict[str, Any]]:
+    """A timeline as it was written before client errors and clients that gave up were judged."""
+    return [{key: value for key, value in point.items() if key not in ("client_errors", "disconnects")} for point in release()["timeline"]]
+
+
+def test_d2_client_errors_and_clients_that_gave_up_are_shown_and_older_records_are_read() -> None:
+    page = Page(report.render(release()))
+    assert "Client errors (4xx) so far" in page.text and "Clients that gave up so far" in page.text
+    assert "answers 4xx by stable's recent rate (at least 1, at most 5)" in page.text
+    old = report.render(release(timeline=older_points()))
+    assert len(drawings(old)) == 7 and "| candidate v2 | 160 | 8 (5.00 %) | - | - | 12.8 |" in report.markdown(release(timeline=older_points()))
+
+
+def seen(record: dict[str, Any]) -> str:
+    console = Console(width=160, file=io.StringIO(), force_terminal=False)
+    fields = {key: value for key, value in record.items() if key in Release.model_fields}
+    console.print(live.render(Release(**{"request_digest": "d", **fields})))
+    _, watcher = live.view(console)
+    watcher(Release(**{"request_digest": "d", **fields}))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_d2_the_live_view_shows_client_errors_and_clients_that_gave_up_and_reads_older_records() -> None:
+    text = seen(release())
+    assert "4xx" in text and "gave up" in text and "v2: 160 requests, 8 failed, 6 refused (4xx), 2 gave up" in text
+    assert "v2: 160 requests, 8 failed |" in seen(release(timeline=older_points()))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300, 1e308, 0.0, -1.0, None])
+def test_d13_no_evidence_breaks_the_live_view_or_the_report(value: float | None) -> None:
+    for key in ("e_fail", "e_pass"):
+        record = release(timeline=[*release()["timeline"], {**release()["timeline"][-1], key: value}], verdict={"kind": "pass", key: value})
+        assert "evidence" in seen(record)
+        Page(report.render(record))
+        report.markdown(record)
+
+
 def test_a_real_record_renders() -> None:
     record = Release(model="bge", namespace="ai-ml", rayservice="rs", candidate_version="v1", request={}, request_digest="d")
     page = Page(report.render(record.model_dump(mode="json")))
@@ -183,7 +224,7 @@ def test_a_real_record_renders() -> None:
 def test_markdown_is_short_and_escaped() -> None:
     text = report.markdown(release(model="b|g*e"))
     assert text.startswith("## b\\|g\\*e v1 to v2: rolled back\n")
-    assert "| candidate v2 | 160 | 8 (5.00 %) | 12.8 | - | - |" in text
+    assert "| candidate v2 | 160 | 8 (5.00 %) | 6 | 2 | 12.8 | - | - |" in text
     assert len(text.splitlines()) < 25
 
 
