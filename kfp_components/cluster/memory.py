@@ -43,7 +43,12 @@ class MemoryCluster:
         tick: Callable[[MemoryCluster], None] | None = None,
         step_s: float = 1.0,
     ) -> None:
-        """``tick`` is called every ``step_s`` seconds of the clock while somebody waits or watches, with this cluster as its administrator."""
+        """``tick`` is called every ``step_s`` seconds of the clock while somebody waits or watches, with this cluster as its administrator.
+
+        Raises ValueError when ``step_s`` is not positive.
+        """
+        if step_s <= 0:
+            raise ValueError(f"step_s: {step_s} s; waiting has to take time")
         self._account = account
         self._clock: Clock = clock or SystemClock()
         self._tick, self._step_s = tick, step_s
@@ -103,7 +108,7 @@ class MemoryCluster:
         return self._do("patch", target, lambda: self._verbs.patch(target.kind, target.namespace, target.name, MERGE, body, call))
 
     def delete(self, ref: Ref, *, uid: str | None = None, resource_version: str | None = None) -> bool:
-        """Delete, optionally only that very object or that very state of it (`Conflict` otherwise); False when there was none."""
+        """Delete, optionally only that very object, or only as it was read; `Conflict` when it is another. False when there was none."""
         target = _Target(ref)
 
         def deleted() -> bool:

@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kfp_components import errors, phases
 from kfp_components.phases import Phase
-from kfp_components.request import PromoteRequest
-from kfp_components.request import parse as parse_request
+from kfp_components.request import PromoteRequest, parse as parse_request
 
 SCHEMA_VERSION = 2
 """Of the records that this library writes. 1 had no such field, kept timeline and judge in the record, and ended in a phase `inconclusive`."""
@@ -185,7 +184,9 @@ class Release(BaseModel):
 
     def as_past(self) -> PastRelease:
         """One line of history."""
-        return PastRelease(candidate_version=self.candidate_version, phase=self.phase, finished_unix_s=self.finished_unix_s, sentence=self.sentence)
+        return PastRelease(
+            candidate_version=self.candidate_version, phase=self.phase, finished_unix_s=self.finished_unix_s, sentence=self.sentence
+        )
 
     def _repr_html_(self) -> str:
         from kfp_components import report
@@ -278,8 +279,7 @@ def _fit(release: Release, events: int, message_characters: int, past: int, sent
     kept = _few(release.events, events)
     release.events = [event.model_copy(update={"message": _clip(event.message, message_characters)}) for event in kept]
     release.past = [
-        entry.model_copy(update={"sentence": _clip(entry.sentence, sentence_characters)})
-        for entry in release.past[max(0, len(release.past) - past) :]
+        entry.model_copy(update={"sentence": _clip(entry.sentence, sentence_characters)}) for entry in release.past[max(0, len(release.past) - past) :]
     ]
 
 

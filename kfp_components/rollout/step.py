@@ -38,7 +38,8 @@ def step(run: Run, name: str, *, until: Phase) -> Iterator[Release | None]:
             if record.phase == "rolling_back":  # the process that began this was killed: finish it
                 raise undo.as_error(record)
             yield None if record.reached(until) else record
-            run.lease.keep()
+            if not journal.current(run).done:
+                run.lease.keep()
         except BaseException as error:
             settled = settle(run, name, error)
             if settled is error:

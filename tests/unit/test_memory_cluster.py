@@ -67,6 +67,16 @@ def test_wait_takes_its_time_from_the_clock() -> None:
     assert clock.monotonic() == pytest.approx(1800)
 
 
+def test_waiting_has_to_take_time() -> None:
+    with pytest.raises(ValueError, match="step_s: 0 s"):
+        MemoryCluster(step_s=0)
+
+
+def test_tuples_are_lists_as_on_the_wire() -> None:
+    manifest = config_map() | {"metadata": {"name": "a", "namespace": "default", "finalizers": ("example.com/hold",)}}
+    assert MemoryCluster().create(manifest)["metadata"]["finalizers"] == ["example.com/hold"]
+
+
 def test_no_time_passes_when_it_is_ready() -> None:
     clock = ManualClock()
     world = World(clock)

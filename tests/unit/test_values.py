@@ -29,6 +29,7 @@ EXIT_CODES = {
     "RolloutStopped": 1,
     "RolledBack": 4,
     "DeployFailed": 4,
+    "ApplicationRemoved": 4,
     "SmokeFailed": 4,
     "CanaryFailed": 4,
     "Inconclusive": 5,
