@@ -100,11 +100,7 @@ class Cluster(Protocol):
         """JSON merge patch; compare-and-swap when ``body.metadata.resourceVersion`` is given."""
 
     def delete(self, ref: Ref, *, uid: str | None = None, resource_version: str | None = None) -> bool:
-<<<<<<< HEAD
         """Delete, optionally only that very object or that very state of it; `Conflict` when it is another; False when there was none."""
-=======
-        """Delete, optionally only that very object, or only as it was read; `Conflict` when it is another. False when there was none."""
->>>>>>> memory
 
     def watch(self, ref: Ref, *, timeout_s: float) -> Iterator[Manifest | None]:
         """The object now and after each change, None while it does not exist, until ``timeout_s`` is over."""

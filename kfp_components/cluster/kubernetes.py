@@ -85,11 +85,7 @@ class KubernetesCluster:
         return self._must("PATCH", path, str(ref), body=body, query=[("fieldManager", manager)], content_type=MERGE)
 
     def delete(self, ref: Ref, *, uid: str | None = None, resource_version: str | None = None) -> bool:
-<<<<<<< HEAD
         """Delete, optionally only that very object or that very state of it (`Conflict` otherwise); False when there was none."""
-=======
-        """Delete, optionally only that very object, or only as it was read; `Conflict` when it is another. False when there was none."""
->>>>>>> memory
         body = delete_options(uid, resource_version)
         return self._call("DELETE", _path(ref.kind, ref.namespace, ref.name), str(ref), body=body, missing_ok=True) is not None
 
