@@ -22,6 +22,19 @@ def patient(obj: T, clock: Clock, patience_s: float) -> T:
     return cast(T, _Patient(obj, clock, patience_s))
 
 
+def persist(call: Callable[[], T], clock: Clock, patience_s: float) -> T:
+    """``call()``, and again when it raises `Unreachable`, for ``patience_s`` seconds from the first failure; then that is raised."""
+    end, wait_s = clock.monotonic() + patience_s, FIRST_WAIT_S
+    while True:
+        try:
+            return call()
+        except errors.Unreachable:
+            if clock.monotonic() + wait_s > end:
+                raise
+        clock.sleep(wait_s)
+        wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
+
+
 class _Patient:
     def __init__(self, obj: Any, clock: Clock, patience_s: float) -> None:
         self._obj, self._clock, self._patience_s = obj, clock, patience_s
@@ -31,12 +44,4 @@ class _Patient:
         return partial(self._again, found) if callable(found) and not name.startswith("_") else found
 
     def _again(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        end, wait_s = self._clock.monotonic() + self._patience_s, FIRST_WAIT_S
-        while True:
-            try:
-                return call(*args, **options)
-            except errors.Unreachable:
-                if self._clock.monotonic() + wait_s > end:
-                    raise
-            self._clock.sleep(wait_s)
-            wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
+        return persist(partial(call, *args, **options), self._clock, self._patience_s)

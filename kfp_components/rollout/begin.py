@@ -34,13 +34,13 @@ def begin(run: Run, *, first_version: bool = False) -> Release:
     """
     request = run.request
     preflight.check_permissions(run.cluster, request)
-    found = run.store.load()
+    found = run.persist(run.store.load)
     if found is not None and not found.done and found.request_digest == request.digest:
         take(run)
         return journal.current(run)
     if found is not None and not found.done:
         found = _make_way(run, found)
-    split = run.router.current()
+    split = run.persist(run.router.current)
     stable = split.stable if split else None
     if found is not None and found.phase == "promoted" and stable == request.version and found.request_digest == request.digest:
         return found
@@ -51,7 +51,7 @@ def begin(run: Run, *, first_version: bool = False) -> Release:
             f"model {request.model}: version {stable} is live; a new version goes through the canary (promote_with_canary), not deploy_model"
         )
     situation = preflight.check(run.cluster, run.registry, request, stable_version=stable, first_version=first_version)
-    run.lease.acquire()
+    run.persist(run.lease.acquire)
     record = Release(
         epoch=(found.epoch if found else 0) + 1,
         model=request.model,
@@ -68,7 +68,7 @@ def begin(run: Run, *, first_version: bool = False) -> Release:
         made=[kind for kind, there in (("Service", situation.alias_exists), ("InferenceService", situation.stub_exists)) if not there],
     )
     try:
-        adopt(run, run.store.start(record))
+        adopt(run, run.persist(lambda: run.store.start(record)))
     except errors.KfpServingError:
         with contextlib.suppress(errors.KfpServingError):
             run.lease.release()

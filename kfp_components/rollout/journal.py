@@ -17,7 +17,7 @@ from kfp_components.rollout.run import Run, nobody
 
 def read(run: Run) -> Release:
     """The record, read anew. Raises `NotFound` when there is none."""
-    found = run.store.load()
+    found = run.persist(run.store.load)
     if found is None:
         raise errors.NotFound(f"{run.store.ref}: there is no release record; run the step register_model first")
     run.record = found
@@ -55,7 +55,7 @@ def write(run: Run, step: str, message: str, *, ok: bool = True, expect: Collect
         record.events.append(event)
 
     kept = run.record
-    record = run.store.update(change, epoch=run.epoch, expect=expect)
+    record = run.persist(lambda: run.store.update(change, epoch=run.epoch, expect=expect))
     if kept is not None:  # what lies apart is newer here than there
         record.timeline, record.judge = kept.timeline, fields.get("judge", kept.judge)
     run.record = record

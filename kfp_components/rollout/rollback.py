@@ -33,7 +33,7 @@ def finish_release(run: Run) -> Release | None:
     Everything else stays for the same request to go on. A run that was refused at the door left nothing (None); another run's release, and one whose
     step is still at work, are not touched.
     """
-    record = run.store.load()
+    record = run.persist(run.store.load)
     if record is None or record.holder != run.holder:
         return None
     run.record = record

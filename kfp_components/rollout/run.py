@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from kfp_components import errors, registry, traffic
 from kfp_components.clock import Clock, SystemClock
 from kfp_components.cluster import Cluster, Ref
-from kfp_components.cluster.patience import patient
+from kfp_components.cluster.patience import patient, persist
 from kfp_components.registry import ModelRegistry
 from kfp_components.release import Lease, Release, ReleaseStore, local_holder
 from kfp_components.request import ModelTarget, PromoteRequest
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 30.0
 """How long the Kubernetes API and the registry may give no answer before the release is left as it stands."""
 
+T = TypeVar("T")
 Watcher = Callable[[Release], None]
 
 
@@ -64,6 +65,10 @@ class Run:
         """The same surroundings for another request."""
         holder = None if self.in_one_process else self.holder
         return open_run(request, self.cluster, holder=holder, watch=self.watch, clock=self.clock, registry=self.registry, transport=self.transport)
+
+    def persist(self, call: Callable[[], T]) -> T:
+        """``call()``, tried again for `PATIENCE_S` while nobody answers."""
+        return persist(call, self.clock, PATIENCE_S)
 
     def pause(self, seconds: float) -> None:
         """Wait, and keep the Lease meanwhile. Raises `ReleaseHeld` when another run has taken it."""

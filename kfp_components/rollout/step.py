@@ -51,10 +51,9 @@ def step(run: Run, name: str, *, until: Phase) -> Iterator[Release | None]:
 
 def take(run: Run) -> None:
     """Take the Lease and, the first time, the release: an older process that wakes is refused from here on. Raises `ReleaseHeld`, naming who has it."""
-    run.lease.acquire()
+    run.persist(run.lease.acquire)
     if run.epoch == 0:
-        run.record = run.store.take_over(run.holder)
-        adopt(run, run.record)
+        adopt(run, run.persist(lambda: run.store.take_over(run.holder)))
 
 
 def adopt(run: Run, record: Release) -> None:

@@ -71,7 +71,10 @@ class Router:
     def reconfigure(self, config: dict[str, Any]) -> None:
         """Serve calls this with every new ``user_config``. A wrong one is refused and the old one goes on: raising would stop the replica."""
         try:
-            self._policy, self._refused = policy.parse(config), None
+            found = policy.parse(config)
+            if self._policy is not None and 0 < found.epoch < self._policy.epoch:
+                raise ValueError(f"router user_config: epoch {found.epoch} is older than {self._policy.epoch}, which is in force")
+            self._policy, self._refused = found, None
         except ValueError as error:
             if self._policy is None:
                 raise

@@ -8,7 +8,7 @@
      "lease_expires_unix_s": 1780000000.0, after which the share is 0 until it is renewed (dead-man's switch)
      "sticky_header": "x-user-id",         optional: equal values see the same version
      "request_timeout_s": 60.0,            between two pieces of an answer
-     "epoch": 3}                           of the release that wrote it, for writers only: one with a lower epoch was taken over
+     "epoch": 3}                           of the release that wrote it; one with a lower epoch than that in force is refused: its run was taken over
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Policy:
     sticky_header: str | None
     request_timeout_s: float
     digest: str
+    epoch: int = 0
 
     def effective_weight(self, now_unix_s: float) -> float:
         """The share that applies now, in percent: 0 without a candidate or after the lease lapsed."""
@@ -88,6 +89,7 @@ def parse(config: Mapping[str, Any]) -> Policy:
         sticky_header=str(sticky).lower() if sticky else None,
         request_timeout_s=float(config.get("request_timeout_s", 60.0)),
         digest=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        epoch=int(config.get("epoch") or 0),
     )
 
 

@@ -88,15 +88,15 @@ class Serve:
         self.report()
 
     def _reconfigure(self, config: dict[str, Any] | None) -> None:
-        """As the router does: a configuration of an older epoch than one that was seen is refused."""
+        """As the router does: a configuration of an older epoch than the one in force is refused; one without an epoch is its owner's."""
         if config is None:
             self._policy, self._epoch = None, 0
             return
         epoch = int(config.get("epoch") or 0)
-        if epoch < self._epoch:
+        if 0 < epoch < self._epoch:
             return
         self._epoch = epoch
-        self._policy = policy.parse({key: value for key, value in config.items() if key != "epoch" or "epoch" in policy.KEYS})
+        self._policy = policy.parse(config)
 
     def report(self) -> None:
         """Write the status, as the operator does after each change."""

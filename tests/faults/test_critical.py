@@ -187,7 +187,7 @@ def test_case_01_when_stable_is_gone_too_the_candidate_stays_and_the_message_say
     world.serve.behaviour(f"{MODEL}-v2").answer = lambda _n: 500
     with pytest.raises(errors.KfpServingError) as caught:
         world.promote(asked(), watch=stable_goes)
-    assert any("put v1 back, then run `kfp-serving rollback`" in note for note in caught.value.__notes__)
+    assert "put v1 back, then run `kfp-serving rollback bge`" in str(caught.value)
     assert f"{MODEL}-v2" in world.serve.applications()
     world.rayservice(live().replace(application("v1"), application("v1") + application("v2")))
     world.process().roll_back(asked())
