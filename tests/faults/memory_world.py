@@ -203,10 +203,10 @@ class Process:
         return told
 
     def open(self, request: PromoteRequest) -> rollout.Run:
-        return self._mine(rollout.open_run(request, self.cluster, **self._options))
+        return self._mine(lambda: rollout.open_run(request, self.cluster, **self._options))
 
     def open_rollback(self, target: ModelTarget) -> rollout.Run:
-        return self._mine(rollout.open_rollback(target, self.cluster, **self._options))
+        return self._mine(lambda: rollout.open_rollback(target, self.cluster, **self._options))
 
     def do(self, command: Callable[[], T]) -> T:
         """Any function of the library, as this process."""
@@ -229,7 +229,8 @@ class Process:
         except (Exception, Killed, KeyboardInterrupt, SystemExit) as error:
             return Outcome(error=error)
 
-    def _mine(self, run: rollout.Run) -> rollout.Run:
+    def _mine(self, opened: Callable[[], rollout.Run]) -> rollout.Run:
+        run = self.do(opened)
         if todays_engine.NEEDED:
             run.registry = self.registry
         return run
