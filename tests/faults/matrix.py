@@ -300,19 +300,58 @@ def calls(scenario: str) -> tuple[Record, ...]:
     return tuple(script.calls)
 
 
+# --- which calls --------------------------------------------------------------------------------------------------------------------
+
+
+def different(scenario: str, kind: str) -> list[int]:
+    """The calls at which a fault of this kind can come to something else than at another one.
+
+    A process that is killed leaves what it has written: only its writes count. A fault of a read that is made again with no write of this run in
+    between is the same fault, and so is one of a review of rights beside another one. Events are no state. `calls` are all.
+    """
+    found: dict[Any, int] = {}
+    written = 0
+    for call in calls(scenario):
+        if (call.write or call.owner == "registry") and "Event " not in call.what:
+            written = call.number
+        elif kind.startswith("killed"):
+            continue
+        what = "" if call.method == "may" else call.what
+        found.setdefault((call.owner, call.method, what, written), call.number)
+    return sorted({1, *found.values()})
+
+
 # --- what came out ------------------------------------------------------------------------------------------------------------------
 
-RESULTS: dict[tuple[str, str], list[Case]] = {}
+
+@dataclass(frozen=True)
+class Result:
+    """A case that was played."""
+
+    name: str
+    call: str
+    end: str
+    reasons: tuple[str, ...]
+
+
+def play(scenario: str, kind: str, at: int) -> Result:
+    """One case, in any process."""
+    case = Case(SCENARIOS[scenario], kind, at)
+    case.play()
+    return Result(str(case), case.call, case.end, tuple(case.reasons))
+
+
+RESULTS: dict[tuple[str, str], list[Result]] = {}
 """Scenario and kind -> the cases that were run."""
 
 
-def told(cases: list[Case]) -> str:
+def told(cases: list[Result]) -> str:
     """The failed cases of a cell: how many of each class of reason, then the first ones in full."""
     failed = [case for case in cases if case.reasons]
-    classes = Counter(reason.split(":")[0] for case in failed for reason in {r.split(":")[0]: r for r in case.reasons}.values())
+    classes = Counter(found for case in failed for found in {reason.split(":")[0] for reason in case.reasons})
     lines = [f"{len(cases) - len(failed)} of {len(cases)} cases are as they have to be; not so: {dict(classes.most_common())}"]
     for case in failed[:5]:
-        lines.append(f"{case}: {case.call}; the run {case.end}")
+        lines.append(f"{case.name}: {case.call}; the run {case.end}")
         lines += [f"    {reason}" for reason in case.reasons]
     return "\n".join(lines)
 

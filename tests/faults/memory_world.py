@@ -16,9 +16,9 @@ import yaml
 from stand_in import Serve
 
 from kfp_components import errors, names, rollout
-from kfp_components.clock import ManualClock
+from kfp_components.clock import Clock, ManualClock
 from kfp_components.cluster import Cluster, Manifest, Ref
-from kfp_components.cluster.faults import Killed, Script, wrap
+from kfp_components.cluster.faults import Killed, Record, Script, wrap
 from kfp_components.cluster.memory import MemoryCluster
 from kfp_components.registry import ModelRegistry
 from kfp_components.registry.memory import MemoryRegistry
@@ -98,6 +98,22 @@ class WorldCluster(MemoryCluster):
         if self.serve is not None and target.kind.kind == "RayService" and not target.sub and verb in ("create", "patch", "update", "delete"):
             self.serve.written()
         return done
+
+
+class Chosen(Script):
+    """Calls fail for which ``choose`` gives an error, without effect."""
+
+    def __init__(self, clock: Clock, choose: Callable[[Record], BaseException | None]) -> None:
+        super().__init__(clock=clock)
+        self.choose = choose
+
+    def play(self, owner: str, method: str, what: str, act: Callable[[], T], *, write: bool) -> T:
+        def chosen() -> T:
+            if error := self.choose(self.calls[-1]):
+                raise error
+            return act()
+
+        return super().play(owner, method, what, chosen, write=write)
 
 
 class Body(httpx.SyncByteStream):
@@ -187,10 +203,10 @@ class Process:
         return told
 
     def open(self, request: PromoteRequest) -> rollout.Run:
-        return self._mine(rollout.open_run(request, self.cluster, **self._options))
+        return self._mine(lambda: rollout.open_run(request, self.cluster, **self._options))
 
     def open_rollback(self, target: ModelTarget) -> rollout.Run:
-        return self._mine(rollout.open_rollback(target, self.cluster, **self._options))
+        return self._mine(lambda: rollout.open_rollback(target, self.cluster, **self._options))
 
     def do(self, command: Callable[[], T]) -> T:
         """Any function of the library, as this process."""
@@ -213,7 +229,8 @@ class Process:
         except (Exception, Killed, KeyboardInterrupt, SystemExit) as error:
             return Outcome(error=error)
 
-    def _mine(self, run: rollout.Run) -> rollout.Run:
+    def _mine(self, opened: Callable[[], rollout.Run]) -> rollout.Run:
+        run = self.do(opened)
         if todays_engine.NEEDED:
             run.registry = self.registry
         return run
@@ -233,6 +250,8 @@ class World:
         self.serve = Serve(self.cluster, Ref("RayService", RAYSERVICE, NAMESPACE), self.clock)
         self._holders = itertools.count(1)
         self._fraction, self._starting = 0.0, False
+        self.soon: Callable[[], None] | None = None
+        """What happens when the next second is over, once: in the middle of whatever sleeps then."""
         self.cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
         service = names.serve_service(RAYSERVICE)
         metadata = {"name": service, "namespace": NAMESPACE}
@@ -260,6 +279,9 @@ class World:
         self._fraction -= number
         if number and (self.serve.served or self.serve.owner(names.public_route(MODEL)) is not None):
             self.serve.send_users(MODEL, number)
+        if (action := self.soon) is not None:
+            self.soon = None
+            action()
 
     # --- what the owner has and does ---
 

@@ -55,6 +55,8 @@ class Serve:
         """Version -> users' requests that it failed."""
         self.lost: list[str] = []
         """Users' requests that reached no running application through no fault of its own: what was asked for, and what was there."""
+        self.weights: list[float] = []
+        """What the router was told, one for each change."""
         self.began_unix_s: dict[str, float] = {}
         self._applications: dict[str, Application] = {}
         self._policy: policy.Policy | None = None
@@ -92,6 +94,9 @@ class Serve:
         if config is None:
             self._policy, self._epoch = None, 0
             return
+        weight = float(config.get("weight_percent", 0.0))
+        if self.weights[-1:] != [weight]:
+            self.weights.append(weight)
         epoch = int(config.get("epoch") or 0)
         if 0 < epoch < self._epoch:
             return

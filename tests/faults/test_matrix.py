@@ -1,21 +1,54 @@
 """Every call to cluster, router, registry and probes of a run, disturbed in every way (`matrix`).
 
-One test for each scenario and kind of fault; each runs all calls. One case alone, with what was wrong:
+One test for each scenario and kind of fault. In the fast ring it runs the calls that can come to something different, else all of them. One case alone:
 
     FAULT=good/away/57 .venv/bin/python -m pytest tests/faults/test_matrix.py
 """
 
+import itertools
+import multiprocessing
 import os
+from collections.abc import Iterator
+from multiprocessing.pool import Pool
 
 import matrix
 import pytest
 
-ONE = os.environ.get("FAULT", "").split("/") if os.environ.get("FAULT") else None
-CELLS = [(ONE[0], ONE[1])] if ONE else [(scenario, kind) for scenario in matrix.SCENARIOS for kind in matrix.KINDS]
+ONE = os.environ["FAULT"].split("/") if os.environ.get("FAULT") else None
+CELLS = list(itertools.product(matrix.SCENARIOS, matrix.KINDS))
 
 
-@pytest.mark.parametrize(("scenario", "kind"), CELLS)
-def test_whatever_call_is_disturbed(scenario: str, kind: str) -> None:
-    wanted = [int(ONE[2])] if ONE else range(1, len(matrix.calls(scenario)) + 1)
-    cases = matrix.RESULTS[scenario, kind] = [matrix.Case(matrix.SCENARIOS[scenario], kind, at).play() for at in wanted]
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    """Processes that know what the undisturbed runs remembered."""
+    for scenario in matrix.SCENARIOS:
+        matrix.calls(scenario)
+    with multiprocessing.get_context("fork").Pool(min(8, os.cpu_count() or 1)) as found:
+        yield found
+        found.close()
+        found.join()
+
+
+def play(pool: Pool, scenario: str, kind: str, calls: list[int]) -> None:
+    cases = pool.starmap(matrix.play, [(scenario, kind, at) for at in calls], chunksize=4)
+    matrix.RESULTS.setdefault((scenario, kind), []).extend(cases)
     assert not any(case.reasons for case in cases), f"\n{matrix.told(cases)}"
+
+
+if ONE:
+
+    def test_one_case() -> None:
+        case = matrix.play(ONE[0], ONE[1], int(ONE[2]))
+        assert not case.reasons, f"\n{matrix.told([case])}"
+
+else:
+
+    @pytest.mark.parametrize(("scenario", "kind"), CELLS)
+    def test_whatever_call_is_disturbed(pool: Pool, scenario: str, kind: str) -> None:
+        play(pool, scenario, kind, matrix.different(scenario, kind))
+
+    @pytest.mark.full
+    @pytest.mark.parametrize(("scenario", "kind"), CELLS)
+    def test_every_other_call_too(pool: Pool, scenario: str, kind: str) -> None:
+        known = matrix.different(scenario, kind)
+        play(pool, scenario, kind, [call.number for call in matrix.calls(scenario) if call.number not in known])

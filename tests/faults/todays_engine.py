@@ -21,6 +21,7 @@ from kfp_components.clock import Clock
 from kfp_components.registry.memory import MemoryRegistry
 
 NEEDED = "transport" not in inspect.signature(rollout.open_run).parameters
+CLIENT = httpx.Client
 MODULES = ("kfp_components.rollout", "kfp_components.release", "kfp_components.traffic.ray_router", "tenacity.nap", "kfp_components.probes")
 
 
@@ -37,14 +38,12 @@ def adapted(clock: Clock, transport: httpx.BaseTransport) -> Iterator[None]:
         def now(cls, tz: real.tzinfo | None = None) -> Datetime:
             return cls.fromtimestamp(clock.now_unix_s(), tz)
 
-    client = httpx.Client
-
     def get(url: str, *, headers: dict[str, str], timeout: float, trust_env: bool) -> httpx.Response:
-        with client(transport=transport, trust_env=trust_env) as made:
+        with CLIENT(transport=transport, trust_env=trust_env) as made:
             return made.get(url, headers=headers, timeout=timeout)
 
     def made_client(**options: Any) -> httpx.Client:
-        return client(transport=transport, **options)
+        return CLIENT(transport=transport, **options)
 
     with contextlib.ExitStack() as stack:
         for name in MODULES:

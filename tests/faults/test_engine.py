@@ -1,0 +1,420 @@
+"""What the engine does when something else than the candidate fails, one test for each defect (shared/DEFECTS.md) and case (shared/cases)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, Chosen, Process, World, application, asked, live
+
+from kfp_components import errors, names, rollout, traffic
+from kfp_components.cluster import Ref
+from kfp_components.cluster.faults import Record
+from kfp_components.release import Release
+from kfp_components.request import PromoteRequest
+from kfp_components.serving import inference_service
+
+V2 = f"{MODEL}-v2"
+FLUX = {"kustomize.toolkit.fluxcd.io/name": "serving"}
+PATIENT = {"judge_latency": False, "error_margin_percent": 0.5, "tick_s": 1.0, "max_minutes": 60.0}
+"""So narrow a margin that the canary takes minutes."""
+
+
+def bad(world: World) -> None:
+    world.serve.behaviour(V2).answer = lambda n: 500 if n % 3 == 0 else 200
+
+
+def in_canary(record: Release) -> bool:
+    return record.phase == "canary" and record.weight_percent > 0
+
+
+def is_left(world: World, end: Any, phase: str) -> None:
+    """Users are on stable, the candidate is still there, and the record says where to go on."""
+    assert end.exit_code == 3, str(end)
+    assert world.users_get() == ("v1",)
+    assert world.record().phase == phase and V2 in world.serve.applications()
+    assert "v1" in end.words
+
+
+def goes_on(world: World, request: PromoteRequest) -> None:
+    """The same command, by another process, later."""
+    world.clock.sleep(2 * request.options.lease_s)
+    assert world.promote(request).phase == "promoted"
+    assert world.users_get() == ("v2",) and not world.serve.lost and not world.serve.failed
+
+
+def labelled(world: World) -> None:
+    """GitOps takes the RayService over."""
+    metadata = {"name": RAYSERVICE, "namespace": NAMESPACE, "labels": FLUX}
+    world.cluster.apply({"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata}, manager="kustomize-controller", force=True)
+
+
+# --- D3: not every exception is the candidate's fault -----------------------------------------------------------------------------------
+
+
+def test_d3_one_503_while_a_long_deploy_is_watched_is_nothing(world: World) -> None:
+    told: list[Record] = []
+
+    def once(call: Record) -> errors.Unreachable | None:
+        if call.method in ("wait", "watch") and not told:
+            told.append(call)
+            return errors.Unreachable("503")
+        return None
+
+    world.rayservice(live())
+    world.serve.behaviour(V2).starts_after_s = 60.0
+    process = world.process(Chosen(world.clock, once))
+    assert process.promote(asked()).phase == "promoted" and told
+
+
+@pytest.mark.parametrize("sent", [KeyboardInterrupt, SystemExit])
+def test_d3_ctrl_c_and_sigterm_give_the_traffic_back_and_leave(world: World, sent: type[BaseException]) -> None:
+    def stops() -> None:
+        raise sent
+
+    def watch(record: Release) -> None:
+        if in_canary(record):
+            world.soon = stops
+
+    world.rayservice(live())
+    process = world.process(watch=watch)
+    end = process.outcome(lambda: process.promote(asked(judge=PATIENT)))
+    assert isinstance(end.error, sent | errors.TemporaryError), str(end)
+    assert world.users_get() == ("v1",), "at once, not when the lease lapses"
+    assert world.record().phase == "canary" and V2 in world.serve.applications()
+    goes_on(world, asked(judge=PATIENT))
+
+
+def test_d3_an_input_error_in_mid_flight_does_not_say_that_nothing_was_touched(world: World) -> None:
+    world.rayservice(live())
+    script = Chosen(world.clock, lambda call: errors.PermissionDenied("no") if call.method == "apply" and "InferenceService" in call.what else None)
+    process = world.process(script)
+    end = process.outcome(lambda: process.promote(asked()))
+    is_left(world, end, "deployed")
+    goes_on(world, asked())
+
+
+# --- D4b: the way back does not stop half-way -------------------------------------------------------------------------------------------
+
+
+def taken_back(world: World, choose: Callable[[Record], BaseException | None], watch: Callable[[Release], None] = lambda _r: None) -> Any:
+    """A bad version; ``choose`` fails calls once the verdict is there."""
+    judged = False
+
+    def watched(record: Release) -> None:
+        nonlocal judged
+        judged = judged or (record.verdict or {}).get("kind") == "fail"
+        watch(record)
+
+    bad(world)
+    process = world.process(Chosen(world.clock, lambda call: choose(call) if judged else None), watched)
+    end = process.outcome(lambda: process.promote(asked()))
+    assert end.exit_code == 4, str(end)
+    assert world.users_get() == ("v1",) and world.record().phase == "rolled_back" and V2 not in world.serve.applications()
+    return end
+
+
+def test_d4b_a_probe_without_an_answer_does_not_stop_the_way_back(world: World) -> None:
+    probes: list[Record] = []
+
+    def third(call: Record) -> errors.Unreachable | None:
+        if call.owner != "http" or "/-/" in call.what:
+            return None
+        probes.append(call)
+        return errors.Unreachable("reset") if len(probes) == 3 else None
+
+    world.rayservice(live())
+    taken_back(world, third)
+    assert len(probes) > 3
+
+
+def test_d4b_a_registry_that_is_away_does_not_stop_the_way_back(world: World) -> None:
+    world.rayservice(live())
+    end = taken_back(world, lambda call: errors.Unreachable("registry away") if call.owner == "registry" else None)
+    assert "registry" in end.words
+    assert world.lease() is None
+
+
+def test_d4b_a_right_to_delete_that_is_missing_does_not_stop_the_way_back(world: World) -> None:
+    world.rayservice(live())
+    end = taken_back(world, lambda call: errors.PermissionDenied("may not delete") if call.method == "delete" and "Lease" not in call.what else None)
+    assert "Service" in end.words, "what is left over is named"
+
+
+def test_d4b_a_gitops_label_that_came_meanwhile_does_not_stop_the_way_back(world: World) -> None:
+    def watch(record: Release) -> None:
+        if (record.verdict or {}).get("kind") == "fail" and record.phase == "canary":
+            labelled(world)
+
+    world.rayservice(live())
+    taken_back(world, lambda _call: None, watch)
+
+
+def test_d4b_a_gitops_label_on_the_way_forward_leaves_the_release(world: World) -> None:
+    world.rayservice(live())
+    process = world.process(watch=lambda record: labelled(world) if in_canary(record) else None)
+    end = process.outcome(lambda: process.promote(asked(judge=PATIENT)))
+    is_left(world, end, "canary")
+
+
+# --- D5: a process that was paused ------------------------------------------------------------------------------------------------------
+
+
+def test_d5_a_paused_process_that_wakes_changes_nothing(world: World) -> None:
+    request = asked(judge=PATIENT, lease_s=20.0)
+    seen: list[Any] = []
+
+    def another_rolls_back() -> None:
+        world.clock.sleep(90.0)
+        other = world.process()
+        assert other.roll_back(request).phase == "rolled_back"
+        seen.append((world.text(), world.record().phase))
+
+    def watch(record: Release) -> None:
+        if in_canary(record) and not seen:
+            world.soon = another_rolls_back
+
+    world.rayservice(live())
+    process = world.process(watch=watch)
+    end = process.outcome(lambda: process.promote(request))
+    assert isinstance(end.error, errors.ReleaseHeld), str(end)
+    assert seen == [(world.text(), world.record().phase)] and world.users_get() == ("v1",)
+    assert not world.serve.lost
+
+
+# --- D6: after the switch ---------------------------------------------------------------------------------------------------------------
+
+
+def test_d6_a_candidate_that_dies_at_100_percent_goes_back_though_the_registry_is_away(world: World) -> None:
+    promoting = False
+
+    def dies() -> None:
+        world.serve.behaviour(V2).status = "UNHEALTHY"
+        world.serve.report()
+
+    def watch(record: Release) -> None:
+        nonlocal promoting
+        if record.phase == "promoting" and not promoting:
+            promoting, world.soon = True, dies
+
+    world.rayservice(live())
+    script = Chosen(world.clock, lambda call: errors.Unreachable("away") if call.owner == "registry" and promoting else None)
+    process = world.process(script, watch)
+    end = process.outcome(lambda: process.promote(asked(grace_s=30.0)))
+    assert end.exit_code == 4, str(end)
+    assert world.users_get() == ("v1",) and world.record().phase == "rolled_back"
+
+
+def test_d6_a_promotion_that_stopped_can_be_rolled_back_while_the_old_version_is_there(world: World) -> None:
+    request = asked(grace_s=30.0)
+    world.rayservice(live())
+    world.killed_when(lambda record: record.phase == "promoting", request)
+    world.clock.sleep(60.0)
+    assert world.process().roll_back(request).phase == "rolled_back"
+    assert world.users_get() == ("v1",) and V2 not in world.serve.applications() and not world.serve.lost
+
+
+# --- D7, case 19: too little traffic ----------------------------------------------------------------------------------------------------
+
+
+def quiet(**options: Any) -> PromoteRequest:
+    judge = {"judge_latency": False, "error_margin_percent": 5.0, "tick_s": 5.0, "max_minutes": 0.5}
+    return asked(judge=judge, **options)
+
+
+def test_d7_a_version_without_traffic_is_held_and_goes_on_when_there_is_some(world: World) -> None:
+    world.rate_per_s = 0.1
+    world.rayservice(live())
+    process = world.process()
+    end = process.outcome(lambda: process.promote(quiet()))
+    assert end.exit_code == 5 and isinstance(end.error, errors.Inconclusive), str(end)
+    assert world.record().phase == "held" and world.users_get() == ("v1",) and V2 in world.serve.applications()
+    assert world.record().verdict is not None
+    world.rate_per_s = 400.0
+    goes_on(world, quiet())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "exit_codes", "phase", "users"),
+    [("hold", (5,), "held", "v1"), ("roll_back", (4, 5), "rolled_back", "v1"), ("promote", (0,), "promoted", "v2")],
+)
+def test_d7_what_happens_without_traffic_is_the_requests_choice(
+    world: World, wanted: str, exit_codes: tuple[int, ...], phase: str, users: str
+) -> None:
+    world.rate_per_s = 0.1
+    world.rayservice(live())
+    process = world.process()
+    end = process.outcome(lambda: process.promote(quiet(on_inconclusive=wanted)))
+    assert end.exit_code in exit_codes, str(end)
+    assert (world.record().phase, world.users_get()) == (phase, (users,))
+    assert (V2 in world.serve.applications()) == (wanted != "roll_back")
+
+
+def test_d7_a_held_release_can_be_given_up(world: World) -> None:
+    world.rate_per_s = 0.0
+    world.rayservice(live())
+    process = world.process()
+    process.outcome(lambda: process.promote(quiet()))
+    assert world.record().phase == "held"
+    assert world.process().roll_back(quiet()).phase == "rolled_back"
+    assert V2 not in world.serve.applications() and world.users_get() == ("v1",)
+
+
+# --- D10, D11: time -------------------------------------------------------------------------------------------------------------------
+
+
+def test_d10_a_lapse_of_ones_own_weight_is_not_the_routers_fault(world: World) -> None:
+    from_s: list[float] = []
+
+    def away(call: Record) -> errors.Unreachable | None:
+        gone = bool(from_s) and call.owner == "cluster" and from_s[0] + 10.0 <= call.at_s < from_s[0] + 40.0
+        return errors.Unreachable("API away") if gone else None
+
+    def watch(record: Release) -> None:
+        if in_canary(record) and not from_s:
+            from_s.append(world.clock.monotonic())
+
+    world.rayservice(live())
+    process = world.process(Chosen(world.clock, away), watch)
+    request = asked(judge=PATIENT, lease_s=20.0)
+    end = process.outcome(lambda: process.promote(request))
+    assert end.exit_code in (0, 3), str(end)
+    if end.exit_code == 3:
+        is_left(world, end, "canary")
+        goes_on(world, request)
+    assert world.record().phase == "promoted" and world.users_get() == ("v2",)
+
+
+def test_d11_time_in_which_nobody_ran_is_not_spent(world: World) -> None:
+    judge = {"judge_latency": False, "error_margin_percent": 5.0, "tick_s": 1.0, "max_minutes": 5.0}
+    request = asked(judge=judge)
+    world.rate_per_s = 0.1
+    world.rayservice(live())
+    begun: list[float] = []
+
+    def a_minute_later(record: Release) -> bool:
+        if in_canary(record) and not begun:
+            begun.append(world.clock.monotonic())
+        return bool(begun) and world.clock.monotonic() >= begun[0] + 60.0
+
+    world.killed_when(a_minute_later, request)
+    world.clock.sleep(40 * 60.0)
+    world.rate_per_s = 40.0
+    assert world.promote(request).phase == "promoted"
+
+
+# --- D12: the published steps compose, or are refused -----------------------------------------------------------------------------------
+
+
+def smoked(world: World, request: PromoteRequest) -> tuple[Process, rollout.Run]:
+    """As far as a person goes step by step before the canary."""
+    world.rayservice(live())
+    process = world.process()
+    run = process.open(request)
+    for step in (rollout.register, rollout.deploy, rollout.create_alias, rollout.create_stub, rollout.smoke):
+        process.do(lambda step=step: step(run))
+    return process, run
+
+
+def refused(world: World, process: Process, step: Callable[[], Release], phase: str) -> None:
+    text = world.text()
+    with pytest.raises(errors.StepOutOfOrder):
+        process.do(step)
+    assert world.text() == text and world.record().phase == phase
+
+
+def test_d12_a_weight_of_ones_own_is_judged_as_it_is(world: World) -> None:
+    process, run = smoked(world, asked())
+    process.do(lambda: rollout.shift(run, 5))
+    process.outcome(lambda: process.do(lambda: rollout.judge_step(run, 0)))
+    assert max(world.serve.weights) == 5.0, "judging does not change the weight"
+
+
+def test_d12_judging_before_there_is_a_weight_is_refused(world: World) -> None:
+    process, run = smoked(world, asked())
+    refused(world, process, lambda: rollout.judge_step(run, 0), "smoked")
+
+
+def test_d12_a_step_before_its_turn_is_refused(world: World) -> None:
+    process, run = smoked(world, asked().model_copy(update={"steps": (10.0, 25.0, 50.0)}))
+    refused(world, process, lambda: rollout.canary_step(run, 2), "smoked")
+
+
+def test_d12_shifting_before_the_smoke_test_is_refused(world: World) -> None:
+    world.rayservice(live())
+    process = world.process()
+    run = process.open(asked())
+    process.do(lambda: rollout.register(run))
+    refused(world, process, lambda: rollout.shift(run, 5), "registered")
+
+
+@pytest.mark.parametrize("weight_percent", [250.0, -1.0, 100.5])
+def test_d12_a_split_is_a_percentage(weight_percent: float) -> None:
+    with pytest.raises((ValueError, errors.RequestInvalid)):
+        traffic.Split(stable="v1", candidate="v2", weight_percent=weight_percent)
+
+
+# --- D16: as before, to the field -------------------------------------------------------------------------------------------------------
+
+
+def stub(world: World) -> Any:
+    found = world.cluster.get(Ref("InferenceService", MODEL, NAMESPACE))
+    assert found is not None
+    return found["spec"], found["metadata"].get("annotations"), found["metadata"].get("labels")
+
+
+def test_d16_the_format_of_a_rejected_candidate_does_not_stay(world: World) -> None:
+    world.rayservice(live())
+    world.front(model_format="embedding")
+    before = stub(world)
+    bad(world)
+    with pytest.raises(errors.CanaryFailed):
+        world.promote(asked(model_format="reranker"))
+    assert stub(world) == before
+
+
+def test_d16_the_uri_of_an_owners_stub_is_as_before(world: World) -> None:
+    owned = inference_service.manifest(MODEL, NAMESPACE, version="v1", uri="s3://owner/bge", model_format="custom", rayservice=RAYSERVICE)
+    owned["metadata"]["annotations"] = {names.DEPLOYMENT_MODE: "ModelMesh"}
+    world.rayservice(live())
+    world.front()
+    world.cluster.delete(Ref("InferenceService", MODEL, NAMESPACE))
+    world.cluster.apply(owned, manager="owner")
+    before = stub(world)
+    bad(world)
+    process = world.process()
+    end = process.outcome(lambda: process.promote(asked()))
+    assert end.exit_code in (2, 4), "taken back, or refused at the door"
+    assert stub(world) == before
+
+
+# --- D17: contradictions ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"lease_s": 20.0, "judge": {"tick_s": 60.0}}, {"lease_s": 2.0}, {"lease_s": 5.0, "judge": {"tick_s": 5.0}}],
+    ids=["tick", "apply", "equal"],
+)
+def test_d17_options_that_contradict_each_other_are_refused_at_birth(options: dict[str, Any]) -> None:
+    with pytest.raises(errors.RequestInvalid, match="lease_s"):
+        asked(**options)
+
+
+# --- case 22: the router is taken away --------------------------------------------------------------------------------------------------
+
+
+def test_case_22_the_words_are_about_what_serves_now(world: World) -> None:
+    def the_owner_applies_his_file(record: Release) -> None:
+        if in_canary(record) and record.timeline and f"{MODEL}-router" in world.serve.applications():
+            world.rayservice("applications:\n" + OTHERS + application("v1").replace(f"{MODEL}-v1", "bge").replace("/.versions/bge/v1", "/bge"))
+
+    world.rayservice(live())
+    process = world.process(watch=the_owner_applies_his_file)
+    end = process.outcome(lambda: process.promote(asked(judge=PATIENT)))
+    assert end.exit_code == 4, str(end)
+    record = world.record()
+    assert record.phase == "rolled_back" and world.users_get() == ("bge",)
+    told = end.words + "\n".join(str(event["message"]) for event in record.events)
+    assert f"{MODEL}-router" in end.words and "owner" in end.words, "what was taken out, and by whom"
+    assert "what is in serveConfigV2" in told or "what is in it now" in told
+    assert "v1 serves" not in told and "back to v1" not in told
