@@ -145,7 +145,7 @@ class Options(_Part):
     )
     hold_ttl_s: float = Field(86_400.0, gt=0, description="after so long at 0 % a held candidate gives way to the next request")
     sticky_header: str | None = Field(None, description="requests with the same value of this header see the same version")
-    lease_s: float = Field(60.0, ge=2, le=3600, description="after so long without a running step the router itself goes back to stable")
+    lease_s: float = Field(60.0, ge=10, le=3600, description="after so long without a running step the router itself goes back to stable")
     grace_s: float = Field(10.0, ge=0, le=3600, description="between the switch and the removal of the old version, for requests in flight")
     ready_timeout_s: float = Field(600.0, gt=0, le=86400, description="for a version to start")
     request_timeout_s: float = Field(60.0, gt=0, le=3600, description="of one request through the router")

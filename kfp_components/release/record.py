@@ -184,9 +184,7 @@ class Release(BaseModel):
 
     def as_past(self) -> PastRelease:
         """One line of history."""
-        return PastRelease(
-            candidate_version=self.candidate_version, phase=self.phase, finished_unix_s=self.finished_unix_s, sentence=self.sentence
-        )
+        return PastRelease(candidate_version=self.candidate_version, phase=self.phase, finished_unix_s=self.finished_unix_s, sentence=self.sentence)
 
     def _repr_html_(self) -> str:
         from kfp_components import report
@@ -279,7 +277,8 @@ def _fit(release: Release, events: int, message_characters: int, past: int, sent
     kept = _few(release.events, events)
     release.events = [event.model_copy(update={"message": _clip(event.message, message_characters)}) for event in kept]
     release.past = [
-        entry.model_copy(update={"sentence": _clip(entry.sentence, sentence_characters)}) for entry in release.past[max(0, len(release.past) - past) :]
+        entry.model_copy(update={"sentence": _clip(entry.sentence, sentence_characters)})
+        for entry in release.past[max(0, len(release.past) - past) :]
     ]
 
 

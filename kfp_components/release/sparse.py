@@ -1,6 +1,6 @@
 """Long lists that hold one value nearly everywhere, written short. JSON in, JSON out, and exactly the same back.
 
-    sparse({"counts": [0] * 200})      {"counts": {"~": [200, 0, {}]}}
+sparse({"counts": [0] * 200})      {"counts": {"~": [200, 0, {}]}}
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from kfp_components import errors
 from kfp_components.judge import counts
 from kfp_components.release import Evidence, JudgeState, Point, Release
 from kfp_components.rollout import journal, manifests, weights
-from kfp_components.rollout.run import Run
+from kfp_components.rollout.run import PATIENCE_S, Run
 from kfp_components.rollout.step import step
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class _Look:
         self.lease_ends_unix_s = 0.0  # unknown: the first look may hold requests of another weight
         self.renew_at = 0.0
         self.looked_at: float | None = None
-        self.readable_at = self.saved_at = run.clock.monotonic()
+        self.readable_at = self.saved_at = self.renewed_at = run.clock.monotonic()
 
     def until_decided(self) -> None:
         """Until the next step may begin. Raises `CanaryFailed`, `MeterBroken`, `Inconclusive`, and what the renewal of the weight raises."""
@@ -180,16 +180,24 @@ class _Look:
         return verdict
 
     def _renew(self, *, wait: bool) -> None:
-        """A few failures in a row are harmless: the lease lasts three renewals. `ApplicationRemoved` and `ReleaseHeld` end the step."""
+        """A few failures in a row are harmless: the lease lasts three renewals. `ApplicationRemoved` and `ReleaseHeld` end the step.
+
+        So does `Unreachable`, when the weight has lapsed for as long as patience lasts: then stable has everything anyway.
+        """
         run = self.run
         split = weights.split(run, stable=self.stable, candidate=self.candidate, weight_percent=self.weight_percent)
         self.renew_at = run.clock.monotonic() + run.request.options.lease_s / 3
-        with contextlib.suppress(errors.Unreachable, errors.Conflict):
+        try:
             run.router.set_weight(split)
-            assert split.lease_expires_unix_s is not None
-            self.lease_ends_unix_s = split.lease_expires_unix_s
-            if wait:
-                weights.wait_applied(run, split)
+        except (errors.Unreachable, errors.Conflict):
+            if run.clock.monotonic() - self.renewed_at > run.request.options.lease_s + PATIENCE_S:
+                raise
+            return
+        self.renewed_at = run.clock.monotonic()
+        assert split.lease_expires_unix_s is not None
+        self.lease_ends_unix_s = split.lease_expires_unix_s
+        if wait:
+            weights.wait_applied(run, split)
 
     def _show(self, verdict: Verdict) -> None:
         """The record as it is known here, for the watcher and for what is written next."""

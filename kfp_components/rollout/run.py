@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
@@ -71,10 +72,14 @@ class Run:
         return persist(call, self.clock, PATIENCE_S)
 
     def pause(self, seconds: float) -> None:
-        """Wait, and keep the Lease meanwhile. Raises `ReleaseHeld` when another run has taken it."""
+        """Wait, and keep the Lease meanwhile. Raises `ReleaseHeld` when another run has taken it.
+
+        That it cannot be renewed just now stops nobody: it is seen when it can, and what this run writes carries its epoch.
+        """
         end = self.clock.monotonic() + seconds
         while True:
-            self.lease.keep()
+            with contextlib.suppress(errors.Unreachable):
+                self.lease.keep()
             left_s = end - self.clock.monotonic()
             if left_s <= 0:
                 return

@@ -47,7 +47,9 @@ def take_back(run: Run, error: BaseException) -> Release:
         seconds = round(run.clock.monotonic() - began, 2)
         rollback = record.rollback or Rollback(seconds=seconds, leaked_requests=_leaked_requests(run, record), reason=failure.message)
         record = journal.write(run, "roll back", f"{stable} answers everything after {seconds:.1f} s", rollback=rollback)
-    tidy_up(run, record, back)
+    left_behind = tidy_up(run, record, back)
+    if left_behind:
+        error.add_note(f"Left behind: {'; '.join(left_behind)}.")
     serves = f"{stable} serves" if back else "what is in serveConfigV2 serves" if stable else "nothing serves"
     return finish(run, "rolled_back", f"{record.candidate_version} is taken back; {serves}")
 
@@ -125,7 +127,7 @@ def stable_alone(run: Run, record: Release, stable: str) -> Split:
     return Split(stable=stable, sticky_header=before.get("sticky_header"), request_timeout_s=timeout_s)
 
 
-def tidy_up(run: Run, record: Release, back: Split | None) -> None:
+def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
     """Leave the cluster as it was before the release: only the record, Events and the registered version remain.
 
     Each item for itself: what is refused, and what the registry does not do, is noted and left behind. Raises the first temporary error of the cluster
@@ -163,6 +165,7 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> None:
         ("verdict in the registry", partial(_annotate, run, record)),
     ]
     unfinished: list[errors.KfpServingError] = []
+    left_behind: list[str] = []
     for what, do in (*in_cluster, *in_registry):
         try:
             run.lease.keep()
@@ -173,9 +176,11 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> None:
             if isinstance(error, errors.TemporaryError) and (what, do) in in_cluster:
                 unfinished.append(error)
             else:
+                left_behind.append(f"{what} ({error})")
                 journal.try_note(run, "tidy up", f"{what} is left behind: {error}")
     if unfinished:
         raise unfinished[0]
+    return left_behind
 
 
 def verify(run: Run, version: str, *, strict: bool) -> None:

@@ -179,6 +179,19 @@ def application_status(rayservice: Mapping[str, Any], name: str) -> dict[str, An
     return {}
 
 
+def last_writer(rayservice: Mapping[str, Any], ours: str) -> str:
+    """A sentence on who wrote ``serveConfigV2`` last beside ourselves, by its managedFields."""
+    entries = [
+        entry
+        for entry in (rayservice.get("metadata") or {}).get("managedFields") or []
+        if entry.get("manager") != ours and "f:serveConfigV2" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
+    ]
+    if not entries:
+        return "Nobody else owns serveConfigV2 now"
+    last = max(entries, key=lambda entry: str(entry.get("time") or ""))
+    return f"serveConfigV2 was written by {last['manager']} at {last.get('time', 'an unknown time')}"
+
+
 def observed(rayservice: Mapping[str, Any]) -> bool:
     """Whether the operator has seen this generation. While the head is Pending it lags; then False."""
     return int((rayservice.get("status") or {}).get("observedGeneration") or 0) >= int(rayservice["metadata"].get("generation") or 0)

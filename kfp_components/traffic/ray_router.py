@@ -52,15 +52,20 @@ class RayRouter:
         Raises `ApplicationRemoved`, and writes nothing, when the router or a version that the split names has no application any more; `ReleaseHeld`
         when another run has taken the release over.
         """
-        change_serve_config(
-            self.cluster,
-            self.target.namespace,
-            self.target.rayservice,
-            lambda text: self._with_split(text, split),
-            changed={self.application},
-            clock=self._clock,
-            way_back=way_back,
-        )
+        target = self.target
+        try:
+            change_serve_config(
+                self.cluster,
+                target.namespace,
+                target.rayservice,
+                lambda text: self._with_split(text, split),
+                changed={self.application},
+                clock=self._clock,
+                way_back=way_back,
+            )
+        except errors.ApplicationRemoved as error:
+            found = self.cluster.get(Ref("RayService", target.rayservice, target.namespace))
+            raise errors.ApplicationRemoved(f"{error}. {rayservice.last_writer(found or {}, names.MANAGER)}") from error
 
     def settled(self, serve_config: str, split: Split) -> str:
         """The split without an epoch; the text as it is when the router is not in it."""

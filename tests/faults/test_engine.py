@@ -102,7 +102,7 @@ def taken_back(world: World, choose: Callable[[Record], BaseException | None], w
 
     def watched(record: Release) -> None:
         nonlocal judged
-        judged = judged or (record.verdict or {}).get("kind") == "fail"
+        judged = judged or (record.verdict is not None and record.verdict.kind == "fail")
         watch(record)
 
     bad(world)
@@ -142,7 +142,7 @@ def test_d4b_a_right_to_delete_that_is_missing_does_not_stop_the_way_back(world:
 
 def test_d4b_a_gitops_label_that_came_meanwhile_does_not_stop_the_way_back(world: World) -> None:
     def watch(record: Release) -> None:
-        if (record.verdict or {}).get("kind") == "fail" and record.phase == "canary":
+        if (record.verdict is not None and record.verdict.kind == "fail") and record.phase == "canary":
             labelled(world)
 
     world.rayservice(live())
@@ -310,7 +310,13 @@ def smoked(world: World, request: PromoteRequest) -> tuple[Process, rollout.Run]
     world.rayservice(live())
     process = world.process()
     run = process.open(request)
-    for step in (rollout.register, rollout.deploy, rollout.create_alias, rollout.create_stub, rollout.smoke):
+    for step in (
+        rollout.register_model,
+        rollout.deploy_rayservice,
+        rollout.create_alias,
+        rollout.create_inference_service,
+        rollout.smoke_inference,
+    ):
         process.do(lambda step=step: step(run))
     return process, run
 
@@ -324,14 +330,14 @@ def refused(world: World, process: Process, step: Callable[[], Release], phase: 
 
 def test_d12_a_weight_of_ones_own_is_judged_as_it_is(world: World) -> None:
     process, run = smoked(world, asked())
-    process.do(lambda: rollout.shift(run, 5))
-    process.outcome(lambda: process.do(lambda: rollout.judge_step(run, 0)))
+    process.do(lambda: rollout.shift_traffic(run, 5))
+    process.outcome(lambda: process.do(lambda: rollout.judge_canary(run, 0)))
     assert max(world.serve.weights) == 5.0, "judging does not change the weight"
 
 
 def test_d12_judging_before_there_is_a_weight_is_refused(world: World) -> None:
     process, run = smoked(world, asked())
-    refused(world, process, lambda: rollout.judge_step(run, 0), "smoked")
+    refused(world, process, lambda: rollout.judge_canary(run, 0), "smoked")
 
 
 def test_d12_a_step_before_its_turn_is_refused(world: World) -> None:
@@ -343,8 +349,8 @@ def test_d12_shifting_before_the_smoke_test_is_refused(world: World) -> None:
     world.rayservice(live())
     process = world.process()
     run = process.open(asked())
-    process.do(lambda: rollout.register(run))
-    refused(world, process, lambda: rollout.shift(run, 5), "registered")
+    process.do(lambda: rollout.register_model(run))
+    refused(world, process, lambda: rollout.shift_traffic(run, 5), "registered")
 
 
 @pytest.mark.parametrize("weight_percent", [250.0, -1.0, 100.5])
@@ -414,7 +420,7 @@ def test_case_22_the_words_are_about_what_serves_now(world: World) -> None:
     assert end.exit_code == 4, str(end)
     record = world.record()
     assert record.phase == "rolled_back" and world.users_get() == ("bge",)
-    told = end.words + "\n".join(str(event["message"]) for event in record.events)
+    told = end.words + "\n".join(event.message for event in record.events)
     assert f"{MODEL}-router" in end.words and "owner" in end.words, "what was taken out, and by whom"
     assert "what is in serveConfigV2" in told or "what is in it now" in told
     assert "v1 serves" not in told and "back to v1" not in told
