@@ -9,6 +9,7 @@
     │   ├── NameTaken                        an object of that name belongs to somebody else
     │   ├── PermissionDenied                 the identity used may not do it
     │   ├── StepOutOfOrder                   an earlier step has to pass first; the release goes on
+    │   ├── RecordTooNew                     a newer version of the library wrote the release record; use that
     │   └── ManagedElsewhere                 GitOps owns the object; commit the patch there
     ├── TemporaryError                   3   try again; the state in the cluster says where to go on
     │   ├── Unreachable                      no answer from the API, the registry or the endpoint
@@ -58,6 +59,10 @@ class PermissionDenied(InputError):
 
 class StepOutOfOrder(InputError):
     """An earlier step has to pass first; nothing was touched and the release goes on."""
+
+
+class RecordTooNew(InputError):
+    """A newer version of this library wrote the release record; this one may read it and does not write it."""
 
 
 class ManagedElsewhere(InputError):

@@ -85,3 +85,8 @@ ROUTER_IMPORT_PATH = "kfp_components.router.app:build"
 def release(model: str) -> str:
     """Name of the ConfigMap that holds the release record, and of the Lease that keeps a second run out."""
     return f"{model}-release"
+
+
+def canary(model: str) -> str:
+    """Name of the ConfigMap that holds what a canary measured: timeline and state of the judge. It may be missing."""
+    return f"{release(model)}-canary"

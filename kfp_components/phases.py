@@ -1,0 +1,58 @@
+"""The phases of a release and which may follow which. This is the only list of them: whoever shows or changes a phase reads it here.
+
+    prepared -> registered -> deployed -> smoked -> canary -> promoting -> promoted
+                                                    ^    |
+                                                    held <      from every one that is not final: rolling_back -> rolled_back
+
+``held``: the candidate is deployed, gets 0 %, and its evidence is kept, because that did not suffice or the meter is broken.
+The same command goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+Phase = Literal["prepared", "registered", "deployed", "smoked", "canary", "held", "promoting", "promoted", "rolling_back", "rolled_back"]
+
+FORWARD: tuple[Phase, ...] = ("prepared", "registered", "deployed", "smoked", "canary", "promoting", "promoted")
+"""The way to all users, in order."""
+
+FINAL: tuple[Phase, ...] = ("promoted", "rolled_back")
+"""Where a release ends."""
+
+BACK: tuple[Phase, ...] = ("rolling_back", "rolled_back")
+"""The candidate is being given up, or was."""
+
+TRANSITIONS: Mapping[Phase, tuple[Phase, ...]] = MappingProxyType(
+    {
+        "prepared": ("registered", "rolling_back"),
+        "registered": ("deployed", "rolling_back"),
+        "deployed": ("smoked", "rolling_back"),
+        "smoked": ("canary", "promoting", "rolling_back"),
+        "canary": ("held", "promoting", "rolling_back"),
+        "held": ("canary", "promoting", "rolling_back"),
+        "promoting": ("promoted", "rolling_back"),
+        "promoted": (),
+        "rolling_back": ("rolled_back",),
+        "rolled_back": (),
+    }
+)
+"""What may follow each phase, beside staying in it. The keys are all phases."""
+
+OLDER: Mapping[str, Phase] = MappingProxyType({"inconclusive": "rolled_back"})
+"""Phases that records of older versions hold, and what they are called now."""
+
+
+def may_follow(now: Phase, then: Phase) -> bool:
+    """Whether a release in phase ``now`` may go to phase ``then``, or stay in it."""
+    return now == then or then in TRANSITIONS[now]
+
+
+def reached(phase: Phase, of: Phase) -> bool:
+    """Whether a release in phase ``of`` has come at least as far as ``phase`` on its way forward. Held is as far as canary; on the way back: no."""
+    place: Phase = "canary" if of == "held" else of
+    if place not in FORWARD or phase not in FORWARD:
+        return phase == of
+    return FORWARD.index(place) >= FORWARD.index(phase)
