@@ -45,6 +45,11 @@ OLDER: Mapping[str, Phase] = MappingProxyType({"inconclusive": "rolled_back"})
 """Phases that records of older versions hold, and what they are called now."""
 
 
+def how_to_go_on(model: str) -> str:
+    """What a person is told while a release is held."""
+    return f"Stable serves all requests. The same command goes on; `kfp-serving rollback {model}` gives it up."
+
+
 def may_follow(now: Phase, then: Phase) -> bool:
     """Whether a release in phase ``now`` may go to phase ``then``, or stay in it."""
     return now == then or then in TRANSITIONS[now]
