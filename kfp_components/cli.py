@@ -109,12 +109,12 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Models of a namespace: versions, weights, phase of the last release, address."""
+    if report_to is not None and model is None:
+        raise errors.RequestInvalid("--report writes the report of one model; name the model too")
     cluster = _cluster(kubeconfig)
     labels = f"{names.MODEL_LABEL}={model}" if model else names.MODEL_LABEL
-    records = [
-        ReleaseStore(cluster, item["metadata"]["labels"][names.MODEL_LABEL], namespace).load()
-        for item in cluster.list("ConfigMap", namespace, labels=labels)
-    ]
+    found = {item["metadata"]["labels"][names.MODEL_LABEL] for item in cluster.list("ConfigMap", namespace, labels=labels)}
+    records = [ReleaseStore(cluster, name, namespace).load() for name in sorted(found)]
     rows = [_row(cluster, record) for record in records if record is not None]
     if model and not rows:
         raise errors.NotFound(f"model {namespace}/{model}: it was never released; there is no {names.release(model)} ConfigMap")
@@ -159,7 +159,12 @@ def demo(
     facts: dict[str, Any] = {
         "right": right,
         "good": {"version": good.candidate_version, "phase": good.phase, **good.summary()},
-        "bad": {"version": bad.candidate_version, "phase": bad.phase, "rollback": bad.rollback, **bad.summary()},
+        "bad": {
+            "version": bad.candidate_version,
+            "phase": bad.phase,
+            "rollback": bad.rollback.model_dump() if bad.rollback else None,
+            **bad.summary(),
+        },
         "users": outcome.tally.as_dict(),
         "failures_not_caused_by_the_bad_version": outcome.unexcused,
         "seconds": {**outcome.seconds, "all": round(time.monotonic() - began, 1)},
@@ -274,14 +279,15 @@ def _row(cluster: Cluster, record: Release) -> dict[str, Any]:
         "rayservice": record.rayservice,
         "url": names.public_url(record.model, record.namespace),
         "traffic": {entry["tag"]: entry["percent"] for entry in predictor.get("traffic") or []},
-        "stable_version": record.stable_version,
+        "stable_version": record.stable_now,
         **record.summary(),
     }
 
 
 def _told(record: Release, as_json: bool, console: Console) -> None:
     if as_json:
-        print(json.dumps({"model": record.model, "namespace": record.namespace, "rollback": record.rollback, **record.summary()}))
+        rollback = record.rollback.model_dump() if record.rollback else None
+        print(json.dumps({"model": record.model, "namespace": record.namespace, "rollback": rollback, **record.summary()}))
     else:
         sentence = record.summary()["sentence"]
         console.print(f"{record.model} {record.candidate_version}: {record.phase.replace('_', ' ')}. {sentence}", soft_wrap=True, markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,11 +14,20 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from kfp_components.release import Release
-from kfp_components.rollout import Watcher
+from kfp_components import phases
+from kfp_components.phases import Phase
+from kfp_components.release import Point, Release
 
+Watcher = Callable[[Release], None]
 BAR = 30
 EVENTS = 7
+COLOURS: Mapping[Phase, str] = {
+    **dict.fromkeys(phases.FORWARD, "cyan"),
+    "promoted": "green",
+    "held": "yellow",
+    "rolling_back": "red",
+    "rolled_back": "red",
+}
 
 
 def view(console: Console) -> tuple[AbstractContextManager[Any], Watcher]:
@@ -36,19 +46,19 @@ class _Lines:
 
     def __call__(self, record: Release) -> None:
         for event in record.events:
-            if event["unix_s"] > self.told:
-                mark = "" if event["ok"] else "! "
-                self.console.print(f"  {_clock(event['unix_s'])} {mark}{event['step']}: {event['message']}", soft_wrap=True, markup=False)
-                self.told = event["unix_s"]
-        if record.timeline and record.timeline[-1]["unix_s"] - self.counted >= 5:
+            if event.unix_s > self.told:
+                mark = "" if event.ok else "! "
+                self.console.print(f"  {_clock(event.unix_s)} {mark}{event.step}: {event.message}", soft_wrap=True, markup=False)
+                self.told = event.unix_s
+        if record.timeline and record.timeline[-1].unix_s - self.counted >= 5:
             point = record.timeline[-1]
-            self.counted = point["unix_s"]
+            self.counted = point.unix_s
             counts = ", ".join(
-                f"{version}: {point['requests'][arm]} requests, {point['failures'][arm]} failed{_others(point, arm)}"
+                f"{version}: {point.requests.get(arm, 0)} requests, {point.failures.get(arm, 0)} failed{_others(point, arm)}"
                 for arm, version in (("stable", record.stable_version), ("candidate", record.candidate_version))
             )
-            evidence = f"worse {_evidence_in(point, 'e_fail'):.2g} : 1, not worse {_evidence_in(point, 'e_pass'):.2g} : 1"
-            self.console.print(f"  {_clock(point['unix_s'])} {point['weight_percent']:g} % | {counts} | {evidence}", soft_wrap=True, markup=False)
+            evidence = f"worse {_evidence(point.e_fail):.2g} : 1, not worse {_evidence(point.e_pass):.2g} : 1"
+            self.console.print(f"  {_clock(point.unix_s)} {point.weight_percent:g} % | {counts} | {evidence}", soft_wrap=True, markup=False)
 
 
 def render(record: Release) -> RenderableType:
@@ -58,27 +68,30 @@ def render(record: Release) -> RenderableType:
         parts += [_versions(record), _evidence_bars(record)]
     events = Text()
     for event in record.events[-EVENTS:]:
-        events.append(f"{_clock(event['unix_s'])} ", "dim")
-        events.append(f"{event['step']}: ", "bold" if event["ok"] else "bold red")
-        events.append(str(event["message"])[:200] + "\n")
+        events.append(f"{_clock(event.unix_s)} ", "dim")
+        events.append(f"{event.step}: ", "bold" if event.ok else "bold red")
+        events.append(event.message[:200] + "\n")
     parts.append(events)
+    if record.phase == "held":
+        parts.append(Text(f"{record.sentence}\n{phases.how_to_go_on(record.model)}", "yellow"))
     title = f"{record.namespace}/{record.model}: {record.stable_version or 'nothing'} -> {record.candidate_version}"
-    colour = {"promoted": "green", "rolled_back": "red", "rolling_back": "red", "inconclusive": "yellow"}.get(record.phase, "cyan")
-    return Panel(Group(*parts), title=title, subtitle=record.phase.replace("_", " "), border_style=colour)
+    return Panel(Group(*parts), title=title, subtitle=record.phase.replace("_", " "), border_style=COLOURS[record.phase])
 
 
 def _steps(record: Release) -> Text:
-    boxes = [("register", "registered"), ("deploy", "deployed"), ("smoke", "smoked")]
+    boxes: list[tuple[str, Phase]] = [("register", "registered"), ("deploy", "deployed"), ("smoke", "smoked")]
     line = Text()
     for name, phase in boxes:
-        line.append(f" {name} ", "green" if record.reached(phase) else "dim")  # type: ignore[arg-type]
+        line.append(f" {name} ", "green" if record.reached(phase) else "dim")
         line.append(">", "dim")
     for index, weight in enumerate(record.steps):
         style = "green" if record.step_index > index else "bold cyan" if record.phase == "canary" and record.step_index == index else "dim"
         line.append(f" {weight:g} % ", style)
         line.append(">", "dim")
     line.append(" promote ", "green" if record.phase == "promoted" else "dim")
-    if record.phase in ("rolling_back", "rolled_back", "inconclusive"):
+    if record.phase == "held":
+        line.append(" held ", "bold yellow")
+    if record.phase in phases.BACK:
         line.append(f" {record.phase.replace('_', ' ')} ", "bold red")
     return line
 
@@ -90,25 +103,26 @@ def _versions(record: Release) -> Table:
         table.add_column(column, justify="left" if column == "version" else "right")
     shares = {"stable": 100 - record.weight_percent, "candidate": record.weight_percent}
     for arm, version in (("stable", record.stable_version), ("candidate", record.candidate_version)):
-        slow = point["latency_ms"][arm]
-        failed = point["failures"][arm]
+        slow = point.latency_ms.get(arm, {})
+        failed = point.failures.get(arm, 0)
         table.add_row(
             f"{version} ({arm})",
             f"{shares[arm]:g} %",
-            f"{point['requests'][arm]:,}",
+            f"{point.requests.get(arm, 0):,}",
             Text(f"{failed:,}", "red" if failed else "green"),
-            *(_known(point, key, arm) for key in ("client_errors", "disconnects")),
-            *(f"{slow[name]:g}" if slow[name] is not None else "-" for name in ("p50", "p95", "p99")),
+            *(_known(counted, arm) for counted in (point.client_errors, point.disconnects)),
+            *(_milliseconds(slow.get(name)) for name in ("p50", "p95", "p99")),
         )
     return table
 
 
 def _evidence_bars(record: Release) -> Text:
-    point, rules = record.timeline[-1], record.request["options"]["judge"]
+    point = record.timeline[-1]
+    rules = {"alpha_fail": 0.01, "alpha_pass": 0.05, **(record.request.get("options") or {}).get("judge", {})}
     text = Text()
     for name, value, bound, style in (
-        ("worse    ", _evidence_in(point, "e_fail"), 1 / rules["alpha_fail"], "red"),
-        ("not worse", _evidence_in(point, "e_pass"), 1 / rules["alpha_pass"], "green"),
+        ("worse    ", _evidence(point.e_fail), 1 / rules["alpha_fail"], "red"),
+        ("not worse", _evidence(point.e_pass), 1 / rules["alpha_pass"], "green"),
     ):
         filled = _filled(value, bound)
         text.append(f"evidence {name} ")
@@ -118,10 +132,9 @@ def _evidence_bars(record: Release) -> Text:
     return text
 
 
-def _evidence_in(point: dict[str, Any], key: str) -> float:
+def _evidence(value: float | None) -> float:
     """NaN for what is missing: JSON has no such number, so it was stored as null."""
-    value = point.get(key)
-    return math.nan if value is None else float(value)
+    return math.nan if value is None else value
 
 
 def _filled(value: float, bound: float) -> int:
@@ -131,14 +144,17 @@ def _filled(value: float, bound: float) -> int:
     return round(BAR * min(1.0, max(0.0, math.log(min(max(value, 1.0), bound)) / math.log(bound))))
 
 
-def _known(point: dict[str, Any], key: str, arm: str) -> str:
+def _known(counted: Mapping[str, int], arm: str) -> str:
     """A count that older records lack."""
-    found = point.get(key, {}).get(arm)
-    return "-" if found is None else f"{found:,}"
+    return f"{counted[arm]:,}" if arm in counted else "-"
 
 
-def _others(point: dict[str, Any], arm: str) -> str:
-    refused, gave_up = (point.get(key, {}).get(arm, 0) for key in ("client_errors", "disconnects"))
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+def _others(point: Point, arm: str) -> str:
+    refused, gave_up = point.client_errors.get(arm, 0), point.disconnects.get(arm, 0)
     return (f", {refused} refused (4xx)" if refused else "") + (f", {gave_up} gave up" if gave_up else "")
 
 

@@ -4,7 +4,8 @@
                                                     ^    |
                                                     held <      from every one that is not final: rolling_back -> rolled_back
 
-``held``: the candidate is deployed, gets 0 %, and its evidence is kept, because that did not suffice or the meter is broken; the same command goes on.
+``held``: the candidate is deployed, gets 0 %, and its evidence is kept, because that did not suffice or the meter is broken.
+The same command goes on.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ TRANSITIONS: Mapping[Phase, tuple[Phase, ...]] = MappingProxyType(
 
 OLDER: Mapping[str, Phase] = MappingProxyType({"inconclusive": "rolled_back"})
 """Phases that records of older versions hold, and what they are called now."""
+
+
+def how_to_go_on(model: str) -> str:
+    """What a person is told while a release is held."""
+    return f"Stable serves all requests. The same command goes on; `kfp-serving rollback {model}` gives it up."
 
 
 def may_follow(now: Phase, then: Phase) -> bool:

@@ -31,11 +31,11 @@ def metrics(release: Release) -> dict[str, float]:
     if not release.timeline:
         return {}
     last = release.timeline[-1]
-    found = {"weight_percent": last["weight_percent"], "e_fail": last["e_fail"], "e_pass": last["e_pass"]}
+    found: dict[str, float | None] = {"weight_percent": last.weight_percent, "e_fail": last.e_fail, "e_pass": last.e_pass}
     for arm in ("stable", "candidate"):
-        found[f"{arm}_requests"] = last["requests"][arm]
-        found[f"{arm}_failures"] = last["failures"][arm]
-    return {name: float(value) for name, value in found.items()}
+        found[f"{arm}_requests"] = last.requests.get(arm)
+        found[f"{arm}_failures"] = last.failures.get(arm)
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 class _Narrator:
@@ -46,6 +46,6 @@ class _Narrator:
 
     def __call__(self, release: Release) -> None:
         for event in release.events:
-            if event["unix_s"] > self.told:
-                print(f"{event['step']}: {event['message']}", flush=True)
-                self.told = event["unix_s"]
+            if event.unix_s > self.told:
+                print(f"{event.step}: {event.message}", flush=True)
+                self.told = event.unix_s

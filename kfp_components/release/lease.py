@@ -1,7 +1,8 @@
 """The Lease on one model, by the rules of client-go's leader election; no thread, and no clock but this machine's own.
 
-A holder is ``{run}#{process}`` while a process of that run works, and ``{run}`` alone while the run is between two steps ("parked"). Another
-holder's Lease is taken only after this process itself saw it unchanged for as long as it lasts: what the other's clock says is never compared with ours.
+A holder is ``{run}#{process}`` while a process of that run works, and ``{run}`` alone while the run is between two steps ("parked").
+Another holder's Lease is taken only after this process itself saw it unchanged for as long as it lasts: what the other's clock says is never
+compared with ours.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Lease:
         Lease is as before, or ours without anybody working, which the next acquisition waits out.
         """
         seen: tuple[Any, Any] | None = None
-        seen_s, failing_s = 0.0, None
+        seen_s, failing_s = 0.0, math.inf
         while True:
             now_s = self._clock.monotonic()
             found = self.cluster.get(self.ref)
@@ -69,10 +70,14 @@ class Lease:
             if self._may_take_at_once(holder) or (seen == state and now_s - seen_s >= lasts_s):
                 try:
                     return self._take(found, now_s)
-                except (errors.Conflict, errors.NotFound):
-                    continue  # somebody was faster, or it was deleted: look again
+                except errors.Conflict:
+                    continue  # somebody was faster: look again
+                except errors.NotFound:
+                    if found is None:
+                        raise  # the namespace is not there
+                    continue  # it was deleted in between
                 except errors.Unreachable:
-                    failing_s = now_s if failing_s is None else failing_s
+                    failing_s = min(failing_s, now_s)
                     if now_s - failing_s >= self.lease_s * DEADLINE_SHARE:
                         raise
                     self._clock.sleep(min(POLL_S, self.lease_s / 10))

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kfp_components import errors, phases
 from kfp_components.phases import Phase
-from kfp_components.request import PromoteRequest, parse as parse_request
+from kfp_components.request import PromoteRequest
+from kfp_components.request import parse as parse_request
 
 SCHEMA_VERSION = 2
 """Of the records that this library writes. 1 had no such field, kept timeline and judge in the record, and ended in a phase `inconclusive`."""
@@ -276,10 +277,8 @@ def _clip_sentences(release: Release) -> None:
 def _fit(release: Release, events: int, message_characters: int, past: int, sentence_characters: int) -> None:
     kept = _few(release.events, events)
     release.events = [event.model_copy(update={"message": _clip(event.message, message_characters)}) for event in kept]
-    release.past = [
-        entry.model_copy(update={"sentence": _clip(entry.sentence, sentence_characters)})
-        for entry in release.past[max(0, len(release.past) - past) :]
-    ]
+    newest = release.past[max(0, len(release.past) - past) :]
+    release.past = [entry.model_copy(update={"sentence": _clip(entry.sentence, sentence_characters)}) for entry in newest]
 
 
 def _few(events: list[Event], most: int) -> list[Event]:

@@ -17,6 +17,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from kfp_components import phases
+from kfp_components.phases import Phase
 from kfp_components.report import svg
 from kfp_components.report.svg import Bound, Series
 
@@ -24,7 +26,15 @@ ARMS = ("stable", "candidate")
 QUANTILES = ("p50", "p95", "p99")
 OTHERS = {"client_errors": "Client errors (4xx) so far", "disconnects": "Clients that gave up so far"}
 """Counts that records of older versions lack, and what their plots are called."""
-OUTCOMES = {"promoted": "good", "rolled_back": "bad", "rolling_back": "bad", "inconclusive": "open"}
+OUTCOMES: Mapping[Phase, str] = {
+    **dict.fromkeys(phases.FORWARD, "running"),
+    "promoted": "good",
+    "held": "open",
+    "rolling_back": "bad",
+    "rolled_back": "bad",
+}
+SHARES: Mapping[Phase, float] = {"promoting": 100.0, "promoted": 100.0, "held": 0.0, "rolling_back": 0.0, "rolled_back": 0.0}
+"""The candidate's share where the phase fixes it, in percent."""
 METRICS = {"client_errors": "client errors (4xx)", "disconnects": "clients that give up"}
 MARGINS = (
     ("error_margin_percent", "fails", 0.5, 2),
@@ -39,7 +49,7 @@ def render(release: Mapping[str, Any]) -> str:
     """The page as HTML text. Whatever the record holds is escaped; values of environment variables are left out."""
     return _template().render(
         title=_title(release),
-        outcome=OUTCOMES.get(_phase(release), "running"),
+        outcome=_outcome(release),
         phase=_phase(release).replace("_", " "),
         sentence=sentence(release),
         rollback=_rollback_sentence(release),
@@ -74,28 +84,33 @@ def markdown(release: Mapping[str, Any]) -> str:
 
 
 def sentence(release: Mapping[str, Any]) -> str:
-    """Why the release ended as it did: what failed, else the verdict. Empty when nothing is known yet."""
+    """Why the release ended as it did: what failed, else the verdict; why it is held and what to do. Empty when nothing is known yet."""
     failure = (release.get("failure") or {}).get("message") or (release.get("rollback") or {}).get("reason")
     verdict = (release.get("verdict") or {}).get("sentence")
-    if _phase(release) in ("rolled_back", "rolling_back", "inconclusive"):
+    if _now(release) == "held":
+        why = str((release.get("held") or {}).get("message") or verdict or "the evidence did not suffice").rstrip(". ")
+        return f"{why}. {phases.how_to_go_on(str(release.get('model', 'MODEL')))}"
+    if _now(release) in phases.BACK:
         return str(failure or verdict or "")
     return str(verdict or failure or "")
 
 
 def flow(release: Mapping[str, Any]) -> list[dict[str, str]]:
     """The boxes of the flow strip: name and state (done, now, bad, open)."""
-    boxes = [("register", "registered"), ("deploy", "deployed"), ("smoke", "smoked")]
-    phase, order = _phase(release), ["prepared", "registered", "deployed", "smoked", "canary", "promoting", "promoted"]
+    boxes: list[tuple[str, Phase]] = [("register", "registered"), ("deploy", "deployed"), ("smoke", "smoked")]
+    phase = _now(release)
     done_steps = {str(event.get("step")) for event in release.get("events") or [] if event.get("ok", True)}
     timeline = release.get("timeline") or []
-    reached = order.index(phase) if phase in order else 4 if timeline else 0
-    ended_badly = phase in ("rolled_back", "rolling_back", "inconclusive")
+    place: Phase = "canary" if timeline else "prepared"
+    if phase is not None and phase not in phases.BACK:
+        place = phase
+    ended_badly = phase in phases.BACK
     found = []
     for name, until in boxes:
-        done = reached >= order.index(until) or bool(done_steps & {name, until})
+        done = phases.reached(until, place) or bool(done_steps & {name, until})
         found.append({"name": name, "state": "done" if done else "open"})
     steps = release.get("steps") or []
-    passed = len(steps) if reached >= order.index("promoting") else _steps_passed(release, steps)
+    passed = len(steps) if phases.reached("promoting", place) else _steps_passed(release, steps)
     for index, weight in enumerate(steps):
         begun = any(float(point.get("weight_percent", 0)) >= float(weight) for point in timeline)
         state = "done" if index < passed else "now" if index == passed and (begun or phase == "canary") and not ended_badly else "open"
@@ -107,8 +122,10 @@ def flow(release: Mapping[str, Any]) -> list[dict[str, str]]:
             first_open = next((box for box in found if box["state"] == "open"), None)
             if first_open is not None:
                 first_open["state"] = "bad"
-        return [*found, {"name": phase.replace("_", " "), "state": "bad"}]
-    return [*found, {"name": "promote", "state": {"promoted": "done", "promoting": "now"}.get(phase, "open")}]
+        return [*found, {"name": _phase(release).replace("_", " "), "state": "bad"}]
+    if phase == "held":
+        return [*found, {"name": "held", "state": "held"}]
+    return [*found, {"name": "promote", "state": {"promoted": "done", "promoting": "now"}.get(_phase(release), "open")}]
 
 
 def plots(release: Mapping[str, Any]) -> list[str]:
@@ -162,10 +179,12 @@ def plots(release: Mapping[str, Any]) -> list[str]:
 def _shares(release: Mapping[str, Any], timeline: Sequence[Mapping[str, Any]], begin: float) -> list[tuple[float, float | None]]:
     """The candidate's share over time, to its end: 100 % once promoted, 0 % once taken back."""
     shares = [(float(point.get("unix_s") or begin) - begin, _number(point, "weight_percent")) for point in timeline]
-    last = {"promoted": 100.0, "promoting": 100.0, "rolled_back": 0.0, "rolling_back": 0.0, "inconclusive": 0.0}.get(_phase(release))
+    phase = _now(release)
+    last = SHARES.get(phase) if phase else None
     if last is None:
         return shares
-    ends = [float(e.get("unix_s") or 0) - begin for e in release.get("events") or [] if e.get("step") in ("promoting", "promoted", "roll back")]
+    ending = ("promoting", "promoted", "roll back", "held")
+    ends = [float(e.get("unix_s") or 0) - begin for e in release.get("events") or [] if e.get("step") in ending]
     return [*shares, (min((second for second in ends if second >= shares[-1][0]), default=shares[-1][0] + 1.0), last)]
 
 
@@ -324,6 +343,21 @@ def _title(release: Mapping[str, Any]) -> str:
 
 def _phase(release: Mapping[str, Any]) -> str:
     return str(release.get("phase") or "unknown")
+
+
+def _now(release: Mapping[str, Any]) -> Phase | None:
+    """The phase, that of an older record by its name of today; None when it is unknown."""
+    phase = _phase(release)
+    return phases.OLDER.get(phase) or next((known for known in phases.TRANSITIONS if known == phase), None)
+
+
+def _outcome(release: Mapping[str, Any]) -> str:
+    """Good, bad, open (nothing was decided) or running."""
+    phase = _now(release)
+    undecided = _phase(release) in phases.OLDER or (release.get("failure") or {}).get("error") == "Inconclusive"
+    if phase == "rolled_back" and undecided:
+        return "open"
+    return OUTCOMES[phase] if phase else "running"
 
 
 def _utc(unix_s: float) -> str:
