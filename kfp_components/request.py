@@ -141,7 +141,7 @@ class Options(_Part):
     judge: JudgeRules = JudgeRules()
     on_inconclusive: Literal["hold", "roll_back", "promote"] = Field(
         "hold",
-        description="when a step's budget is spent without enough evidence: hold at 0 % and keep the evidence, take it back, or go on as if it passed",
+        description="when a step's budget is spent without enough evidence: hold it at 0 %, take it back, or go on as if it passed",
     )
     hold_ttl_s: float = Field(86_400.0, gt=0, description="after so long at 0 % a held candidate gives way to the next request")
     sticky_header: str | None = Field(None, description="requests with the same value of this header see the same version")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,8 @@ class _Narrator:
             if event.unix_s > self.told:
                 print(f"{event.step}: {event.message}", flush=True)
                 self.told = event.unix_s
+
+
+def write_no_report(why: str, path: str) -> None:
+    """A page that says why there is none: a box in the UI whose page is missing looks like a fault."""
+    Path(path).write_text(f"<!doctype html><title>no release</title><p>{escape(why)}</p>\n", encoding="utf-8")

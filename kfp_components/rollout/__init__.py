@@ -6,8 +6,8 @@
     register_model -> deploy_rayservice -> create_alias -> create_inference_service -> smoke_inference -> canary_step(0) -> ... -> promote_model
 
 Every step re-reads the release record, so a step that is run again goes on where it stood, in any process. What a fault means is one table
-(`rollout.policy`); the step that finds it acts itself, before it raises. Nobody running: the router gives all traffic back to stable when the weight's
-lease lapses.
+(`rollout.policy`); the step that finds it acts itself, before it raises. Nobody running: the router gives all traffic back to stable when the
+weight's lease lapses.
 """
 
 from kfp_components.release import Release, ReleaseStore

@@ -25,8 +25,8 @@ SAVE_S = 30.0
 def canary_step(run: Run, index: int) -> Release:
     """Shift to the step's weight and judge until the evidence suffices for the next one. A step that has passed is left alone.
 
-    Raises `CanaryFailed` (taken back), `Inconclusive` or `MeterBroken` (held), `ReleaseLeft`; `StepOutOfOrder`, and nothing is written, when an earlier step
-    has not passed.
+    Raises `CanaryFailed` (taken back), `Inconclusive` or `MeterBroken` (held), `ReleaseLeft`; `StepOutOfOrder`, and nothing is written, when an
+    earlier step has not passed.
     """
     steps = run.request.steps
     if index >= len(steps):
@@ -72,9 +72,8 @@ def judge_canary(run: Run, index: int) -> Release:
 
 def _require_turn(record: Release, index: int) -> None:
     if index > record.step_index:
-        raise errors.StepOutOfOrder(
-            f"model {record.model}: step {record.step_index + 1} of {len(record.steps)} ({record.steps[record.step_index]:g} %) has not passed; it comes first"
-        )
+        first = f"step {record.step_index + 1} of {len(record.steps)} ({record.steps[record.step_index]:g} %)"
+        raise errors.StepOutOfOrder(f"model {record.model}: {first} has not passed; it comes first")
 
 
 def _shift(run: Run, record: Release, weight_percent: float) -> None:

@@ -32,7 +32,7 @@ TABLE: tuple[tuple[type[BaseException], tuple[Phase, ...], Action], ...] = (
 
 
 def decide(error: BaseException, phase: Phase, *, on_inconclusive: str = "hold") -> Action:
-    """The first row that fits. ``on_inconclusive`` is the request's option: with ``roll_back`` too little evidence counts as the candidate's fault."""
+    """The first row that fits. ``on_inconclusive`` is the request's option; with ``roll_back`` too little evidence takes the candidate back."""
     if isinstance(error, errors.Inconclusive) and on_inconclusive == "roll_back":
         return "take back"
     return next(action for kind, phases, action in TABLE if isinstance(error, kind) and (not phases or phase in phases))

@@ -20,8 +20,8 @@ def promote_model(run: Run) -> Release:
     """All traffic to the candidate in one write; after the grace time the old version goes, and stub and registry follow.
 
     The version runs before it is given the traffic, and still before the old one goes; else all traffic goes back to that (`DeployFailed`,
-    `ApplicationRemoved`). `StepOutOfOrder`, and nothing is written, when a step has not passed. `ReleaseLeft` in phase ``promoting``: the candidate has
-    all traffic, and the same command finishes.
+    `ApplicationRemoved`). `StepOutOfOrder`, and nothing is written, when a step has not passed. `ReleaseLeft` in phase ``promoting``: the candidate
+    has all traffic, and the same command finishes.
     """
     with step(run, "promote", until="promoted") as record:
         if record is not None:

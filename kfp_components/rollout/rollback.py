@@ -13,8 +13,8 @@ from kfp_components.rollout.step import put_down, take
 def roll_back(run: Run, reason: str = "asked for") -> Release:
     """Give up an unfinished release: all traffic to stable in one write, verified by probes, then tidy up.
 
-    One that is being promoted goes back as long as its old version is there (else `ApplicationRemoved`, and nothing is written). A finished release is
-    left as it is: then this only verifies that the version that should answer does.
+    One that is being promoted goes back as long as its old version is there (else `ApplicationRemoved`, and nothing is written). A finished release
+    is left as it is: then this only verifies that the version that should answer does.
     """
     record = journal.read(run)
     if record.done:

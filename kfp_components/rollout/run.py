@@ -99,8 +99,8 @@ def open_run(
 ) -> Run:
     """Connect everything; nothing is written.
 
-    ``holder`` names the run in the Lease when its steps are processes of their own (a KFP run id; default: this process). ``source`` is recorded in the
-    registry (run id, URL, commit). ``clock`` and ``transport`` (of HTTP) are for simulations.
+    ``holder`` names the run in the Lease when its steps are processes of their own (a KFP run id; default: this process). ``source`` is recorded in
+    the registry (run id, URL, commit). ``clock`` and ``transport`` (of HTTP) are for simulations.
     """
     if cluster is None:
         from kfp_components.cluster.kubernetes import KubernetesCluster

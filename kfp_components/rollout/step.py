@@ -19,9 +19,9 @@ from kfp_components.rollout.run import Run
 def step(run: Run, name: str, *, until: Phase) -> Iterator[Release | None]:
     """Yields the record, or None when the step is done already (a retried pod, a rerun).
 
-    A fault is settled by the fault table (`policy`) before it is raised: then users are on a version that works, or will be when the candidate's weight
-    lapses, and the record says where to go on. `ReleaseHeld` when another request or another run is in charge; what stopped a release that was taken
-    back is raised again.
+    A fault is settled by the fault table (`policy`) before it is raised: then users are on a version that works, or will be when the candidate's
+    weight lapses, and the record says where to go on. `ReleaseHeld` when another request or another run is in charge; what stopped a release that
+    was taken back is raised again.
     """
     record = journal.read(run)
     if record.request_digest != run.request.digest:
@@ -50,7 +50,7 @@ def step(run: Run, name: str, *, until: Phase) -> Iterator[Release | None]:
 
 
 def take(run: Run) -> None:
-    """Take the Lease and, the first time, the release: an older process that wakes is refused from here on. Raises `ReleaseHeld`, naming who has it."""
+    """Take the Lease and, the first time, the release: an older process that wakes is refused from here on. `ReleaseHeld` names who has it."""
     run.persist(run.lease.acquire)
     if run.epoch == 0:
         adopt(run, run.persist(lambda: run.store.take_over(run.holder)))
@@ -94,7 +94,7 @@ def settle(run: Run, name: str, error: BaseException) -> BaseException:
 
 @contextlib.contextmanager
 def _termination_raises() -> Iterator[None]:
-    """SIGTERM ends a step as Ctrl-C does, so that it gives the traffic back: Kubeflow's Terminate sends it 30 s before SIGKILL, and runs no exit handler."""
+    """SIGTERM ends a step as Ctrl-C does: Kubeflow's Terminate sends it 30 s before SIGKILL and runs no exit handler, so the step gives back itself."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

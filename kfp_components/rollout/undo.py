@@ -28,8 +28,8 @@ VERIFY_S = 30.0
 def take_back(run: Run, error: BaseException) -> Release:
     """All traffic to stable, verified; then the candidate's traces go. The record ends ``rolled_back``.
 
-    Raises `ReleaseHeld` when another run has taken over, another error of ours when the cluster does not let it finish: the record says ``rolling_back``
-    then, once the weight is written. What cannot be tidied up for want of rights, or because the registry is away, is noted and left behind.
+    Raises `ReleaseHeld` when another run has taken over, another error of ours when the cluster does not let it finish: the record says
+    ``rolling_back`` then, once the weight is written. What cannot be tidied up for want of rights, or because the registry is away, is noted and left behind.
     """
     began = run.clock.monotonic()
     record = journal.current(run)
@@ -130,8 +130,8 @@ def stable_alone(run: Run, record: Release, stable: str) -> Split:
 def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
     """Leave the cluster as it was before the release: only the record, Events and the registered version remain.
 
-    Each item for itself: what is refused, and what the registry does not do, is noted and left behind. Raises the first temporary error of the cluster
-    after all items were tried.
+    Each item for itself: what is refused, and what the registry does not do, is noted, left behind and returned. Raises the first temporary error of
+    the cluster after all items were tried.
     """
     request, stable = run.request, record.stable_version
     gone = {names.application(request.model, record.candidate_version)}

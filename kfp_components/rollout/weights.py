@@ -49,8 +49,8 @@ def wait_applied(run: Run, wanted: Split) -> float:
 def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bool = True) -> None:
     """Wait until an application is RUNNING, and keep the Lease meanwhile.
 
-    Raises `ApplicationRemoved` when somebody else took it out of the RayService, `DeployFailed` with the diagnosis when it failed (``at_once``, or else
-    when it still has at the end: Serve starts a replica that died again by itself), `WaitTimeout` when it is not there in time.
+    Raises `ApplicationRemoved` when somebody else took it out of the RayService, `DeployFailed` with the diagnosis when it failed (``at_once``, or
+    else when it still has at the end: Serve starts a replica that died again by itself), `WaitTimeout` when it is not there in time.
     """
     end = run.clock.monotonic() + timeout_s
 
