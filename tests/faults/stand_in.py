@@ -61,6 +61,7 @@ class Serve:
         self._applications: dict[str, Application] = {}
         self._policy: policy.Policy | None = None
         self._epoch = 0
+        self._refused: str | None = None
         self._draws = 0
 
     def behaviour(self, application: str) -> Behaviour:
@@ -90,18 +91,22 @@ class Serve:
         self.report()
 
     def _reconfigure(self, config: dict[str, Any] | None) -> None:
-        """As the router does: a configuration of an older epoch than one that was seen is refused."""
+        """As the router does: a configuration that is wrong, or of an older epoch than the one in force, is refused and that one goes on."""
         if config is None:
-            self._policy, self._epoch = None, 0
+            self._policy, self._epoch, self._refused = None, 0, None
             return
-        weight = float(config.get("weight_percent", 0.0))
+        epoch = int(config.get("epoch") or 0)
+        try:
+            if 0 < epoch < self._epoch:
+                raise ValueError(f"epoch {epoch} is older than {self._epoch}, which is in force")
+            found = policy.parse({key: value for key, value in config.items() if key != "epoch" or "epoch" in policy.KEYS})
+        except ValueError as error:
+            self._refused = str(error)
+            return
+        self._policy, self._epoch, self._refused = found, epoch, None
+        weight = found.weight_percent if found.candidate else 0.0
         if self.weights[-1:] != [weight]:
             self.weights.append(weight)
-        epoch = int(config.get("epoch") or 0)
-        if epoch < self._epoch:
-            return
-        self._epoch = epoch
-        self._policy = policy.parse({key: value for key, value in config.items() if key != "epoch" or "epoch" in policy.KEYS})
 
     def report(self) -> None:
         """Write the status, as the operator does after each change."""
@@ -164,7 +169,7 @@ class Serve:
                 "weight_percent_effective": rules.effective_weight(now),
                 "lease_expires_unix_s": rules.lease_expires_unix_s,
                 "config_sha256": rules.digest,
-                "refused_config": None,
+                "refused_config": self._refused,
                 "replica": "r1",
                 "epoch": self._epoch,
             }
