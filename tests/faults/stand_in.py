@@ -6,6 +6,7 @@ does what its `Behaviour` says. ``make test-all`` runs the same releases on real
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import yaml
 
 from kfp_components import names
 from kfp_components.clock import Clock
-from kfp_components.cluster import Cluster, Ref
+from kfp_components.cluster import Cluster, Manifest, Ref
 from kfp_components.router import ledger, policy
 
 OPERATOR = "kuberay-operator"
@@ -38,6 +39,12 @@ class Behaviour:
     answer: Callable[[int], int | None] | None = None
     smoke: dict[str, Any] = field(default_factory=lambda: {"ok": True})
     asked: int = 0
+
+
+@functools.cache
+def _entries(text: str) -> list[Application]:
+    """Nobody changes them."""
+    return (yaml.load(text, yaml.CSafeLoader) or {}).get("applications") or []
 
 
 class Serve:
@@ -80,7 +87,7 @@ class Serve:
         """The RayService was written: take its applications up, and report."""
         found = self.cluster.get(self.ref)
         text = str(((found or {}).get("spec") or {}).get("serveConfigV2") or "")
-        entries = (yaml.load(text, yaml.CSafeLoader) or {}).get("applications") or []
+        entries = _entries(text)
         self._applications = {entry["name"]: entry for entry in entries}
         for name in self._applications:
             self.began_unix_s.setdefault(name, self.clock.now_unix_s())
@@ -88,7 +95,6 @@ class Serve:
             del self.began_unix_s[name]
         routers = [entry for entry in entries if entry.get("import_path") == names.ROUTER_IMPORT_PATH]
         self._reconfigure(routers[0]["deployments"][0]["user_config"] if routers else None)
-        self.report()
 
     def _reconfigure(self, config: dict[str, Any] | None) -> None:
         """As the router does: a configuration that is wrong, or of an older epoch than the one in force, is refused and that one goes on."""
@@ -108,16 +114,24 @@ class Serve:
         if self.weights[-1:] != [weight]:
             self.weights.append(weight)
 
+    def shown(self, rayservice: Manifest | None) -> Manifest | None:
+        """The RayService with its status, as the operator has written it by the time that somebody looks."""
+        if rayservice is not None:
+            rayservice["status"] = self._status(rayservice)
+        return rayservice
+
     def report(self) -> None:
-        """Write the status, as the operator does after each change."""
+        """Write the status, so that a watch sees that something has changed."""
         found = self.cluster.get(self.ref)
         if found is None:
             return
-        statuses = {name: {"status": self.status(name), "message": "told by the test"} for name in self._applications}
-        status = {"observedGeneration": found["metadata"]["generation"], "activeServiceStatus": {"applicationStatuses": statuses}}
         metadata = {"name": self.ref.name, "namespace": self.ref.namespace}
-        body = {"apiVersion": found["apiVersion"], "kind": "RayService", "metadata": metadata, "status": status}
+        body = {"apiVersion": found["apiVersion"], "kind": "RayService", "metadata": metadata, "status": self._status(found)}
         self.cluster.apply(body, manager=OPERATOR, force=True, subresource="status")
+
+    def _status(self, rayservice: Manifest) -> dict[str, Any]:
+        statuses = {name: {"status": self.status(name), "message": "told by the test"} for name in self._applications}
+        return {"observedGeneration": rayservice["metadata"]["generation"], "activeServiceStatus": {"applicationStatuses": statuses}}
 
     @property
     def starting(self) -> bool:
