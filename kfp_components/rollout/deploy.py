@@ -16,8 +16,8 @@ from kfp_components.serving import rayservice
 def deploy_rayservice(run: Run) -> Release:
     """Put the version beside the others on the RayService and wait until it runs. It gets no traffic yet.
 
-    Raises `DeployFailed` with the diagnosis (the version is taken out again), `ReleaseLeft` when it is not ready within ``ready_timeout_s``: it stays,
-    and the same command goes on waiting.
+    Raises `DeployFailed` with the diagnosis (the version is taken out again), `ReleaseLeft` when it is not ready within ``ready_timeout_s``: it
+    stays, and the same command goes on waiting.
     """
     with step(run, "deploy", until="deployed") as record:
         if record is not None:

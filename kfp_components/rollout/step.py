@@ -94,7 +94,7 @@ def settle(run: Run, name: str, error: BaseException) -> BaseException:
 
 @contextlib.contextmanager
 def _termination_raises() -> Iterator[None]:
-    """SIGTERM ends a step as Ctrl-C does: Kubeflow's Terminate sends it 30 s before SIGKILL and runs no exit handler, so the step gives back itself."""
+    """SIGTERM ends a step as Ctrl-C does: Kubeflow's Terminate sends it 30 s before SIGKILL and runs no exit handler: the step gives back itself."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

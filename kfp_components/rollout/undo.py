@@ -29,7 +29,8 @@ def take_back(run: Run, error: BaseException) -> Release:
     """All traffic to stable, verified; then the candidate's traces go. The record ends ``rolled_back``.
 
     Raises `ReleaseHeld` when another run has taken over, another error of ours when the cluster does not let it finish: the record says
-    ``rolling_back`` then, once the weight is written. What cannot be tidied up for want of rights, or because the registry is away, is noted and left behind.
+    ``rolling_back`` then, once the weight is written. What cannot be tidied up for want of rights, or because the registry is away, is
+    noted and left behind.
     """
     began = run.clock.monotonic()
     record = journal.current(run)

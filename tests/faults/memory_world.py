@@ -89,9 +89,19 @@ class WorldClock(ManualClock):
 
 
 class WorldCluster(MemoryCluster):
-    """After each write of the RayService that is not the operator's own, Serve takes it up."""
+    """Serve takes up what is written into the RayService, and the operator has reported on it by the time that anybody looks."""
 
     serve: Serve | None = None
+
+    def get(self, ref: Ref) -> Manifest | None:
+        """The object, or None when there is none."""
+        found = super().get(ref)
+        return self.serve.shown(found) if self.serve is not None and ref == self.serve.ref else found
+
+    def watch(self, ref: Ref, *, timeout_s: float) -> Iterator[Manifest | None]:
+        """The object now and after each change."""
+        for found in super().watch(ref, timeout_s=timeout_s):
+            yield self.serve.shown(found) if self.serve is not None and ref == self.serve.ref else found
 
     def _do(self, verb: str, target: Any, act: Callable[[], T]) -> T:
         done = super()._do(verb, target, act)

@@ -6,6 +6,7 @@ does what its `Behaviour` says. ``make test-all`` runs the same releases on real
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import yaml
 
 from kfp_components import names
 from kfp_components.clock import Clock
-from kfp_components.cluster import Cluster, Ref
+from kfp_components.cluster import Cluster, Manifest, Ref
 from kfp_components.router import ledger, policy
 
 OPERATOR = "kuberay-operator"
@@ -40,6 +41,12 @@ class Behaviour:
     asked: int = 0
 
 
+@functools.cache
+def _entries(text: str) -> list[Application]:
+    """Nobody changes them."""
+    return (yaml.load(text, yaml.CSafeLoader) or {}).get("applications") or []
+
+
 class Serve:
     """The applications of one RayService."""
 
@@ -61,6 +68,7 @@ class Serve:
         self._applications: dict[str, Application] = {}
         self._policy: policy.Policy | None = None
         self._epoch = 0
+        self._refused: str | None = None
         self._draws = 0
 
     def behaviour(self, application: str) -> Behaviour:
@@ -79,7 +87,7 @@ class Serve:
         """The RayService was written: take its applications up, and report."""
         found = self.cluster.get(self.ref)
         text = str(((found or {}).get("spec") or {}).get("serveConfigV2") or "")
-        entries = (yaml.load(text, yaml.CSafeLoader) or {}).get("applications") or []
+        entries = _entries(text)
         self._applications = {entry["name"]: entry for entry in entries}
         for name in self._applications:
             self.began_unix_s.setdefault(name, self.clock.now_unix_s())
@@ -87,32 +95,43 @@ class Serve:
             del self.began_unix_s[name]
         routers = [entry for entry in entries if entry.get("import_path") == names.ROUTER_IMPORT_PATH]
         self._reconfigure(routers[0]["deployments"][0]["user_config"] if routers else None)
-        self.report()
 
     def _reconfigure(self, config: dict[str, Any] | None) -> None:
-        """As the router does: a configuration of an older epoch than the one in force is refused; one without an epoch is its owner's."""
+        """As the router does: a configuration that is wrong, or of an older epoch than the one in force, is refused and that one goes on."""
         if config is None:
-            self._policy, self._epoch = None, 0
+            self._policy, self._epoch, self._refused = None, 0, None
             return
-        weight = float(config.get("weight_percent", 0.0))
+        epoch = int(config.get("epoch") or 0)
+        try:
+            if 0 < epoch < self._epoch:
+                raise ValueError(f"epoch {epoch} is older than {self._epoch}, which is in force")
+            found = policy.parse({key: value for key, value in config.items() if key != "epoch" or "epoch" in policy.KEYS})
+        except ValueError as error:
+            self._refused = str(error)
+            return
+        self._policy, self._epoch, self._refused = found, epoch, None
+        weight = found.weight_percent if found.candidate else 0.0
         if self.weights[-1:] != [weight]:
             self.weights.append(weight)
-        epoch = int(config.get("epoch") or 0)
-        if 0 < epoch < self._epoch:
-            return
-        self._epoch = epoch
-        self._policy = policy.parse(config)
+
+    def shown(self, rayservice: Manifest | None) -> Manifest | None:
+        """The RayService with its status, as the operator has written it by the time that somebody looks."""
+        if rayservice is not None:
+            rayservice["status"] = self._status(rayservice)
+        return rayservice
 
     def report(self) -> None:
-        """Write the status, as the operator does after each change."""
+        """Write the status, so that a watch sees that something has changed."""
         found = self.cluster.get(self.ref)
         if found is None:
             return
-        statuses = {name: {"status": self.status(name), "message": "told by the test"} for name in self._applications}
-        status = {"observedGeneration": found["metadata"]["generation"], "activeServiceStatus": {"applicationStatuses": statuses}}
         metadata = {"name": self.ref.name, "namespace": self.ref.namespace}
-        body = {"apiVersion": found["apiVersion"], "kind": "RayService", "metadata": metadata, "status": status}
+        body = {"apiVersion": found["apiVersion"], "kind": "RayService", "metadata": metadata, "status": self._status(found)}
         self.cluster.apply(body, manager=OPERATOR, force=True, subresource="status")
+
+    def _status(self, rayservice: Manifest) -> dict[str, Any]:
+        statuses = {name: {"status": self.status(name), "message": "told by the test"} for name in self._applications}
+        return {"observedGeneration": rayservice["metadata"]["generation"], "activeServiceStatus": {"applicationStatuses": statuses}}
 
     @property
     def starting(self) -> bool:
@@ -164,7 +183,7 @@ class Serve:
                 "weight_percent_effective": rules.effective_weight(now),
                 "lease_expires_unix_s": rules.lease_expires_unix_s,
                 "config_sha256": rules.digest,
-                "refused_config": None,
+                "refused_config": self._refused,
                 "replica": "r1",
                 "epoch": self._epoch,
             }

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, Chosen, Process, World, application, asked, live
+from todays_engine import part, step
 
 from kfp_components import errors, names, rollout, traffic
 from kfp_components.cluster import Ref
@@ -102,7 +103,7 @@ def taken_back(world: World, choose: Callable[[Record], BaseException | None], w
 
     def watched(record: Release) -> None:
         nonlocal judged
-        judged = judged or (record.verdict is not None and record.verdict.kind == "fail")
+        judged = judged or part(record.verdict, "kind") == "fail"
         watch(record)
 
     bad(world)
@@ -111,6 +112,11 @@ def taken_back(world: World, choose: Callable[[Record], BaseException | None], w
     assert end.exit_code == 4, str(end)
     assert world.users_get() == ("v1",) and world.record().phase == "rolled_back" and V2 not in world.serve.applications()
     return end
+
+
+def said(world: World, end: Any) -> str:
+    """To the caller, and in the record."""
+    return "\n".join([end.words, *(str(part(event, "message")) for event in world.record().events)])
 
 
 def test_d4b_a_probe_without_an_answer_does_not_stop_the_way_back(world: World) -> None:
@@ -130,19 +136,19 @@ def test_d4b_a_probe_without_an_answer_does_not_stop_the_way_back(world: World) 
 def test_d4b_a_registry_that_is_away_does_not_stop_the_way_back(world: World) -> None:
     world.rayservice(live())
     end = taken_back(world, lambda call: errors.Unreachable("registry away") if call.owner == "registry" else None)
-    assert "registry" in end.words
+    assert "registry" in said(world, end), "what is left over is named"
     assert world.lease() is None
 
 
 def test_d4b_a_right_to_delete_that_is_missing_does_not_stop_the_way_back(world: World) -> None:
     world.rayservice(live())
     end = taken_back(world, lambda call: errors.PermissionDenied("may not delete") if call.method == "delete" and "Lease" not in call.what else None)
-    assert "Service" in end.words, "what is left over is named"
+    assert "Service" in said(world, end), "what is left over is named"
 
 
 def test_d4b_a_gitops_label_that_came_meanwhile_does_not_stop_the_way_back(world: World) -> None:
     def watch(record: Release) -> None:
-        if (record.verdict is not None and record.verdict.kind == "fail") and record.phase == "canary":
+        if part(record.verdict, "kind") == "fail" and record.phase == "canary":
             labelled(world)
 
     world.rayservice(live())
@@ -279,6 +285,7 @@ def test_d10_a_lapse_of_ones_own_weight_is_not_the_routers_fault(world: World) -
     end = process.outcome(lambda: process.promote(request))
     assert end.exit_code in (0, 3), str(end)
     if end.exit_code == 3:
+        world.clock.sleep(request.options.lease_s)  # nobody could write the weight: it lapses
         is_left(world, end, "canary")
         goes_on(world, request)
     assert world.record().phase == "promoted" and world.users_get() == ("v2",)
@@ -310,34 +317,28 @@ def smoked(world: World, request: PromoteRequest) -> tuple[Process, rollout.Run]
     world.rayservice(live())
     process = world.process()
     run = process.open(request)
-    for step in (
-        rollout.register_model,
-        rollout.deploy_rayservice,
-        rollout.create_alias,
-        rollout.create_inference_service,
-        rollout.smoke_inference,
-    ):
-        process.do(lambda step=step: step(run))
+    for name in ("register_model", "deploy_rayservice", "create_alias", "create_inference_service", "smoke_inference"):
+        process.do(lambda name=name: step(name)(run))
     return process, run
 
 
-def refused(world: World, process: Process, step: Callable[[], Release], phase: str) -> None:
+def refused(world: World, process: Process, asked_for: Callable[[], Release], phase: str) -> None:
     text = world.text()
     with pytest.raises(errors.StepOutOfOrder):
-        process.do(step)
+        process.do(asked_for)
     assert world.text() == text and world.record().phase == phase
 
 
 def test_d12_a_weight_of_ones_own_is_judged_as_it_is(world: World) -> None:
     process, run = smoked(world, asked())
-    process.do(lambda: rollout.shift_traffic(run, 5))
-    process.outcome(lambda: process.do(lambda: rollout.judge_canary(run, 0)))
+    process.do(lambda: step("shift_traffic")(run, 5))
+    process.outcome(lambda: process.do(lambda: step("judge_canary")(run, 0)))
     assert max(world.serve.weights) == 5.0, "judging does not change the weight"
 
 
 def test_d12_judging_before_there_is_a_weight_is_refused(world: World) -> None:
     process, run = smoked(world, asked())
-    refused(world, process, lambda: rollout.judge_canary(run, 0), "smoked")
+    refused(world, process, lambda: step("judge_canary")(run, 0), "smoked")
 
 
 def test_d12_a_step_before_its_turn_is_refused(world: World) -> None:
@@ -349,8 +350,8 @@ def test_d12_shifting_before_the_smoke_test_is_refused(world: World) -> None:
     world.rayservice(live())
     process = world.process()
     run = process.open(asked())
-    process.do(lambda: rollout.register_model(run))
-    refused(world, process, lambda: rollout.shift_traffic(run, 5), "registered")
+    process.do(lambda: step("register_model")(run))
+    refused(world, process, lambda: step("shift_traffic")(run, 5), "registered")
 
 
 @pytest.mark.parametrize("weight_percent", [250.0, -1.0, 100.5])
@@ -420,7 +421,7 @@ def test_case_22_the_words_are_about_what_serves_now(world: World) -> None:
     assert end.exit_code == 4, str(end)
     record = world.record()
     assert record.phase == "rolled_back" and world.users_get() == ("bge",)
-    told = end.words + "\n".join(event.message for event in record.events)
+    told = said(world, end)
     assert f"{MODEL}-router" in end.words and "owner" in end.words, "what was taken out, and by whom"
     assert "what is in serveConfigV2" in told or "what is in it now" in told
     assert "v1 serves" not in told and "back to v1" not in told

@@ -10,7 +10,7 @@ import datetime as real
 import importlib
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -19,10 +19,32 @@ import httpx
 from kfp_components import registry, rollout
 from kfp_components.clock import Clock
 from kfp_components.registry.memory import MemoryRegistry
+from kfp_components.release import Release
 
 NEEDED = "transport" not in inspect.signature(rollout.open_run).parameters
 CLIENT = httpx.Client
 MODULES = ("kfp_components.rollout", "kfp_components.release", "kfp_components.traffic.ray_router", "tenacity.nap", "kfp_components.probes")
+
+FORMER = {
+    "register_model": "register",
+    "deploy_rayservice": "deploy",
+    "create_inference_service": "create_stub",
+    "smoke_inference": "smoke",
+    "shift_traffic": "shift",
+    "judge_canary": "judge_step",
+    "promote_model": "promote",
+}
+
+
+def step(name: str) -> Callable[..., Release]:
+    """A published step, which was called otherwise."""
+    found: Callable[..., Release] = getattr(rollout, name, None) or getattr(rollout, FORMER.get(name, name))
+    return found
+
+
+def part(of: Any, name: str) -> Any:
+    """A part of what the record says: its parts are dicts, or typed; None of nothing."""
+    return of.get(name) if isinstance(of, dict) else getattr(of, name, None)
 
 
 @contextlib.contextmanager
