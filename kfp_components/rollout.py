@@ -26,7 +26,7 @@ from kfp_components.cluster import Cluster, Manifest, Ref
 from kfp_components.judge import counts
 from kfp_components.plan import Change, Plan
 from kfp_components.registry import ModelRegistry
-from kfp_components.release import Hold, Release, ReleaseStore
+from kfp_components.release import Event, Evidence, Failure, JudgeState, Lease, Release, ReleaseStore, Rollback
 from kfp_components.request import ModelTarget, Options, PromoteRequest, SmokeCase
 from kfp_components.serving import alias, inference_service, rayservice
 from kfp_components.traffic import Split, TrafficStrategy
@@ -41,6 +41,7 @@ METER_PATIENCE_S = 15.0
 """How long the counts may be unreadable before the verdict is `error`: a restarted replica is back by then."""
 
 ROLLBACK_PROBES = 10
+ANY_EPOCH = 1 << 30
 Watcher = Callable[[Release], None]
 
 
@@ -53,7 +54,7 @@ class Run:
     registry: ModelRegistry
     router: TrafficStrategy
     store: ReleaseStore
-    hold: Hold
+    hold: Lease
     watch: Watcher = lambda _release: None
     source: dict[str, str] = field(default_factory=dict)
     last: Release | None = field(default=None, repr=False)
@@ -87,7 +88,7 @@ def open_run(
         registry=registry.connect(request.options.registry_uri),
         router=traffic.connect("ray_router", cluster, request),
         store=ReleaseStore(cluster, request.model, request.namespace),
-        hold=Hold(cluster, request.model, request.namespace, holder or release.local_holder(), request.options.lease_s),
+        hold=Lease(cluster, request.model, request.namespace, holder or release.local_holder(), request.options.lease_s),
         watch=watch,
         source=source or {},
     )
@@ -133,7 +134,7 @@ def begin(run: Run, *, first_version: bool = False) -> Release:
                 "run that request again to go on, or `kfp-serving rollback` to give it up"
             )
         _acquire(run)
-        return run.store.update(lambda record: setattr(record, "holder", run.hold.holder))
+        return run.store.take_over(run.hold.run)
     split = run.router.current()
     stable = split.stable if split else None
     if found is not None and found.phase == "promoted" and stable == request.version and found.request_digest == request.digest:
@@ -156,7 +157,7 @@ def begin(run: Run, *, first_version: bool = False) -> Release:
         split_before=asdict(split) if split else None,
         request=request.model_dump(mode="json"),
         request_digest=request.digest,
-        holder=run.hold.holder,
+        holder=run.hold.run,
         steps=[] if first_version else list(request.steps),
         started_unix_s=time.time(),
         made=made,
@@ -371,7 +372,7 @@ def roll_back(run: Run, reason: str = "asked for") -> Release:
             f"model {record.model}: {record.candidate_version} has been given all traffic and is being promoted; run the request again to finish it"
         )
     _acquire(run)
-    with run.hold.kept():
+    with contextlib.nullcontext():
         _undo(run, record, errors.RolledBack(f"model {record.model}: rolled back: {reason}"))
     return _record(run)
 
@@ -382,7 +383,7 @@ def finish(run: Run) -> Release | None:
     A run that was refused at the door left nothing (None); another run's release is not touched.
     """
     record = run.store.load()
-    if record is None or record.holder != run.hold.holder:
+    if record is None or record.holder != run.hold.run:
         return None
     if record.phase == "promoting":
         return promote(run)
@@ -398,7 +399,7 @@ def open_rollback(target: ModelTarget, cluster: Cluster | None = None, *, holder
     record = ReleaseStore(cluster, target.model, target.namespace).load()
     if record is None:
         raise errors.NotFound(f"model {target.namespace}/{target.model}: there is no release of it; nothing to roll back")
-    return open_run(PromoteRequest.model_validate(record.request), cluster, holder=holder, watch=watch)
+    return open_run(record.asked(), cluster, holder=holder, watch=watch)
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------------------
@@ -413,20 +414,20 @@ def _step(run: Run, name: str, *, until: release.Phase) -> Iterator[Release | No
     record = _record(run)
     if record.request_digest != run.request.digest:
         raise errors.ReleaseHeld(f"{run.store.ref}: it is the release of another request ({record.candidate_version}); this run stops here")
-    if record.phase in ("rolled_back", "inconclusive"):
+    if record.phase == "rolled_back":
         raise _as_error(record)
     if record.phase == "promoted":
         yield None
         return
     _acquire(run)
-    with run.hold.kept():
+    with contextlib.nullcontext():
         record = _record(run)
         if record.phase == "rolling_back":
             _undo(run, record, _as_error(record))  # the process that began this was killed: finish it
             raise _as_error(record)
         try:
             yield None if record.reached(until) else record
-            run.hold.assert_ours()
+            run.hold.keep()
         except (errors.ReleaseHeld, errors.StepOutOfOrder):
             raise  # somebody else is in charge now, or nothing was done
         except BaseException as error:
@@ -479,12 +480,14 @@ def _note(run: Run, step: str, message: str, *, ok: bool = True) -> Release:
 def _write(run: Run, step: str, message: str, *, ok: bool = True, **fields: Any) -> Release:
     """Change the record, tell the watcher, and put an Event on the stub."""
 
+    event = Event(unix_s=time.time(), step=step, message=message, ok=ok)
+
     def change(record: Release) -> None:
         for key, value in fields.items():
             setattr(record, key, value)
-        record.events.append({"unix_s": time.time(), "step": step, "message": message, "ok": ok})
+        record.events.append(event)
 
-    run.last = record = run.store.update(change)
+    run.last = record = run.store.update(change, epoch=ANY_EPOCH)
     with contextlib.suppress(errors.KfpServingError):  # an Event informs; the record is what counts
         run.cluster.create(_event(record, step, message, ok))
     _tell(run, record)
@@ -547,13 +550,8 @@ def _shift(run: Run, record: Release, weight_percent: float) -> None:
 
         page = run.router.ledger()
         history = counts.history(page, record.stable_version)
-        begun = {
-            "state": Judge(run.request.options.judge, history=history).state,
-            "cursor": counts.start(page),
-            "step": None,
-            "step_started_unix_s": 0.0,
-        }
-        run.store.update(lambda r: setattr(r, "judge", begun))
+        begun = JudgeState(state=Judge(run.request.options.judge, history=history).state, cursor=counts.start(page))
+        run.store.save_canary(run.store.update(lambda r: setattr(r, "judge", begun), epoch=ANY_EPOCH))
     _assert_still_runs(run, record.candidate_version)
     split = _split(run.request, stable=record.stable_version, candidate=record.candidate_version, weight_percent=weight_percent)
     run.router.set_weight(split)
@@ -602,15 +600,15 @@ def _judge_until(run: Run, index: int) -> None:
     record = _record(run)
     assert record.stable_version is not None and record.judge is not None
     stored = record.judge
-    judge = Judge(rules, stored["state"])
-    cursor = stored["cursor"]
-    started = stored["step_started_unix_s"] if stored["step"] == index else time.time()
+    judge = Judge(rules, stored.state)
+    cursor: dict[str, Any] = stored.cursor
+    started = time.time()
     renew_at = 0.0
     unwatched = True  # before the first look the lease may have lapsed: requests since then went by another weight
     readable_at = saved_at = time.monotonic()
     while True:
         time.sleep(rules.tick_s)
-        run.hold.assert_ours()
+        run.hold.keep()
         if time.monotonic() >= renew_at:
             _renew_weight(run, record, request.steps[index])
             renew_at = time.monotonic() + request.options.lease_s / 3
@@ -629,7 +627,7 @@ def _judge_until(run: Run, index: int) -> None:
         over = _budget_spent(rules, started, judge)
         decided = verdict.kind in ("fail", "error") or may_advance or over is not None
         if decided or time.monotonic() - saved_at >= 2.0:
-            stored = {"state": judge.state, "cursor": cursor, "step": index, "step_started_unix_s": started}
+            stored = JudgeState(state=judge.state, cursor=cursor, step=index)
             with contextlib.nullcontext() if decided else contextlib.suppress(errors.TemporaryError):  # the next look stores it too
                 record = _store_tick(run, stored, judge, verdict, request.steps[index])
             saved_at = time.monotonic()
@@ -662,15 +660,17 @@ def _budget_spent(rules: Any, started_unix_s: float, judge: Judge) -> str | None
     return None
 
 
-def _store_tick(run: Run, stored: dict[str, Any], judge: Judge, verdict: Verdict, weight_percent: float) -> Release:
-    point = {"unix_s": time.time(), "weight_percent": weight_percent, **judge.totals(), "e_fail": verdict.e_fail, "e_pass": verdict.e_pass}
+def _store_tick(run: Run, stored: JudgeState, judge: Judge, verdict: Verdict, weight_percent: float) -> Release:
+    totals = {"unix_s": time.time(), "weight_percent": weight_percent, **judge.totals(), "e_fail": verdict.e_fail, "e_pass": verdict.e_pass}
+    point = release.Point.model_validate(totals)
 
     def change(record: Release) -> None:
         record.judge = stored
-        record.verdict = verdict.as_dict()
+        record.verdict = Evidence.model_validate(verdict.as_dict())
         record.timeline.append(point)
 
-    run.last = record = run.store.update(change)
+    run.last = record = run.store.update(change, epoch=ANY_EPOCH)
+    run.store.save_canary(record)
     _tell(run, record)
     return record
 
@@ -690,19 +690,18 @@ def _undo(run: Run, record: Release, error: BaseException) -> None:
     began = time.monotonic()
     stable = record.stable_version
     back = _give_back(run, record, stable) if stable is not None else None
-    failure = record.failure or {"error": type(error).__name__, "message": str(error)}
+    failure = record.failure or Failure(error=type(error).__name__, message=str(error))
     told = f"all traffic back to {stable}: " if back else "the router is not in serveConfigV2, users get what is in it now: " if stable else ""
-    record = _write(run, "roll back", told + failure["message"], ok=False, phase="rolling_back", failure=failure, weight_percent=0.0)
+    record = _write(run, "roll back", told + failure.message, ok=False, phase="rolling_back", failure=failure, weight_percent=0.0)
     if back is not None:
         _wait_applied(run, back)
         _verify_answers(run, stable)
         seconds = time.monotonic() - began
-        rollback = record.rollback or {"seconds": round(seconds, 2), "leaked_requests": _leaked_requests(run, record), "reason": failure["message"]}
+        rollback = record.rollback or Rollback(seconds=round(seconds, 2), leaked_requests=_leaked_requests(run, record), reason=failure.message)
         _write(run, "roll back", f"{stable} answers everything after {seconds:.1f} s", rollback=rollback)
     _tidy_up(run, record)
-    phase: release.Phase = "inconclusive" if failure["error"] == "Inconclusive" else "rolled_back"
     serves = f"{stable} serves" if back else "what is in serveConfigV2 serves" if stable else "nothing serves"
-    _finish(run, phase, f"{record.candidate_version} is taken back; {serves}")
+    _finish(run, "rolled_back", f"{record.candidate_version} is taken back; {serves}")
 
 
 def _give_back(run: Run, record: Release, stable: str) -> Split | None:
@@ -767,17 +766,17 @@ def _finish(run: Run, phase: release.Phase, message: str) -> Release:
 
 
 def _as_error(record: Release) -> errors.KfpServingError:
-    failure = record.failure or {"error": "RolledBack", "message": f"model {record.model}: rolled back"}
-    kind = getattr(errors, str(failure["error"]), errors.RolledBack)
+    failure = record.failure or Failure(message=f"model {record.model}: rolled back")
+    kind = getattr(errors, failure.error, errors.RolledBack)
     if not (isinstance(kind, type) and issubclass(kind, errors.KfpServingError)):
         kind = errors.RolledBack
-    return kind(str(failure["message"]))
+    return kind(failure.message)
 
 
 def _leaked_requests(run: Run, record: Release) -> int | None:
     """Users' requests that the candidate answered after the last look; None when nobody can say. The way back does not depend on it."""
     try:
-        cursor = (record.judge or {})["cursor"]
+        cursor = record.judge.cursor if record.judge else {}["cursor"]
         return max(0, counts.total_requests(run.router.ledger(), record.candidate_version) - counts.requests_at(cursor, record.candidate_version))
     except (errors.KfpServingError, KeyError, TypeError, ValueError):
         return None
@@ -789,7 +788,7 @@ def _release_id(record: Release) -> str:
 
 
 def _sentence(record: Release) -> str:
-    return str((record.verdict or {}).get("sentence") or (record.failure or {}).get("message", ""))
+    return record.sentence
 
 
 # --- manifests --------------------------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_d4_a_statistics_page_that_cannot_be_read_does_not_keep_users_on_a_bad_v
         rollout.promote_with_canary(world.run(asked(), watch=break_the_page))
     assert world.split() == ("v1", None, 0.0)
     record = world.record()
-    assert record.phase == "rolled_back" and record.rollback is not None and record.rollback["leaked_requests"] is None
+    assert record.phase == "rolled_back" and record.rollback is not None and record.rollback.leaked_requests is None
 
 
 def test_d4_nothing_is_read_between_the_verdict_and_the_weight_but_the_rayservice_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
