@@ -427,7 +427,8 @@ def _step(run: Run, name: str, *, until: release.Phase) -> Iterator[Release | No
             raise _as_error(record)
         try:
             yield None if record.reached(until) else record
-            run.hold.keep()
+            if run.hold.held:
+                run.hold.keep()
         except (errors.ReleaseHeld, errors.StepOutOfOrder):
             raise  # somebody else is in charge now, or nothing was done
         except BaseException as error:
@@ -776,9 +777,10 @@ def _as_error(record: Release) -> errors.KfpServingError:
 def _leaked_requests(run: Run, record: Release) -> int | None:
     """Users' requests that the candidate answered after the last look; None when nobody can say. The way back does not depend on it."""
     try:
-        cursor = record.judge.cursor if record.judge else {}["cursor"]
+        cursor = record.judge.cursor if record.judge else {"cursor": None}["cursor"]
+        assert cursor is not None
         return max(0, counts.total_requests(run.router.ledger(), record.candidate_version) - counts.requests_at(cursor, record.candidate_version))
-    except (errors.KfpServingError, KeyError, TypeError, ValueError):
+    except (errors.KfpServingError, AssertionError, KeyError, TypeError, ValueError):
         return None
 
 
