@@ -17,7 +17,7 @@ from kfp_components.cluster import Cluster, Ref
 from kfp_components.cluster.faults import Fault, Killed, Script, wrap
 from kfp_components.cluster.memory import MemoryCluster
 from kfp_components.phases import Phase
-from kfp_components.release import Event, Evidence, Failure, Held, JudgeState, PastRelease, Point, Release, ReleaseStore, Rollback, record
+from kfp_components.release import Event, Evidence, Failure, Held, JudgeState, PastRelease, Point, Release, ReleaseStore, Rollback, points, record
 from kfp_components.release.sparse import dense, sparse
 from kfp_components.request import parse as parse_request
 
@@ -190,12 +190,12 @@ def test_d22_the_record_of_a_long_canary_is_below_10_kb_and_what_it_measured_lie
         Point(unix_s=1_790_000_000.5 + i, weight_percent=10, requests=arms, failures=arms, latency_ms=slow, e_fail=i / 3, e_pass=1 / 3)
         for i in range(2000)
     ]
-    newest = made.timeline[-1]
+    newest = made.timeline[-1].model_copy(update={"e_fail": 666.333, "e_pass": 0.333333})
     made.judge = JudgeState(state={"latency_counts": [0] * 90 + [7] + [0] * 109}, cursor={"r": {"v": {"latency_counts": [0] * 200}}}, step=1)
     store.update(lambda found: found.__dict__.update(made.__dict__), epoch=made.epoch)
     store.save_canary(made)
     assert len(world.text().encode()) < 10_000
-    assert len(world.text(CANARY, "judge.json")) < 250 and len(world.text(CANARY, "timeline.json")) < 100_000
+    assert len(world.text(CANARY, "judge.json")) < 250 and len(world.text(CANARY, "timeline.json")) < 30_000
     found = world.loaded()
     assert found.timeline[-1] == newest and len(found.timeline) <= record.TIMELINE_POINTS and found.judge == made.judge
     assert found.events[0].unix_s == first.unix_s and found.events[-1].unix_s == last.unix_s and found.events[-1].message.startswith("199: the")
@@ -228,6 +228,17 @@ def test_d22_sparse_lists_come_back_exactly(value: Any) -> None:
     coded = json.loads(json.dumps(sparse(value)))
     assert repr(dense(coded)) == repr(value)  # repr tells 0 from 0.0 and from -0.0
     assert len(json.dumps(sparse([0] * 200))) < 25
+
+
+def test_points_are_short_and_what_they_lack_stays_missing() -> None:
+    whole = Point(
+        unix_s=1.25, weight_percent=10.0, requests={"stable": 9, "candidate": 1}, latency_ms={"stable": {"p50": 12.5, "p95": None}}, e_pass=2.0
+    )
+    timeline = [Point(unix_s=0.5), whole, Point(unix_s=2.0, disconnects={"stable": 1})]
+    packed = json.loads(json.dumps(points.pack(timeline)))
+    found = points.unpack(packed)
+    assert found[1] == whole and found[2].disconnects == {"stable": 1} and found[0].requests == {} and points.unpack(points.pack(found)) == found
+    assert points.unpack([point.model_dump() for point in timeline]) == timeline and points.unpack(points.pack([])) == []
 
 
 # --- schema -----------------------------------------------------------------------------------------------------------------------
