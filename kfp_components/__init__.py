@@ -3,7 +3,7 @@
 Reading order is the order in which data flows:
 
 1.  ``errors``    the error tree, sorted by what the caller does
-2.  ``names``     every derived name, label, annotation and field manager
+2.  ``names``     every derived name, label, annotation and field manager; ``phases`` of a release, the only list of them
 3.  ``request``   ``PromoteRequest``: what is asked for, checked at birth
 4.  ``release``   ``Release``: the state of one promotion, kept in the cluster; a Lease per model
 5.  ``serving``   pure manifests and readers: RayService, InferenceService stub, alias

@@ -13,7 +13,7 @@ from kfp_components import errors, names, phases
 from kfp_components.clock import Clock, SystemClock
 from kfp_components.cluster import Cluster, Manifest, Ref
 from kfp_components.phases import Phase
-from kfp_components.release import record
+from kfp_components.release import points, record
 from kfp_components.release.record import JudgeState, Point, Release
 from kfp_components.release.sparse import dense, sparse
 
@@ -135,9 +135,9 @@ class ReleaseStore:
         """
         release.timeline = record.thin(release.timeline)
         about = json.dumps({"release": release.identity, "epoch": release.epoch}, separators=(",", ":"))
-        points = ",".join(point.model_dump_json() for point in release.timeline)
+        timeline = json.dumps(points.pack(release.timeline), separators=(",", ":"))
         judge = json.dumps(sparse(release.judge.model_dump()) if release.judge else None, separators=(",", ":"))
-        data = {ABOUT: about, TIMELINE: f"[{points}]", JUDGE: judge}
+        data = {ABOUT: about, TIMELINE: timeline, JUDGE: judge}
         for attempt in self._retrying(errors.Unreachable, errors.Conflict):
             with attempt:
                 version, self._canary_version = self._canary_version or self._canary_written_before(release.epoch), None
@@ -257,7 +257,7 @@ def _canary_of(manifest: Manifest | None) -> _Canary:
     try:
         about = json.loads(data[ABOUT])
         judge = dense(json.loads(data[JUDGE]))
-        timeline = tuple(map(Point.model_validate, json.loads(data[TIMELINE])))
+        timeline = tuple(points.unpack(json.loads(data[TIMELINE])))
         return _Canary(str(about["release"]), int(about["epoch"]), timeline, JudgeState.model_validate(judge) if judge else None)
     except (KeyError, TypeError, ValueError):
         return _Canary()

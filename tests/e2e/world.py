@@ -17,6 +17,7 @@ from kfp_components.cluster.kubernetes import KubernetesCluster
 from kfp_components.local.demo import RAY_CLUSTER
 from kfp_components.local.environment import DEFAULT_NAMESPACE, Embedded
 from kfp_components.local.load import Users
+from kfp_components.release import ReleaseStore
 from kfp_components.request import PromoteRequest, parse
 
 NAMESPACE = DEFAULT_NAMESPACE
@@ -86,7 +87,7 @@ def snapshot(cluster: KubernetesCluster) -> dict[str, Any]:
         assert kind in KINDS
         for item in cluster.list(kind, NAMESPACE):
             metadata = item["metadata"]
-            if kind == "ConfigMap" and metadata["name"].endswith("-release"):
+            if kind == "ConfigMap" and metadata["name"].endswith(("-release", "-release-canary")):
                 continue
             kept = {name: metadata.get(name) for name in ("labels", "annotations", "ownerReferences", "finalizers")}
             status = item.get("status") or {}
@@ -96,10 +97,9 @@ def snapshot(cluster: KubernetesCluster) -> dict[str, Any]:
 
 
 def record_of(cluster: KubernetesCluster, model: str) -> dict[str, Any]:
-    found = cluster.get(Ref("ConfigMap", names.release(model), NAMESPACE))
+    found = ReleaseStore(cluster, model, NAMESPACE).load()
     assert found is not None
-    record: dict[str, Any] = json.loads(found["data"]["release.json"])
-    return record
+    return found.model_dump(mode="json")
 
 
 def clean(embedded: Embedded) -> None:
