@@ -104,7 +104,7 @@ SCENARIOS = {
 
 # --- what goes wrong ----------------------------------------------------------------------------------------------------------------
 
-KINDS = ("error", "away", "denied", "killed-before", "killed-after", "taken-over")
+KINDS = ("error", "answer-lost", "away", "denied", "killed-before", "killed-after", "taken-over")
 
 
 class Disturbed(Script):
@@ -113,6 +113,7 @@ class Disturbed(Script):
     def __init__(self, kind: str, at: int, clock: Clock, meanwhile: Callable[[], None]) -> None:
         faults = {
             "error": [Fault("error", at)],
+            "answer-lost": [Fault("answer lost", at)],
             "away": [Fault("error", at, for_s=AWAY_S)],
             "denied": [Fault("error", at, error=errors.PermissionDenied, calls=1_000_000)],
             "killed-before": [Fault("killed before", at)],
@@ -220,6 +221,8 @@ class Case:
             6: phase == "held",
         }
         self._must(fits.get(code, False), "exit", f"{code} with phase {phase}")
+        if self.kind in ("error", "answer-lost"):
+            self._must(code == scenario.exit_code, "retry", f"a fault that comes once stopped the run: {end}")
         http = "http." in self.call
         if scenario.ends == "promoted" and code == 4:
             self._must(http and self.kind == "denied", "fault", "a fault of the surroundings took a good version back")
@@ -306,15 +309,16 @@ def calls(scenario: str) -> tuple[Record, ...]:
 def different(scenario: str, kind: str) -> list[int]:
     """The calls at which a fault of this kind can come to something else than at another one.
 
-    A process that is killed leaves what it has written: only its writes count. A fault of a read that is made again with no write of this run in
-    between is the same fault, and so is one of a review of rights beside another one. Events are no state. `calls` are all.
+    A process that is killed leaves what it has written, so only its writes count; so it is with answers that are lost. A fault of a read that is made
+    again with no write of this run in between is the same fault, and so is one of a review of rights beside another one. Events are no state.
+    `calls` are all.
     """
     found: dict[Any, int] = {}
     written = 0
     for call in calls(scenario):
         if (call.write or call.owner == "registry") and "Event " not in call.what:
             written = call.number
-        elif kind.startswith("killed"):
+        elif kind.startswith("killed") or kind == "answer-lost":
             continue
         what = "" if call.method == "may" else call.what
         found.setdefault((call.owner, call.method, what, written), call.number)
