@@ -36,6 +36,7 @@ def begin(run: Run, *, first_version: bool = False) -> Release:
     preflight.check_permissions(run.cluster, request)
     found = run.persist(run.store.load)
     if found is not None and not found.done and found.request_digest == request.digest:
+        run.record = found
         take(run)
         return journal.current(run)
     if found is not None and not found.done:
@@ -45,6 +46,9 @@ def begin(run: Run, *, first_version: bool = False) -> Release:
     if found is not None and found.phase == "promoted" and stable == request.version and found.request_digest == request.digest:
         return found
     if stable == request.version:
+        found = run.persist(run.store.load)  # another run may just have finished this very request
+        if found is not None and found.phase == "promoted" and found.request_digest == request.digest:
+            return found
         raise errors.RequestInvalid(f"model {request.model}: version {request.version} is what users get already; give a new version")
     if stable is not None and first_version:
         raise errors.RequestInvalid(
@@ -52,6 +56,8 @@ def begin(run: Run, *, first_version: bool = False) -> Release:
         )
     situation = preflight.check(run.cluster, run.registry, request, stable_version=stable, first_version=first_version)
     run.persist(run.lease.acquire)
+    if _state(run.persist(run.store.load)) != _state(found):  # another run began or ended a release while this one looked
+        return begin(run, first_version=first_version)
     record = Release(
         epoch=(found.epoch if found else 0) + 1,
         model=request.model,
@@ -95,6 +101,10 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
     )
     stub = () if stable is not None and situation.stub_exists else tuple(manifests.stub_plan(run, stable or run.request.version))
     return Plan((change,) if after != before else ()) + manifests.alias_plan(run) + Plan(stub)
+
+
+def _state(record: Release | None) -> tuple[int, str, float] | None:
+    return None if record is None else (record.epoch, record.phase, record.started_unix_s)
 
 
 def _make_way(run: Run, found: Release) -> Release:

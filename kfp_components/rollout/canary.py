@@ -85,10 +85,12 @@ def _shift(run: Run, record: Release, weight_percent: float) -> None:
     if record.phase == "held":  # a new budget; the evidence stays
         seen = judge.state["candidate"]["requests"]
         judge = judge.model_copy(update={"watched_s": 0.0, "requests_before": seen})
+    record.judge = judge
+    run.persist(lambda: run.store.save_canary(record))  # before the first request: a process that comes after a kill goes on with it
     weights.assert_runs(run, record.candidate_version)
     split = weights.split(run, stable=record.stable_version, candidate=record.candidate_version, weight_percent=weight_percent)
     if record.phase != "canary":  # first it is said that the candidate may have traffic: whoever comes after a kill here gives it back
-        journal.advance(run, "canary", f"{record.candidate_version} gets its first requests", judge=judge, held=None)
+        journal.advance(run, "canary", f"{record.candidate_version} gets its first requests", held=None)
     run.router.set_weight(split)
     seconds = weights.wait_applied(run, split)
     message = f"{weight_percent:g} % of the requests go to {record.candidate_version} (effective after {seconds:.1f} s)"

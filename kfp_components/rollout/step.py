@@ -23,7 +23,7 @@ def step(run: Run, name: str, *, until: Phase) -> Iterator[Release | None]:
     weight lapses, and the record says where to go on. `ReleaseHeld` when another request or another run is in charge; what stopped a release that
     was taken back is raised again.
     """
-    record = journal.read(run)
+    record = _read(run)
     if record.request_digest != run.request.digest:
         raise errors.ReleaseHeld(f"{run.store.ref}: it is the release of another request ({record.candidate_version}); this run stops here")
     if record.phase == "rolled_back":
@@ -49,11 +49,30 @@ def step(run: Run, name: str, *, until: Phase) -> Iterator[Release | None]:
             put_down(run)
 
 
+def _read(run: Run) -> Release:
+    """The record. `NotFound` when there is none; when it cannot be read, what users have is told from what this run knows."""
+    try:
+        return journal.read(run)
+    except (errors.NotFound, errors.NameTaken, errors.RecordTooNew):
+        raise
+    except errors.KfpServingError as error:
+        if run.record is not None:
+            raise undo.left(run, str(error)) from error
+        raise errors.ReleaseLeft(
+            f"{error}. This step touched nothing; a candidate's weight lapses by itself. The same command goes on when the record can be read"
+        ) from error
+
+
 def take(run: Run) -> None:
     """Take the Lease and, the first time, the release: an older process that wakes is refused from here on. `ReleaseHeld` names who has it."""
-    run.persist(run.lease.acquire)
-    if run.epoch == 0:
-        adopt(run, run.persist(lambda: run.store.take_over(run.holder)))
+    try:
+        run.persist(run.lease.acquire)
+        if run.epoch == 0:
+            adopt(run, run.persist(lambda: run.store.take_over(run.holder)))
+    except (errors.ReleaseHeld, errors.RecordTooNew):
+        raise
+    except errors.KfpServingError as error:
+        raise undo.left(run, str(error)) from error
 
 
 def adopt(run: Run, record: Release) -> None:

@@ -52,7 +52,9 @@ def take_back(run: Run, error: BaseException) -> Release:
     if left_behind:
         error.add_note(f"Left behind: {'; '.join(left_behind)}.")
     serves = f"{stable} serves" if back else "what is in serveConfigV2 serves" if stable else "nothing serves"
-    return finish(run, "rolled_back", f"{record.candidate_version} is taken back; {serves}")
+    finished = finish(run, "rolled_back", f"{record.candidate_version} is taken back; {serves}")
+    error.add_note(f"{record.candidate_version} is taken back; {serves} all requests." if stable else f"{record.candidate_version} is taken back.")
+    return finished
 
 
 def hold(run: Run, error: BaseException) -> Release:
@@ -207,12 +209,12 @@ def verify(run: Run, version: str, *, strict: bool) -> None:
 
 
 def finish(run: Run, phase: Phase, message: str) -> Release:
-    """The end of a release."""
+    """The end of a release: nobody needs the Lease any more, then the record says so. Killed in between, the same command does the rest."""
+    with contextlib.suppress(errors.KfpServingError):  # it lapses by itself
+        run.persist(run.lease.release)
     record = journal.write(run, phase.replace("_", " "), message, ok=phase == "promoted", phase=phase, finished_unix_s=run.clock.now_unix_s())
     with contextlib.suppress(errors.KfpServingError):  # the history of the canary, for the report
         run.store.save_canary(record)
-    with contextlib.suppress(errors.KfpServingError):  # it lapses by itself
-        run.lease.release()
     return record
 
 
