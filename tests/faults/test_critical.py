@@ -238,7 +238,7 @@ def test_case_06_a_first_version_that_fails_leaves_what_was_there(world: World, 
     world.rayservice(text)
     with pytest.raises(errors.SmokeFailed) as caught:
         world.deploy(asked("v1", smoke=[WRONG]))
-    assert caught.value.exit_code == 4 and not getattr(caught.value, "__notes__", [])
+    assert caught.value.exit_code == 4 and caught.value.__notes__ == ["v1 is taken back."]
     assert world.record().phase == "rolled_back" and world.serve.applications() == {}
     comment = text.partition("#")[2].strip()
     assert comment in world.text()
