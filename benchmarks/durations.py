@@ -188,8 +188,15 @@ def cluster(runs: int, tell: Tell) -> list[Row]:
                 tell("v1 runs")
                 api.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "durations", "namespace": DEFAULT_NAMESPACE}})
                 for number in range(ROLLBACKS):
-                    run = rollout.open_run(demo.request(f"v{number + 2}", lease_s=600.0), api)
-                    for step in (rollout.register, rollout.deploy, rollout.create_alias, rollout.create_stub, rollout.smoke):
+                    asked = demo.request(f"v{number + 2}", lease_s=600.0).model_copy(update={"steps": (max(WEIGHTS),)})
+                    run = rollout.open_run(asked, api)
+                    for step in (
+                        rollout.register_model,
+                        rollout.deploy_rayservice,
+                        rollout.create_alias,
+                        rollout.create_inference_service,
+                        rollout.smoke_inference,
+                    ):
                         step(run)
                     tell(f"v{number + 2} runs beside v1")
                     for weight in WEIGHTS[:runs] if number == 0 else ():
