@@ -114,6 +114,8 @@ class ReleaseStore:
     def take_over(self, holder: str) -> Release:
         """Raise the epoch, so that every earlier process is refused, and write the holder; returns the record with what its canary measured.
 
+        One that has ended is returned as it is.
+
         Raises `NotFound` when there is no record, `RecordTooNew` as `update`. When an answer is lost, the epoch may rise by more than one.
         """
         for attempt in self._retrying(errors.Unreachable, errors.Conflict):
@@ -121,6 +123,8 @@ class ReleaseStore:
                 found = self._found()
                 self._canary = None  # the process before may have written it since
                 release = self._writable(found)
+                if release.done:
+                    break  # nothing to take over
                 release.epoch += 1
                 release.holder = holder
                 self.cluster.replace(self._with_text(found, self._written(release)))

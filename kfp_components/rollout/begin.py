@@ -33,7 +33,6 @@ def begin(run: Run, *, first_version: bool = False) -> Release:
     Raises an `InputError` before anything is written; `ReleaseHeld` when another run is at it, or another request's release is unfinished.
     """
     request = run.request
-    preflight.check_permissions(run.cluster, request)
     found = run.persist(run.store.load)
     if found is not None and not found.done and found.request_digest == request.digest:
         run.record = found
@@ -57,6 +56,7 @@ def begin(run: Run, *, first_version: bool = False) -> Release:
     situation = preflight.check(run.cluster, run.registry, request, stable_version=stable, first_version=first_version)
     run.persist(run.lease.acquire)
     if _state(run.persist(run.store.load)) != _state(found):  # another run began or ended a release while this one looked
+        run.persist(run.lease.release)
         return begin(run, first_version=first_version)
     record = Release(
         epoch=(found.epoch if found else 0) + 1,

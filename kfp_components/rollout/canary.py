@@ -104,7 +104,7 @@ def _begin(run: Run, record: Release, stable: str) -> JudgeState:
     """Counts from before the canary are stable's history, which sets the margins, and not the candidate's traffic."""
     from kfp_components.judge.verdict import Judge  # numpy: only the steps that judge pay for it
 
-    page = run.router.ledger()
+    page = run.persist(run.router.ledger)
     judge = Judge(run.request.options.judge, history=counts.history(page, stable))
     return JudgeState(state=judge.state, cursor=counts.start(page), step=None)
 

@@ -93,7 +93,7 @@ def _names_follow(run: Run, record: Release, split: Split) -> None:
         items.insert(0, ("registry", "alias previous", partial(run.registry.move, name, "previous", record.stable_version)))
     for where, what, write in items:
         try:
-            run.lease.keep()
+            run.keep()
             write()
         except (errors.InputError, errors.Conflict) as error:
             journal.note(run, where, f"{what}: not done: {error}", ok=False)

@@ -13,16 +13,21 @@ from kfp_components.rollout.step import put_down, take
 def roll_back(run: Run, reason: str = "asked for") -> Release:
     """Give up an unfinished release: all traffic to stable in one write, verified by probes, then tidy up.
 
-    One that is being promoted goes back as long as its old version is there (else `ApplicationRemoved`, and nothing is written). A finished release
-    is left as it is: then this only verifies that the version that should answer does.
+    One that is being promoted goes back as long as its old version is there. A finished release is left as it is: then this only verifies that the
+    version that should answer does. Raises `ReleaseLeft` when it could not be finished: the same again goes on.
     """
     record = journal.read(run)
     if record.done:
         undo.verify(run, _serving(record), strict=True)
         return record
-    take(run)
+    if take(run).done:
+        return journal.current(run)
     try:
         return undo.take_back(run, errors.RolledBack(f"model {record.model}: rolled back: {reason}"))
+    except errors.ReleaseHeld:
+        raise
+    except errors.KfpServingError as error:
+        raise undo.left(run, f"the way back is not finished: {error}") from error
     finally:
         put_down(run)
 
@@ -42,7 +47,7 @@ def finish_release(run: Run) -> Release | None:
     try:
         if record.phase == "promoting":
             return promote_model(run)
-        take(run)
+        record = take(run)
         if record.phase == "rolling_back":
             return undo.take_back(run, undo.as_error(record))
         if record.phase == "canary":

@@ -71,15 +71,19 @@ class Run:
         """``call()``, tried again for `PATIENCE_S` while nobody answers."""
         return persist(call, self.clock, PATIENCE_S)
 
-    def pause(self, seconds: float) -> None:
-        """Wait, and keep the Lease meanwhile. Raises `ReleaseHeld` when another run has taken it.
+    def keep(self) -> None:
+        """Renew the Lease when it is time. Raises `ReleaseHeld` when another run has taken it.
 
         That it cannot be renewed just now stops nobody: it is seen when it can, and what this run writes carries its epoch.
         """
+        with contextlib.suppress(errors.Unreachable):
+            self.lease.keep()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, and keep the Lease meanwhile. Raises `ReleaseHeld` when another run has taken it."""
         end = self.clock.monotonic() + seconds
         while True:
-            with contextlib.suppress(errors.Unreachable):
-                self.lease.keep()
+            self.keep()
             left_s = end - self.clock.monotonic()
             if left_s <= 0:
                 return

@@ -31,15 +31,19 @@ def step(run: Run, name: str, *, until: Phase) -> Iterator[Release | None]:
     if record.phase == "promoted":
         yield None
         return
-    take(run)
+    record = take(run)
+    if record.done:  # another run has ended it meanwhile
+        if record.phase == "rolled_back":
+            raise undo.as_error(record)
+        yield None
+        return
     with _termination_raises():
         try:
-            record = journal.current(run)
             if record.phase == "rolling_back":  # the process that began this was killed: finish it
                 raise undo.as_error(record)
             yield None if record.reached(until) else record
             if not journal.current(run).done:
-                run.lease.keep()
+                run.keep()
         except BaseException as error:
             settled = settle(run, name, error)
             if settled is error:
@@ -63,12 +67,20 @@ def _read(run: Run) -> Release:
         ) from error
 
 
-def take(run: Run) -> None:
-    """Take the Lease and, the first time, the release: an older process that wakes is refused from here on. `ReleaseHeld` names who has it."""
+def take(run: Run) -> Release:
+    """Take the Lease and, the first time, the release: an older process that wakes is refused from here on. `ReleaseHeld` names who has it.
+
+    Returns the record; one that another run has ended meanwhile is not taken.
+    """
     try:
-        run.persist(run.lease.acquire)
+        if not run.lease.held:
+            run.persist(run.lease.acquire)
         if run.epoch == 0:
             adopt(run, run.persist(lambda: run.store.take_over(run.holder)))
+        record = journal.current(run)
+        if record.done:
+            run.persist(run.lease.release)
+        return record
     except (errors.ReleaseHeld, errors.RecordTooNew):
         raise
     except errors.KfpServingError as error:

@@ -171,7 +171,7 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
     left_behind: list[str] = []
     for what, do in (*in_cluster, *in_registry):
         try:
-            run.lease.keep()
+            run.keep()
             do()
         except errors.ReleaseHeld:
             raise
@@ -263,7 +263,7 @@ def _let_go(run: Run) -> None:
 
 def _who_serves(run: Run, record: Release) -> str:
     if record.phase == "promoting":
-        return f"{record.candidate_version} has been given all traffic"
+        return f"all traffic is being moved from {record.stable_version or 'nothing'} to {record.candidate_version}; users get the one or the other"
     if record.phase == "canary":
         lease_s = run.request.options.lease_s
         return f"{record.stable_version} gets all requests again by itself within {lease_s:g} s, when the candidate's weight lapses"

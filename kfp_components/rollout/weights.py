@@ -40,7 +40,7 @@ def wait_applied(run: Run, wanted: Split) -> float:
         except errors.WaitTimeout:
             if left_s <= slice_s:
                 raise
-        run.lease.keep()
+        run.keep()
         if wanted.candidate is not None and wanted.weight_percent:
             wanted = split(run, stable=wanted.stable, candidate=wanted.candidate, weight_percent=wanted.weight_percent)
             run.router.set_weight(wanted)
@@ -73,7 +73,7 @@ def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bo
                 if diagnosis:
                     raise errors.DeployFailed(diagnosis) from None
                 raise
-        run.lease.keep()
+        run.keep()
 
 
 def assert_runs(run: Run, version: str) -> None:

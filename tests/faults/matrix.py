@@ -250,16 +250,17 @@ class Case:
         self._users("after the same command again")
         if phase != scenario.then:
             return
-        self._must(world.lease() is None, "left over", "the Lease")
+        denied = self.kind == "denied"  # what may not be removed is left, and said
+        self._must(denied or world.lease() is None, "left over", "the Lease")
         candidate = REQUEST.version if scenario.works[0] == ("v1",) else FIRST.version
         if scenario.then == "promoted":
             self._must(world.users_get() == (candidate,), "again", f"users get {world.users_get()}")
         else:
             self._must(world.users_get() == scenario.works[0], "again", f"users get {world.users_get()}")
-            self._must(f"{MODEL}-{candidate}" not in world.serve.applications(), "left over", "the candidate's application")
+            self._must(denied or f"{MODEL}-{candidate}" not in world.serve.applications(), "left over", "the candidate's application")
             for name, was in self.front.items():
-                self._must(_front(world)[name] == was, "left over", f"{name} is not as it was before")
-        if self.kind != "taken-over":
+                self._must(denied or _front(world)[name] == was, "left over", f"{name} is not as it was before")
+        if self.kind != "taken-over" and not (self.kind == "denied" and "registry." in self.call):  # what it refuses is noted, and left
             aliases = world.registry.aliases(f"{NAMESPACE}.{MODEL}")
             self._must("candidate" not in aliases, "registry", "alias candidate is still there")
             self._must(scenario.then != "promoted" or aliases.get("champion") == candidate, "registry", f"champion is {aliases.get('champion')}")
