@@ -128,14 +128,7 @@ def test_a_killed_run_is_finished_by_the_same_command(cluster: KubernetesCluster
 def test_when_nobody_runs_traffic_returns_by_itself(cluster: KubernetesCluster, users: Callable[..., Any], tmp_path: Path) -> None:
     model, lease_s = "abandoned", seconds(10)
     first(cluster, tiny(model, "v1"))
-    never = {
-        "judge_latency": False,
-        "error_margin_percent": 0.01,
-        "tick_s": 0.3,
-        "max_minutes": 60.0,
-        **STEADY,
-    }  # so strict that it does not end by itself
-    request = write(tiny(model, "v2", lease_s=lease_s, judge=never), tmp_path / "request.yaml")
+    request = write(tiny(model, "v2", lease_s=lease_s, judge=NEVER), tmp_path / "request.yaml")
     with users(model) as sending:
         process = subprocess.Popen([sys.executable, "-m", "kfp_components.cli", "promote", str(request)], stdout=subprocess.DEVNULL)
         try:
@@ -151,6 +144,61 @@ def test_when_nobody_runs_traffic_returns_by_itself(cluster: KubernetesCluster, 
     target = parse_target({"model": model, "namespace": NAMESPACE, "rayservice": RAYSERVICE})
     assert rollout.roll_back(rollout.open_rollback(target, cluster), "test").phase == "rolled_back"
     assert names.application(model, "v2") not in rayservice.applications(serve_config(cluster))
+
+
+NEVER = {"judge_latency": False, "error_margin_percent": 0.01, "tick_s": 0.3, "max_minutes": 60.0, **STEADY}
+"""So strict that it does not end by itself."""
+
+
+@pytest.mark.core
+def test_a_paused_process_that_wakes_changes_nothing(cluster: KubernetesCluster, users: Callable[..., Any], tmp_path: Path) -> None:
+    """Stopped for longer than its Lease, while another process gives the release up; then it goes on."""
+    model = "paused"
+    first(cluster, tiny(model, "v1"))
+    request = write(tiny(model, "v2", lease_s=seconds(10), judge=NEVER), tmp_path / "request.yaml")
+    with users(model) as sending:
+        promote = [sys.executable, "-m", "kfp_components.cli", "promote", str(request)]
+        process = subprocess.Popen(promote, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            until(lambda: effective(cluster, model) == ("v1", 20.0), "the router to give v2 its share", 120)
+            os.kill(process.pid, signal.SIGSTOP)
+            given_up = command("rollback", model, "--namespace", NAMESPACE, "--rayservice", RAYSERVICE)
+            assert given_up.returncode == 0, given_up.stdout + given_up.stderr
+            before = snapshot(cluster)
+            os.kill(process.pid, signal.SIGCONT)
+            _, told = process.communicate(timeout=seconds(120))
+        finally:
+            process.kill()
+            process.wait()
+        assert process.returncode == 3 and "ReleaseHeld" in told, told
+        sending.wait_for_answers(20)
+        tally = sending.stop()
+    assert snapshot(cluster) == before and record_of(cluster, model)["phase"] == "rolled_back"
+    assert effective(cluster, model) == ("v1", 0.0)
+    assert not tally.failed, tally
+
+
+def test_a_terminated_step_gives_the_traffic_back_itself(cluster: KubernetesCluster, users: Callable[..., Any], tmp_path: Path) -> None:
+    """Kubeflow's Terminate: SIGTERM, and no exit handler."""
+    model = "terminated"
+    first(cluster, tiny(model, "v1"))
+    request = write(tiny(model, "v2", lease_s=600.0, judge=NEVER), tmp_path / "request.yaml")
+    with users(model) as sending:
+        promote = [sys.executable, "-m", "kfp_components.cli", "promote", str(request)]
+        process = subprocess.Popen(promote, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            until(lambda: effective(cluster, model) == ("v1", 20.0), "the router to give v2 its share", 120)
+            process.terminate()
+            assert process.wait(timeout=seconds(120)) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+            process.wait()
+        assert effective(cluster, model) == ("v1", 0.0), "at once: the lease is ten minutes long"
+        assert record_of(cluster, model)["phase"] == "canary"
+        assert names.application(model, "v2") in rayservice.applications(serve_config(cluster))
+        assert not sending.stop().failed
+    target = parse_target({"model": model, "namespace": NAMESPACE, "rayservice": RAYSERVICE})
+    assert rollout.roll_back(rollout.open_rollback(target, cluster), "test").phase == "rolled_back"
 
 
 def lease_end(cluster: KubernetesCluster, model: str) -> float | None:
