@@ -136,7 +136,10 @@ class Options(_Part):
         default_factory=list, description="Serve deployment overrides: name, num_replicas, ray_actor_options, ..."
     )
     runtime_env: dict[str, Any] = Field(default_factory=dict, description="env_vars always; code or packages only where the RayService allows it")
-    smoke: tuple[SmokeCase, ...] = Field((), description="beside the protocol's own health checks")
+    smoke: tuple[SmokeCase, ...] = Field(
+        (), description="beside the protocol's own health checks; with protocol json, which has none, at least one case, or the word none"
+    )
+    skip_smoke: bool = Field(False, description="what `smoke: none` sets")
     protocol: Literal["v2", "json"] = Field("v2", description="v2: the health endpoints of the Open Inference Protocol are checked too")
     judge: JudgeRules = JudgeRules()
     on_inconclusive: Literal["hold", "roll_back", "promote"] = Field(
@@ -153,6 +156,13 @@ class Options(_Part):
     allow_external_alias: bool = Field(False, description="needed for an alias target outside the cluster")
     rayservice_template: dict[str, Any] | None = Field(None, description="rayClusterConfig to create the RayService with when there is none")
     registry_uri: str | None = Field(None, description="MLflow tracking URI; default: environment MLFLOW_TRACKING_URI")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("smoke") == "none":
+            return {**values, "smoke": (), "skip_smoke": True}
+        return values
 
     @field_validator("digest")
     @classmethod
@@ -172,6 +182,10 @@ class Options(_Part):
     def _arguments(self) -> Options:
         if self.args and not self.builder:
             raise ValueError("args are given, but builder is false: a bound application takes no arguments")
+        if self.protocol == "json" and not (self.smoke or self.skip_smoke):
+            raise ValueError(
+                "smoke: protocol json has no health checks, so nothing would be asked before users are; give at least one case, or the word none"
+            )
         if self.judge.tick_s * LOOKS_PER_LEASE > self.lease_s:
             raise ValueError(
                 f"judge.tick_s {self.judge.tick_s:g} and lease_s {self.lease_s:g} contradict each other: the weight would lapse between two looks; "

@@ -425,3 +425,85 @@ def test_case_22_the_words_are_about_what_serves_now(world: World) -> None:
     assert f"{MODEL}-router" in end.words and "owner" in end.words, "what was taken out, and by whom"
     assert "what is in serveConfigV2" in told or "what is in it now" in told
     assert "v1 serves" not in told and "back to v1" not in told
+
+
+# --- what an exit handler does, and who makes way ---------------------------------------------------------------------------------------
+
+
+def finished(world: World, holder: str) -> Release | None:
+    """The exit handler of the run of that name."""
+    process = world.process()
+    process.holder = holder
+    return process.do(lambda: rollout.finish_release(process.open_rollback(asked())))
+
+
+def test_the_exit_handler_gives_a_canarys_traffic_back_and_leaves_the_rest(world: World) -> None:
+    request = asked(judge=PATIENT)
+    world.rayservice(live())
+    world.killed_when(in_canary, request)
+    assert world.users_get() == ("v1", "v2")
+    found = finished(world, world.record().holder)
+    assert found is not None and found.phase == "canary"
+    assert world.users_get() == ("v1",) and V2 in world.serve.applications()
+    goes_on(world, request)
+
+
+def test_the_exit_handler_finishes_a_promotion(world: World) -> None:
+    world.rayservice(live())
+    world.killed_when(lambda record: record.phase == "promoting", asked())
+    found = finished(world, world.record().holder)
+    assert found is not None and found.phase == "promoted" and world.users_get() == ("v2",)
+
+
+def test_the_exit_handler_touches_neither_a_finished_release_nor_another_runs(world: World) -> None:
+    world.rayservice(live())
+    world.killed_when(in_canary, asked(judge=PATIENT))
+    text = world.text()
+    assert finished(world, "another run") is None and world.text() == text
+    world.clock.sleep(60.0)
+    assert world.process().roll_back(asked()).phase == "rolled_back"
+    text, holder = world.text(), world.record().holder
+    found = finished(world, holder)
+    assert found is not None and found.phase == "rolled_back" and world.text() == text
+
+
+def test_a_held_version_makes_way_when_its_time_is_over(world: World) -> None:
+    world.rate_per_s = 0.0
+    world.rayservice(live())
+    process = world.process()
+    process.outcome(lambda: process.promote(quiet(hold_ttl_s=3600.0)))
+    assert world.record().phase == "held"
+    world.rate_per_s = 400.0
+    with pytest.raises(errors.ReleaseHeld, match="the release of v2 is unfinished"):
+        world.promote(asked("v3"))
+    world.clock.sleep(3600.0)
+    assert world.promote(asked("v3")).phase == "promoted"
+    assert world.users_get() == ("v3",) and V2 not in world.serve.applications() and not world.serve.lost
+
+
+def test_every_step_is_harmless_when_it_runs_again_after_it_succeeded(world: World) -> None:
+    """A real backend does that: an upload of logs that fails after exit 0 repeats the step, in the same run with the same id."""
+    process, run = smoked(world, asked())
+    world.front()
+    for _ in range(2):
+        process.do(lambda: rollout.canary_step(run, 0))
+        process.do(lambda: rollout.canary_step(run, 1))
+        process.do(lambda: rollout.smoke_inference(run))
+        process.do(lambda: rollout.register_model(run))
+    for _ in range(2):
+        assert process.do(lambda: rollout.promote_model(run)).phase == "promoted"
+        process.do(lambda: rollout.deploy_rayservice(run))
+        process.do(lambda: rollout.canary_step(run, 1))
+    assert world.users_get() == ("v2",) and not world.serve.failed and not world.serve.lost
+
+
+# --- D15: an endpoint that cannot be reached is nobody's fault --------------------------------------------------------------------------
+
+
+def test_d15_an_endpoint_that_cannot_be_reached_says_nothing_about_the_candidate(world: World) -> None:
+    world.rayservice(live())
+    away = Chosen(world.clock, lambda call: errors.Unreachable("no route") if call.owner == "http" and "/-/" not in call.what else None)
+    process = world.process(away)
+    end = process.outcome(lambda: process.promote(asked()))
+    is_left(world, end, "deployed")
+    goes_on(world, asked())

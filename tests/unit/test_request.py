@@ -257,3 +257,15 @@ def test_code_by_runtime_env_needs_the_owner() -> None:
             request.assert_allowed(asked, {"kfp-serving/allow-runtime-env": "yes"}, known)
         request.assert_allowed(asked, {"kfp-serving/allow-runtime-env": "true"}, known)
     request.assert_allowed(request.parse({**GOOD, **options(runtime_env={"env_vars": {"A": "1"}})}), {}, known)
+
+
+def test_d15_with_protocol_json_something_is_asked_or_it_is_said_that_nothing_is() -> None:
+    def json_options(**more: Any) -> request.Options:
+        return request.parse({**GOOD, "options": {"protocol": "json", **more}}).options
+
+    with pytest.raises(errors.RequestInvalid, match="give at least one case, or the word none"):
+        json_options()
+    assert json_options(smoke="none").skip_smoke
+    assert len(json_options(smoke=[{"path": "/"}]).smoke) == 1
+    again = json_options(smoke="none").model_dump(mode="json", exclude_defaults=True)
+    assert json_options(**again) == json_options(smoke="none")
