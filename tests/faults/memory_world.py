@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import httpx
-import todays_engine
 import yaml
 from stand_in import Serve
 
@@ -207,30 +206,23 @@ class Process:
 
     @property
     def _options(self) -> dict[str, Any]:
-        told: dict[str, Any] = {"holder": self.holder, "watch": self.watch}
-        if not todays_engine.NEEDED:
-            told |= {"clock": self.world.clock, "registry": self.registry, "transport": self.transport}
-        return told
+        surroundings = {"clock": self.world.clock, "registry": self.registry, "transport": self.transport}
+        return {"holder": self.holder, "watch": self.watch, **surroundings}
 
     def open(self, request: PromoteRequest) -> rollout.Run:
-        return self._mine(lambda: rollout.open_run(request, self.cluster, **self._options))
+        return rollout.open_run(request, self.cluster, **self._options)
 
     def open_rollback(self, target: ModelTarget) -> rollout.Run:
-        return self._mine(lambda: rollout.open_rollback(target, self.cluster, **self._options))
-
-    def do(self, command: Callable[[], T]) -> T:
-        """Any function of the library, as this process."""
-        with todays_engine.adapted(self.world.clock, self.transport):
-            return command()
+        return rollout.open_rollback(target, self.cluster, **self._options)
 
     def promote(self, request: PromoteRequest) -> Release:
-        return self.do(lambda: rollout.promote_with_canary(self.open(request)))
+        return rollout.promote_with_canary(self.open(request))
 
     def deploy(self, request: PromoteRequest) -> Release:
-        return self.do(lambda: rollout.deploy_model(self.open(request)))
+        return rollout.deploy_model(self.open(request))
 
     def roll_back(self, target: ModelTarget) -> Release:
-        return self.do(lambda: rollout.roll_back(self.open_rollback(target)))
+        return rollout.roll_back(self.open_rollback(target))
 
     def outcome(self, command: Callable[[], Release]) -> Outcome:
         """Of a command: its end, whatever that is."""
@@ -238,12 +230,6 @@ class Process:
             return Outcome(release=command())
         except (Exception, Killed, KeyboardInterrupt, SystemExit) as error:
             return Outcome(error=error)
-
-    def _mine(self, opened: Callable[[], rollout.Run]) -> rollout.Run:
-        run = self.do(opened)
-        if todays_engine.NEEDED:
-            run.registry = self.registry
-        return run
 
 
 @dataclass

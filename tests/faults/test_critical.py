@@ -2,7 +2,6 @@
 
 import pytest
 from memory_world import MODEL, OTHERS, World, application, asked, live
-from todays_engine import part
 
 from kfp_components import errors, names
 from kfp_components.cluster import Ref
@@ -81,7 +80,7 @@ def test_d1_a_rayservice_that_somebody_made_again_stays(world: World) -> None:
 
 def test_d4_a_statistics_page_that_cannot_be_read_does_not_keep_users_on_a_bad_version(world: World) -> None:
     def break_the_page(record: Release) -> None:
-        if part(record.verdict, "kind") == "fail":
+        if record.verdict is not None and record.verdict.kind == "fail":
             world.serve.page = lambda page: HTML if page == "ledger" else None
 
     world.rayservice(live())
@@ -90,7 +89,7 @@ def test_d4_a_statistics_page_that_cannot_be_read_does_not_keep_users_on_a_bad_v
         world.promote(asked(), watch=break_the_page)
     assert world.split() == ("v1", None, 0.0)
     record = world.record()
-    assert record.phase == "rolled_back" and record.rollback is not None and part(record.rollback, "leaked_requests") is None
+    assert record.phase == "rolled_back" and record.rollback is not None and record.rollback.leaked_requests is None
 
 
 def test_d4_nothing_is_read_between_the_verdict_and_the_weight_but_the_rayservice_itself(world: World) -> None:
@@ -98,7 +97,7 @@ def test_d4_nothing_is_read_between_the_verdict_and_the_weight_but_the_rayservic
     judged: list[int] = []
 
     def watch(record: Release) -> None:
-        if part(record.verdict, "kind") == "fail":
+        if record.verdict is not None and record.verdict.kind == "fail":
             judged.append(len(script.calls))
 
     world.rayservice(live())
@@ -143,9 +142,9 @@ def test_case_01_a_candidate_that_somebody_removed_gets_no_traffic_and_is_not_pr
     assert record.phase == "rolled_back"
     if router == "kept":
         assert world.split() == ("v1", None, 0.0)
-        assert part(record.events[-1], "message") == "v2 is taken back; v1 serves"
+        assert record.events[-1].message == "v2 is taken back; v1 serves"
     else:
-        assert part(record.events[-1], "message") == "v2 is taken back; what is in serveConfigV2 serves"
+        assert record.events[-1].message == "v2 is taken back; what is in serveConfigV2 serves"
 
 
 def test_case_01_a_version_that_does_not_run_is_not_given_all_traffic(world: World) -> None:
@@ -158,13 +157,13 @@ def test_case_01_a_version_that_does_not_run_is_not_given_all_traffic(world: Wor
     with pytest.raises(errors.DeployFailed, match="bge-v2 UNHEALTHY"):
         world.promote(asked(), watch=dies_before_the_promotion)
     assert world.split() == ("v1", None, 0.0)
-    assert "promoting" not in [part(event, "step") for event in world.record().events]
+    assert "promoting" not in [event.step for event in world.record().events]
 
 
 @pytest.mark.parametrize("fault", ["removed", "dead"])
 def test_case_01_stable_stays_until_its_successor_runs_and_takes_over_again(world: World, fault: str) -> None:
     def after_the_switch(record: Release) -> None:
-        if part(record.events[-1], "step") == "promote":  # v2 has all traffic, v1 goes next
+        if record.events[-1].step == "promote":  # v2 has all traffic, v1 goes next
             if fault == "removed":
                 world.rayservice(rayservice.without_application(world.text(), f"{MODEL}-v2"))
             else:
@@ -251,7 +250,7 @@ def test_case_05_a_registry_that_does_not_know_stable_does_not_block_the_release
     world.rayservice(live().replace("v1", "v17"))
     record = world.promote(asked())
     assert record.phase == "promoted"
-    (told,) = [part(event, "message") for event in record.events if part(event, "step") == "registry"]
+    (told,) = [event.message for event in record.events if event.step == "registry"]
     assert told.startswith("alias previous: not done: model ai-ml.bge version v17: not registered")
     assert f"{MODEL}-v17" not in world.serve.applications()
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, Chosen, Process, World, application, asked, live
-from todays_engine import part, step
 
 from kfp_components import errors, names, rollout, traffic
 from kfp_components.cluster import Ref
@@ -103,7 +102,7 @@ def taken_back(world: World, choose: Callable[[Record], BaseException | None], w
 
     def watched(record: Release) -> None:
         nonlocal judged
-        judged = judged or part(record.verdict, "kind") == "fail"
+        judged = judged or (record.verdict is not None and record.verdict.kind == "fail")
         watch(record)
 
     bad(world)
@@ -116,7 +115,7 @@ def taken_back(world: World, choose: Callable[[Record], BaseException | None], w
 
 def said(world: World, end: Any) -> str:
     """To the caller, and in the record."""
-    return "\n".join([end.words, *(str(part(event, "message")) for event in world.record().events)])
+    return "\n".join([end.words, *(event.message for event in world.record().events)])
 
 
 def test_d4b_a_probe_without_an_answer_does_not_stop_the_way_back(world: World) -> None:
@@ -148,7 +147,7 @@ def test_d4b_a_right_to_delete_that_is_missing_does_not_stop_the_way_back(world:
 
 def test_d4b_a_gitops_label_that_came_meanwhile_does_not_stop_the_way_back(world: World) -> None:
     def watch(record: Release) -> None:
-        if part(record.verdict, "kind") == "fail" and record.phase == "canary":
+        if (record.verdict is not None and record.verdict.kind == "fail") and record.phase == "canary":
             labelled(world)
 
     world.rayservice(live())
@@ -317,28 +316,31 @@ def smoked(world: World, request: PromoteRequest) -> tuple[Process, rollout.Run]
     world.rayservice(live())
     process = world.process()
     run = process.open(request)
-    for name in ("register_model", "deploy_rayservice", "create_alias", "create_inference_service", "smoke_inference"):
-        process.do(lambda name=name: step(name)(run))
+    rollout.register_model(run)
+    rollout.deploy_rayservice(run)
+    rollout.create_alias(run)
+    rollout.create_inference_service(run)
+    rollout.smoke_inference(run)
     return process, run
 
 
 def refused(world: World, process: Process, asked_for: Callable[[], Release], phase: str) -> None:
     text = world.text()
     with pytest.raises(errors.StepOutOfOrder):
-        process.do(asked_for)
+        asked_for()
     assert world.text() == text and world.record().phase == phase
 
 
 def test_d12_a_weight_of_ones_own_is_judged_as_it_is(world: World) -> None:
     process, run = smoked(world, asked())
-    process.do(lambda: step("shift_traffic")(run, 5))
-    process.outcome(lambda: process.do(lambda: step("judge_canary")(run, 0)))
+    rollout.shift_traffic(run, 5)
+    process.outcome(lambda: rollout.judge_canary(run, 0))
     assert max(world.serve.weights) == 5.0, "judging does not change the weight"
 
 
 def test_d12_judging_before_there_is_a_weight_is_refused(world: World) -> None:
     process, run = smoked(world, asked())
-    refused(world, process, lambda: step("judge_canary")(run, 0), "smoked")
+    refused(world, process, lambda: rollout.judge_canary(run, 0), "smoked")
 
 
 def test_d12_a_step_before_its_turn_is_refused(world: World) -> None:
@@ -350,8 +352,8 @@ def test_d12_shifting_before_the_smoke_test_is_refused(world: World) -> None:
     world.rayservice(live())
     process = world.process()
     run = process.open(asked())
-    process.do(lambda: step("register_model")(run))
-    refused(world, process, lambda: step("shift_traffic")(run, 5), "registered")
+    rollout.register_model(run)
+    refused(world, process, lambda: rollout.shift_traffic(run, 5), "registered")
 
 
 @pytest.mark.parametrize("weight_percent", [250.0, -1.0, 100.5])
@@ -434,7 +436,7 @@ def finished(world: World, holder: str) -> Release | None:
     """The exit handler of the run of that name."""
     process = world.process()
     process.holder = holder
-    return process.do(lambda: rollout.finish_release(process.open_rollback(asked())))
+    return rollout.finish_release(process.open_rollback(asked()))
 
 
 def test_the_exit_handler_gives_a_canarys_traffic_back_and_leaves_the_rest(world: World) -> None:
@@ -483,17 +485,17 @@ def test_a_held_version_makes_way_when_its_time_is_over(world: World) -> None:
 
 def test_every_step_is_harmless_when_it_runs_again_after_it_succeeded(world: World) -> None:
     """A real backend does that: an upload of logs that fails after exit 0 repeats the step, in the same run with the same id."""
-    process, run = smoked(world, asked())
+    _process, run = smoked(world, asked())
     world.front()
     for _ in range(2):
-        process.do(lambda: rollout.canary_step(run, 0))
-        process.do(lambda: rollout.canary_step(run, 1))
-        process.do(lambda: rollout.smoke_inference(run))
-        process.do(lambda: rollout.register_model(run))
+        rollout.canary_step(run, 0)
+        rollout.canary_step(run, 1)
+        rollout.smoke_inference(run)
+        rollout.register_model(run)
     for _ in range(2):
-        assert process.do(lambda: rollout.promote_model(run)).phase == "promoted"
-        process.do(lambda: rollout.deploy_rayservice(run))
-        process.do(lambda: rollout.canary_step(run, 1))
+        assert rollout.promote_model(run).phase == "promoted"
+        rollout.deploy_rayservice(run)
+        rollout.canary_step(run, 1)
     assert world.users_get() == ("v2",) and not world.serve.failed and not world.serve.lost
 
 
