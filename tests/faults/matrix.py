@@ -326,6 +326,15 @@ def different(scenario: str, kind: str) -> list[int]:
     return sorted({1, *found.values()})
 
 
+EVERY = 5
+"""Of the calls that differ the fast ring disturbs every fifth one, another fifth for each kind of fault; the full ring all of them."""
+
+
+def spread(scenario: str, kind: str) -> list[int]:
+    """The calls of the fast ring."""
+    return different(scenario, kind)[KINDS.index(kind) % EVERY :: EVERY]
+
+
 # --- what came out ------------------------------------------------------------------------------------------------------------------
 
 

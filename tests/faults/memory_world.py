@@ -80,7 +80,7 @@ class WorldClock(ManualClock):
         """Move the time on, and let the world live through it."""
         if s < 0:
             super().sleep(s)
-        while s > 1e-9:
+        while s > 0:
             part = min(1.0, s)
             super().sleep(part)
             self.second(part)
