@@ -20,6 +20,7 @@ def register_model(run: Run, *, first_version: bool = False) -> Release:
     with step(run, "register", until="registered") as record:
         if record is not None:
             request = run.request
+            journal.assert_ours(run)
             properties = {"model_format": request.options.model_format, "import_path": request.import_path, **run.source}
             run.registry.register(run.registered_name, request.version, request.uri, digest=request.options.digest, properties=properties)
             run.registry.move(run.registered_name, "candidate", request.version)

@@ -29,7 +29,7 @@ def deploy_rayservice(run: Run) -> Release:
                 run.cluster,
                 request.namespace,
                 request.rayservice,
-                lambda text: with_version(run, text, record.stable_version),
+                lambda text: _fenced(run, text, record.stable_version),
                 changed=ours,
                 clock=run.clock,
             )
@@ -37,6 +37,12 @@ def deploy_rayservice(run: Run) -> Release:
                 weights.wait_until_runs(run, name, request.options.ready_timeout_s)
             journal.advance(run, "deployed", f"application {application(run)} runs")
     return journal.current(run)
+
+
+def _fenced(run: Run, text: str, stable: str | None) -> str:
+    """Looked up between the read and the compare-and-swap: whoever has taken the release over and written since makes that lose."""
+    journal.assert_ours(run)
+    return with_version(run, text, stable)
 
 
 def application(run: Run) -> str:

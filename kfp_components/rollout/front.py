@@ -15,7 +15,9 @@ def create_alias(run: Run) -> Release:
     """The ExternalName Service that clients call. Idempotent. Raises `NameTaken` (and nothing is written) when it is somebody else's."""
     with step(run, "alias", until="smoked") as record:
         if record is not None:
-            apply(run.cluster, alias_plan(run))
+            plan = alias_plan(run)
+            journal.assert_ours(run)
+            apply(run.cluster, plan)
             journal.note(run, "alias", f"{names.alias_host(run.request.model, run.request.namespace)} -> {run.request.target_host}")
     return journal.current(run)
 
@@ -29,6 +31,7 @@ def create_inference_service(run: Run) -> Release:
         if record is not None:
             serving = record.stable_version or run.request.version
             stub = run.cluster.get(stub_ref(run))
+            journal.assert_ours(run)
             if stub is None or record.stable_version is None:
                 apply(run.cluster, stub_plan(run, serving))
             show_traffic(run, {serving: 100.0}, "waits for smoke inference")

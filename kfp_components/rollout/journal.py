@@ -29,6 +29,15 @@ def current(run: Run) -> Release:
     return run.record if run.record is not None else read(run)
 
 
+def assert_ours(run: Run) -> None:
+    """Before a write that carries no epoch. Raises `ReleaseHeld` when another run has taken the release over."""
+    found = run.persist(run.store.load)
+    if found is None or found.epoch > run.epoch or found.done:
+        raise errors.ReleaseHeld(
+            f"{run.store.ref}: another run{f', {found.holder},' if found else ''} has taken this release over; this run stops here"
+        )
+
+
 def advance(run: Run, phase: Phase, message: str, *, expect: Collection[Phase] | None = None, **fields: Any) -> Release:
     """Go to the next phase. Raises what `ReleaseStore.update` does."""
     return write(run, phase.replace("_", " "), message, expect=expect, phase=phase, **fields)
@@ -40,9 +49,13 @@ def note(run: Run, step: str, message: str, *, ok: bool = True) -> Release:
 
 
 def try_note(run: Run, step: str, message: str) -> None:
-    """Add a line about something that went wrong, if it can be written."""
-    with contextlib.suppress(errors.KfpServingError):
+    """Add a line about something that went wrong, if it can be written. Raises `ReleaseHeld` when another run has taken the release over."""
+    try:
         write(run, step, message, ok=False)
+    except errors.ReleaseHeld:
+        raise
+    except errors.KfpServingError:
+        return
 
 
 def write(run: Run, step: str, message: str, *, ok: bool = True, expect: Collection[Phase] | None = None, **fields: Any) -> Release:

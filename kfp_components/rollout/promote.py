@@ -59,11 +59,16 @@ def _retire(run: Run, old: str, split: Split) -> None:
         run.pause(request.options.grace_s)
         weights.assert_runs(run, request.version)
     gone = names.application(request.model, old)
+
+    def without_old(text: str) -> str:
+        journal.assert_ours(run)  # between the read and the compare-and-swap
+        return run.router.settled(rayservice.without_application(text, gone), split)
+
     change_serve_config(
         run.cluster,
         request.namespace,
         request.rayservice,
-        lambda text: run.router.settled(rayservice.without_application(text, gone), split),
+        without_old,
         changed={gone, names.router_application(request.model)},
         clock=run.clock,
     )
@@ -91,6 +96,7 @@ def _names_follow(run: Run, record: Release, split: Split) -> None:
     ]
     if record.stable_version is not None:
         items.insert(0, ("registry", "alias previous", partial(run.registry.move, name, "previous", record.stable_version)))
+    journal.assert_ours(run)
     for where, what, write in items:
         try:
             run.keep()

@@ -31,6 +31,8 @@ def step(run: Run, name: str, *, until: Phase) -> Iterator[Release | None]:
     if record.phase == "promoted":
         yield None
         return
+    if run.epoch and record.epoch > run.epoch:
+        raise errors.ReleaseHeld(f"{run.store.ref}: another run, {record.holder}, has taken this release over; this run stops here")
     record = take(run)
     if record.done:  # another run has ended it meanwhile
         if record.phase == "rolled_back":
@@ -46,6 +48,8 @@ def step(run: Run, name: str, *, until: Phase) -> Iterator[Release | None]:
                 run.keep()
         except BaseException as error:
             settled = settle(run, name, error)
+            if isinstance(settled, errors.ReleaseHeld):
+                _stand_aside(run)
             if settled is error:
                 raise
             raise settled from error
@@ -99,6 +103,12 @@ def put_down(run: Run) -> None:
             run.lease.park()
 
 
+def _stand_aside(run: Run) -> None:
+    """Another run is in charge: what is left of our Lease must not stand in its way."""
+    with contextlib.suppress(errors.KfpServingError):
+        run.lease.release()
+
+
 def settle(run: Run, name: str, error: BaseException) -> BaseException:
     """Do what the table says, and return what is to be raised."""
     record = run.record
@@ -116,8 +126,16 @@ def settle(run: Run, name: str, error: BaseException) -> BaseException:
     except errors.ReleaseHeld as taken_over:
         return taken_over
     except errors.KfpServingError as second:
-        if run.record is not None and run.record.phase == "rolling_back":
-            error.add_note(f"The way back is not finished ({second}); the same command, or `kfp-serving rollback`, finishes it.")
+        try:
+            journal.assert_ours(run)
+        except errors.ReleaseHeld as taken_over:
+            return taken_over
+        except errors.KfpServingError:
+            pass  # nobody can say
+        record = journal.current(run)
+        if record.phase == "rolling_back":
+            serves = f"{record.stable_version} serves all requests; " if record.stable_version else ""
+            error.add_note(f"The way back is not finished ({second}): {serves}the same command, or `kfp-serving rollback`, finishes it.")
             return error
         return undo.left(run, f"{error}. It could not be {'held' if action == 'hold' else 'taken back'} ({second})")
     return error

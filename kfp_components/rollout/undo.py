@@ -140,7 +140,11 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
     gone = {names.application(request.model, record.candidate_version)}
     if stable is None:
         gone.add(names.router_application(request.model))
-    also = partial(run.router.settled, split=back) if back is not None else _as_it_is
+
+    def also(text: str) -> str:
+        journal.assert_ours(run)  # between the read and the compare-and-swap
+        return run.router.settled(text, back) if back is not None else text
+
     changed = {names.router_application(request.model)} if back is not None else set()
 
     def applications() -> None:
@@ -219,17 +223,15 @@ def finish(run: Run, phase: Phase, message: str) -> Release:
 
 
 def as_error(record: Release) -> errors.KfpServingError:
-    """What stopped a release, as it was raised then."""
-    if record.failure is None:
-        return errors.RolledBack(f"model {record.model}: rolled back")
-    kind = getattr(errors, record.failure.error, errors.RolledBack)
+    """What stopped a release, as it was raised then, and what users have since."""
+    failure = record.failure or Failure(error="RolledBack", message=f"model {record.model}: rolled back")
+    kind = getattr(errors, failure.error, errors.RolledBack)
     if not (isinstance(kind, type) and issubclass(kind, errors.KfpServingError)):
         kind = errors.RolledBack
-    return kind(record.failure.message)
-
-
-def _as_it_is(text: str) -> str:
-    return text
+    error: errors.KfpServingError = kind(failure.message)
+    if record.done and record.stable_version:
+        error.add_note(f"{record.candidate_version} is taken back; {record.stable_version} serves all requests.")
+    return error
 
 
 def _probe(run: Run, case: SmokeCase) -> list[str | None]:

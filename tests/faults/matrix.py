@@ -200,12 +200,14 @@ class Case:
         world.serve.lost.clear()
 
     def _somebody_else(self) -> None:
-        """Another process takes the release over while this one is paused, and runs to its end."""
+        """Another process takes the release over while this one is paused, and runs to its end. One that had not begun yet may begin afterwards."""
+        begun = _phase(self.world) != self.phase_before
         self.world.clock.sleep(2 * LEASE_S + 1)
         other = self.world.process()
         end = other.outcome(lambda: self.scenario.command(other))
         self._must(end.exit_code in (self.scenario.exit_code, 3), "other", f"the run that took over {end}")
-        self.fenced = _state(self.world)
+        if begun:
+            self.fenced = _state(self.world)
 
     def _exit_code(self, end: Outcome) -> None:
         phase = _phase(self.world)
@@ -287,7 +289,6 @@ def _state(world: World) -> dict[str, Any]:
     return {
         "serveConfigV2": world.text(),
         "the record": None if record is None else record.model_dump(exclude={"events"}),
-        "the Lease": (world.lease() or {}).get("spec"),
         **_front(world),
     }
 
