@@ -116,9 +116,18 @@ class RayRouter:
                 seen = str(error)
             self._clock.sleep(0.1)
         raise errors.WaitTimeout(
-            f"router of {self.target.model}: after {timeout_s:g} s it still does not route by {split.shares}; it says {seen}; "
-            f"look at application {self.application} in the Ray dashboard"
+            f"router of {self.target.model}: after {timeout_s:g} s it still does not route by {split.shares}; it says {seen}; {self._why_not()}"
         )
+
+    def _why_not(self) -> str:
+        """What to look at when the router does not do what is written."""
+        try:
+            refused = self.read("router").get("refused_config")
+        except errors.TemporaryError:
+            refused = None
+        if refused:
+            return f"it refused its configuration: {refused}; is this package older in the Ray image than here?"
+        return f"look at application {self.application} in the Ray dashboard"
 
     def ledger(self) -> dict[str, Any]:
         """The router's counts, cumulative per version and router replica (see `kfp_components.router`)."""

@@ -1,5 +1,6 @@
 """What the engine does when something else than the candidate fails, one test for each defect (shared/DEFECTS.md) and case (shared/cases)."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -509,3 +510,24 @@ def test_d15_an_endpoint_that_cannot_be_reached_says_nothing_about_the_candidate
     end = process.outcome(lambda: process.promote(asked()))
     is_left(world, end, "deployed")
     goes_on(world, asked())
+
+
+def test_d21_events_name_the_stubs_uid_so_that_kubectl_describe_shows_them(world: World) -> None:
+    world.rayservice(live())
+    world.front()
+    world.promote(asked())
+    stub = world.cluster.get(Ref("InferenceService", MODEL, NAMESPACE))
+    assert stub is not None
+    told = [event["involvedObject"] for event in world.cluster.list("Event", NAMESPACE)]
+    assert len(told) > 5 and {about.get("uid") for about in told} == {stub["metadata"]["uid"]}
+
+
+def test_a_router_that_refuses_its_configuration_says_why(world: World) -> None:
+    """As one does whose image holds an older version of this package."""
+    refused = {"stable": {"version": "v1"}, "candidate": None, "weight_percent_effective": 0.0, "refused_config": "'epoch' is not a known key"}
+    world.rayservice(live())
+    world.serve.page = lambda page: (200, {}, json.dumps(refused).encode()) if page == "router" else None
+    process = world.process()
+    end = process.outcome(lambda: process.promote(asked()))
+    assert end.exit_code == 3 and "it refused its configuration: 'epoch' is not a known key" in end.words
+    assert world.users_get() == ("v1",)

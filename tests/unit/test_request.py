@@ -269,3 +269,11 @@ def test_d15_with_protocol_json_something_is_asked_or_it_is_said_that_nothing_is
     assert len(json_options(smoke=[{"path": "/"}]).smoke) == 1
     again = json_options(smoke="none").model_dump(mode="json", exclude_defaults=True)
     assert json_options(**again) == json_options(smoke="none")
+
+
+def test_d21_a_default_that_is_written_out_is_the_same_request() -> None:
+    """So a default that a later library adds does not make an unfinished release another request's."""
+    plain = request.parse({**GOOD, "options": {}})
+    written_out = request.parse({**GOOD, "options": plain.options.model_dump(mode="json")})
+    assert plain.digest == written_out.digest
+    assert "hold_ttl_s" not in str(plain.plain)
