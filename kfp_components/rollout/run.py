@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kfp_components import errors, registry, traffic
 from kfp_components.clock import Clock, SystemClock
 from kfp_components.cluster import Cluster, Ref
-from kfp_components.cluster.patience import patient, persist
+from kfp_components.cluster.patience import Patience, patient, persist
 from kfp_components.registry import ModelRegistry
 from kfp_components.release import Lease, Release, ReleaseStore, local_holder
 from kfp_components.request import ModelTarget, PromoteRequest
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 30.0
 """How long the Kubernetes API and the registry may give no answer before the release is left as it stands."""
+
+DOOR_PATIENCE_S = 2.0
+"""The same before a release is this run's: a wrong address is told at once."""
 
 T = TypeVar("T")
 Watcher = Callable[[Release], None]
@@ -44,6 +47,7 @@ class Run:
     clock: Clock
     holder: str
     in_one_process: bool
+    patience: Patience
     transport: httpx.BaseTransport | None = None
     watch: Watcher = nobody
     source: dict[str, str] = field(default_factory=dict)
@@ -68,8 +72,8 @@ class Run:
         return open_run(request, self.cluster, holder=holder, watch=self.watch, clock=self.clock, registry=self.registry, transport=self.transport)
 
     def persist(self, call: Callable[[], T]) -> T:
-        """``call()``, tried again for `PATIENCE_S` while nobody answers."""
-        return persist(call, self.clock, PATIENCE_S)
+        """``call()``, tried again while nobody answers, as long as patience lasts."""
+        return persist(call, self.clock, self.patience)
 
     def keep(self) -> None:
         """Renew the Lease when it is time. Raises `ReleaseHeld` when another run has taken it.
@@ -111,19 +115,20 @@ def open_run(
 
         cluster = KubernetesCluster()
     clock = clock or SystemClock()
-    steady = patient(cluster, clock, PATIENCE_S)
+    patience = Patience(DOOR_PATIENCE_S)
     run_name = holder or local_holder()
     options = request.options
     return Run(
         request=request,
-        cluster=steady,
-        registry=patient(registry or _registry(options.registry_uri), clock, PATIENCE_S),
+        cluster=patient(cluster, clock, patience),
+        registry=patient(registry or _registry(options.registry_uri), clock, patience),
         router=traffic.connect("ray_router", cluster, request, clock, transport),
         store=ReleaseStore(cluster, request.model, request.namespace, clock),
         lease=Lease(cluster, request.model, request.namespace, run_name, options.lease_s, clock),
         clock=clock,
         holder=run_name,
         in_one_process=holder is None,
+        patience=patience,
         transport=transport,
         watch=watch,
         source=source or {},
@@ -145,7 +150,7 @@ def open_rollback(
         from kfp_components.cluster.kubernetes import KubernetesCluster
 
         cluster = KubernetesCluster()
-    steady = patient(cluster, clock or SystemClock(), PATIENCE_S)
+    steady = patient(cluster, clock or SystemClock(), Patience(DOOR_PATIENCE_S))
     record = ReleaseStore(steady, target.model, target.namespace, clock).load()
     if record is None:
         raise errors.NotFound(f"model {target.namespace}/{target.model}: there is no release of it; nothing to roll back")

@@ -12,7 +12,7 @@ from kfp_components import errors
 from kfp_components.phases import Phase
 from kfp_components.release import Release
 from kfp_components.rollout import journal, policy, undo
-from kfp_components.rollout.run import Run
+from kfp_components.rollout.run import PATIENCE_S, Run
 
 
 @contextlib.contextmanager
@@ -92,7 +92,8 @@ def take(run: Run) -> Release:
 
 
 def adopt(run: Run, record: Release) -> None:
-    """From now on this run writes with the epoch of the record."""
+    """From now on this run writes with the epoch of the record, and is patient with the surroundings."""
+    run.patience.seconds = PATIENCE_S
     run.record, run.epoch, run.router.epoch = record, record.epoch, record.epoch
 
 

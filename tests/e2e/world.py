@@ -29,6 +29,10 @@ STEADY = {"alpha_fail": 1e-4, "alpha_split": 1e-6}
 """Rules under which a version that is not worse is blamed, or the split called wrong, less than once in 10,000 releases: chance must not be the suite's."""
 
 
+MARGINS = {"error_margin_percent": 5.0, "client_error_margin_percent": 5.0, "disconnect_margin_percent": 5.0}
+"""So wide that a good version passes after few requests."""
+
+
 def rayservice() -> Manifest:
     """The one that all tests share."""
     return {
@@ -52,7 +56,7 @@ def tiny(model: str, version: str, *, args: dict[str, Any] | None = None, **opti
     """A request for the tiny application: latency is not judged, so a canary takes a few seconds."""
     defaults = {
         "args": args or {},
-        "judge": {"judge_latency": False, "error_margin_percent": 5.0, "tick_s": 0.3, "max_minutes": 60.0, **STEADY},
+        "judge": {"judge_latency": False, **MARGINS, "tick_s": 0.3, "max_minutes": 60.0, **STEADY},
         "grace_s": 1.0,
         "lease_s": seconds(30),
         "ready_timeout_s": seconds(120),
