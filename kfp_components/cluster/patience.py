@@ -32,11 +32,13 @@ def patient(obj: T, clock: Clock, patience: Patience) -> T:
 
 def persist(call: Callable[[], T], clock: Clock, patience: Patience) -> T:
     """``call()``, and again when it raises `Unreachable`, for ``patience`` from the first failure; then that is raised."""
-    end, wait_s = clock.monotonic() + patience.seconds, FIRST_WAIT_S
+    end: float | None = None
+    wait_s = FIRST_WAIT_S
     while True:
         try:
             return call()
         except errors.Unreachable:
+            end = clock.monotonic() + patience.seconds if end is None else end
             if clock.monotonic() + wait_s > end:
                 raise
         clock.sleep(wait_s)

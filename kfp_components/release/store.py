@@ -65,16 +65,17 @@ class ReleaseStore:
     def start(self, release: Release) -> Release:
         """Write a new record over a finished one (which becomes a line of its history), or create it; returns it as written.
 
-        Its epoch is above all earlier ones of the model. Raises `ReleaseHeld` when the one that is there is unfinished (somebody may just have
-        started it), `RecordTooNew` when a newer version of the library wrote it.
+        Its epoch is above all earlier ones of the model; one that is given says which record was seen. Raises `ReleaseHeld` when there is a newer
+        one, and when the one that is there is unfinished (somebody may just have started it), `RecordTooNew` when a newer library wrote it.
         """
         sent: str | None = None
+        seen = release.epoch
         for attempt in self._retrying(errors.Unreachable, errors.Conflict):
             with attempt:
                 found = self.cluster.get(self.ref)
                 if found is not None and sent is not None and _text(found) == sent:
                     break  # the answer to our own write was lost
-                release, sent, manifest = self._prepared(release, found)
+                release, sent, manifest = self._prepared(release, found, seen)
                 self.cluster.create(manifest) if found is None else self.cluster.replace(manifest)
         self._canary = _Canary(release.identity, release.epoch, tuple(release.timeline), release.judge)
         return release
@@ -158,7 +159,7 @@ class ReleaseStore:
             raise errors.ReleaseHeld(f"{self.canary_ref}: another run has taken this release over (epoch {written.epoch}, this one has {epoch})")
         return None if found is None else _version(found)
 
-    def _prepared(self, release: Release, found: Manifest | None) -> tuple[Release, str, Manifest]:
+    def _prepared(self, release: Release, found: Manifest | None, seen: int) -> tuple[Release, str, Manifest]:
         """The new record after what is there, its text and its manifest."""
         if found is None:
             left = _canary_of(self.cluster.get(self.canary_ref))  # of a record that was deleted
@@ -169,6 +170,10 @@ class ReleaseStore:
                 raise errors.ReleaseHeld(
                     f"{self.ref}: the release of {old.candidate_version} is unfinished ({old.phase}); "
                     "run the same request again to go on, or `kfp-serving rollback` to give it up"
+                )
+            if seen and old.epoch >= seen:
+                raise errors.ReleaseHeld(
+                    f"{self.ref}: another run has released {old.candidate_version} since this one looked ({old.phase}); run the same again"
                 )
             past = [*old.past, old.as_past()][-record.PAST_RELEASES :]
             fresh = release.model_copy(update={"past": past, "epoch": max(release.epoch, old.epoch + 1)})

@@ -54,7 +54,12 @@ def begin(run: Run, *, first_version: bool = False) -> Release:
         raise errors.RequestInvalid(
             f"model {request.model}: version {stable} is live; a new version goes through the canary (promote_with_canary), not deploy_model"
         )
-    situation = preflight.check(run.cluster, run.registry, request, stable_version=stable, first_version=first_version)
+    try:
+        situation = preflight.check(run.cluster, run.registry, request, stable_version=stable, first_version=first_version)
+    except errors.InputError:
+        if _state(run.persist(run.store.load)) != _state(found):  # it was looked at while another run changed it
+            return begin(run, first_version=first_version)
+        raise
     run.persist(run.lease.acquire)
     if _state(run.persist(run.store.load)) != _state(found):  # another run began or ended a release while this one looked
         run.persist(run.lease.release)
