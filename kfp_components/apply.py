@@ -81,7 +81,7 @@ def remove_applications(
             if found is None:
                 return
             metadata = found["metadata"]
-            others = set(rayservice.applications(str(found["spec"].get("serveConfigV2") or ""))) - set(gone)
+            others = set(rayservice.applications(rayservice.serve_config(found))) - set(gone)
             if others or (metadata.get("annotations") or {}).get(names.CREATED_BY_RELEASE) != created_by:
                 _swap(cluster, found, without, {*gone, *changed}, way_back=True)
             else:
@@ -105,7 +105,7 @@ def refuse_gitops(manifest: Manifest) -> None:
 
 def _swap(cluster: Cluster, found: Manifest, surgery: Callable[[str], str], changed: Collection[str], way_back: bool) -> Manifest:
     """Write the RayService that was read with ``serveConfigV2`` changed; `Conflict` when somebody wrote it meanwhile."""
-    before = str(found["spec"].get("serveConfigV2") or "")
+    before = rayservice.serve_config(found)
     after = surgery(before)
     if after == before:
         return found

@@ -55,12 +55,16 @@ class ReleaseStore:
 
         A canary part that is missing, unreadable or of an earlier release is left out. Raises `NameTaken` when the ConfigMap is no record.
         """
-        found = self.cluster.get(self.ref)
-        if found is None:
+        release = self.load_record()
+        if release is None:
             return None
-        release = _parse(found, self.ref)
         self._canary = None
         return self._with_canary(release)
+
+    def load_record(self) -> Release | None:
+        """The record alone, in one call; None when this model was never released. Raises as `load`."""
+        found = self.cluster.get(self.ref)
+        return None if found is None else _parse(found, self.ref)
 
     def start(self, release: Release) -> Release:
         """Write a new record over a finished one (which becomes a line of its history), or create it; returns it as written.

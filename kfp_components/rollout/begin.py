@@ -6,7 +6,6 @@ import contextlib
 from dataclasses import asdict
 
 from kfp_components import errors, names
-from kfp_components.phases import FINAL
 from kfp_components.plan import Change, Plan
 from kfp_components.release import Release
 from kfp_components.rollout import deploy, journal, manifests, preflight, undo
@@ -57,11 +56,11 @@ def begin(run: Run, *, first_version: bool = False) -> Release:
     try:
         situation = preflight.check(run.cluster, run.registry, request, stable_version=stable, first_version=first_version)
     except errors.InputError:
-        if _state(run.persist(run.store.load)) != _state(found):  # it was looked at while another run changed it
+        if _state(run.persist(run.store.load_record)) != _state(found):  # it was looked at while another run changed it
             return begin(run, first_version=first_version)
         raise
     run.persist(run.lease.acquire)
-    if _state(run.persist(run.store.load)) != _state(found):  # another run began or ended a release while this one looked
+    if _state(run.persist(run.store.load_record)) != _state(found):  # another run began or ended a release while this one looked
         run.persist(run.lease.release)
         return begin(run, first_version=first_version)
     record = Release(
@@ -122,7 +121,6 @@ def _make_way(run: Run, found: Release) -> Release:
             other = run.for_request(asked)
             take(other)
             return undo.take_back(other, errors.RolledBack(f"held for {held_s / 3600:.1f} hours for want of evidence; another request came"))
-    assert found.phase not in FINAL
     raise errors.ReleaseHeld(
         f"{run.store.ref}: the release of {found.candidate_version} is unfinished ({found.phase}, last run by {found.holder}); "
         f"run that request again to go on, or `kfp-serving rollback {found.model}` to give it up"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,16 +30,16 @@ def current(run: Run) -> Release:
 
 def assert_ours(run: Run) -> None:
     """Before a write that carries no epoch. Raises `ReleaseHeld` when another run has taken the release over."""
-    found = run.persist(run.store.load)
+    found = run.persist(run.store.load_record)
     if found is None or found.epoch > run.epoch or found.done:
         raise errors.ReleaseHeld(
             f"{run.store.ref}: another run{f', {found.holder},' if found else ''} has taken this release over; this run stops here"
         )
 
 
-def advance(run: Run, phase: Phase, message: str, *, expect: Collection[Phase] | None = None, **fields: Any) -> Release:
+def advance(run: Run, phase: Phase, message: str, **fields: Any) -> Release:
     """Go to the next phase. Raises what `ReleaseStore.update` does."""
-    return write(run, phase.replace("_", " "), message, expect=expect, phase=phase, **fields)
+    return write(run, phase.replace("_", " "), message, phase=phase, **fields)
 
 
 def note(run: Run, step: str, message: str, *, ok: bool = True) -> Release:
@@ -58,7 +57,7 @@ def try_note(run: Run, step: str, message: str) -> None:
         return
 
 
-def write(run: Run, step: str, message: str, *, ok: bool = True, expect: Collection[Phase] | None = None, **fields: Any) -> Release:
+def write(run: Run, step: str, message: str, *, ok: bool = True, **fields: Any) -> Release:
     """Change the record, put an Event on the stub, and tell the watcher."""
     event = Event(unix_s=run.clock.now_unix_s(), step=step, message=message, ok=ok)
 
@@ -68,7 +67,7 @@ def write(run: Run, step: str, message: str, *, ok: bool = True, expect: Collect
         record.events.append(event)
 
     kept = run.record
-    record = run.persist(lambda: run.store.update(change, epoch=run.epoch, expect=expect))
+    record = run.persist(lambda: run.store.update(change, epoch=run.epoch))
     if kept is not None:  # what lies apart is newer here than there
         record.timeline, record.judge = kept.timeline, fields.get("judge", kept.judge)
     run.record = record

@@ -43,7 +43,7 @@ def check(cluster: Cluster, registry: ModelRegistry, asked: request.PromoteReque
     if found is None and asked.options.rayservice_template is None:
         raise errors.NotFound(f"{ref}: it does not exist; create it, correct the name, or give options.rayservice_template")
     metadata = (found or {}).get("metadata") or {}
-    text = str(((found or {}).get("spec") or {}).get("serveConfigV2") or "")
+    text = rayservice.serve_config(found)
     applications = rayservice.applications(text)
     if found is not None:
         apply.refuse_gitops(found)

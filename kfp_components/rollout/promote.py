@@ -54,11 +54,11 @@ def _retire(run: Run, old: str, split: Split) -> None:
     request = run.request
     with contextlib.suppress(errors.KfpServingError):  # it is written again at the end
         manifests.show_traffic(run, split.shares, f"version {request.version} serves all requests")
-    if names.application(request.model, old) in _applications(run):
+    gone = names.application(request.model, old)
+    if gone in rayservice.applications(rayservice.serve_config(run.cluster.get(run.rayservice))):
         journal.note(run, "promote", f"{request.version} serves all requests; {old} goes in {request.options.grace_s:g} s")
         run.pause(request.options.grace_s)
         weights.assert_runs(run, request.version)
-    gone = names.application(request.model, old)
 
     def without_old(text: str) -> str:
         journal.assert_ours(run)  # between the read and the compare-and-swap
@@ -72,11 +72,6 @@ def _retire(run: Run, old: str, split: Split) -> None:
         changed={gone, names.router_application(request.model)},
         clock=run.clock,
     )
-
-
-def _applications(run: Run) -> dict[str, dict[str, object]]:
-    found = run.cluster.get(run.rayservice)
-    return rayservice.applications(str(((found or {}).get("spec") or {}).get("serveConfigV2") or ""))
 
 
 def _names_follow(run: Run, record: Release, split: Split) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from kfp_components import errors, registry, traffic
+from kfp_components import errors, traffic
 from kfp_components.clock import Clock, SystemClock
 from kfp_components.cluster import Cluster, Ref
 from kfp_components.cluster.patience import Patience, patient, persist
 from kfp_components.registry import ModelRegistry
+from kfp_components.registry import connect as connect_registry
 from kfp_components.release import Lease, Release, ReleaseStore, local_holder
 from kfp_components.request import ModelTarget, PromoteRequest
 from kfp_components.rollout import preflight
@@ -110,10 +111,7 @@ def open_run(
     ``holder`` names the run in the Lease when its steps are processes of their own (a KFP run id; default: this process). ``source`` is recorded in
     the registry (run id, URL, commit). ``clock`` and ``transport`` (of HTTP) are for simulations.
     """
-    if cluster is None:
-        from kfp_components.cluster.kubernetes import KubernetesCluster
-
-        cluster = KubernetesCluster()
+    cluster = cluster or _connected()
     clock = clock or SystemClock()
     patience = Patience(DOOR_PATIENCE_S)
     run_name = holder or local_holder()
@@ -121,7 +119,7 @@ def open_run(
     return Run(
         request=request,
         cluster=patient(cluster, clock, patience),
-        registry=patient(registry or _registry(options.registry_uri), clock, patience),
+        registry=patient(registry or connect_registry(options.registry_uri), clock, patience),
         router=traffic.connect("ray_router", cluster, request, clock, transport),
         store=ReleaseStore(cluster, request.model, request.namespace, clock),
         lease=Lease(cluster, request.model, request.namespace, run_name, options.lease_s, clock),
@@ -146,10 +144,7 @@ def open_rollback(
     transport: httpx.BaseTransport | None = None,
 ) -> Run:
     """A run for `roll_back` and `finish_release`: the request is the one in the release record. Raises `NotFound` when there is none."""
-    if cluster is None:
-        from kfp_components.cluster.kubernetes import KubernetesCluster
-
-        cluster = KubernetesCluster()
+    cluster = cluster or _connected()
     steady = patient(cluster, clock or SystemClock(), Patience(DOOR_PATIENCE_S))
     record = ReleaseStore(steady, target.model, target.namespace, clock).load()
     if record is None:
@@ -157,5 +152,8 @@ def open_rollback(
     return open_run(record.asked(), cluster, holder=holder, watch=watch, clock=clock, registry=registry, transport=transport)
 
 
-def _registry(uri: str | None) -> ModelRegistry:
-    return registry.connect(uri)
+def _connected() -> Cluster:
+    """The cluster of this process's surroundings."""
+    from kfp_components.cluster.kubernetes import KubernetesCluster  # only who needs it pays for the client's import
+
+    return KubernetesCluster()

@@ -26,17 +26,13 @@ def step(run: Run, name: str, *, until: Phase) -> Iterator[Release | None]:
     record = _read(run)
     if record.request_digest != run.request.digest:
         raise errors.ReleaseHeld(f"{run.store.ref}: it is the release of another request ({record.candidate_version}); this run stops here")
-    if record.phase == "rolled_back":
-        raise undo.as_error(record)
-    if record.phase == "promoted":
+    if _ended(record):
         yield None
         return
     if run.epoch and record.epoch > run.epoch:
         raise errors.ReleaseHeld(f"{run.store.ref}: another run, {record.holder}, has taken this release over; this run stops here")
     record = take(run)
-    if record.done:  # another run has ended it meanwhile
-        if record.phase == "rolled_back":
-            raise undo.as_error(record)
+    if _ended(record):  # by another run, meanwhile
         yield None
         return
     with _termination_raises():
@@ -55,6 +51,13 @@ def step(run: Run, name: str, *, until: Phase) -> Iterator[Release | None]:
             raise settled from error
         finally:
             put_down(run)
+
+
+def _ended(record: Release) -> bool:
+    """Whether it was promoted; what stopped one that was taken back is raised again."""
+    if record.phase == "rolled_back":
+        raise undo.as_error(record)
+    return record.done
 
 
 def _read(run: Run) -> Release:

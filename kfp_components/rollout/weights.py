@@ -55,7 +55,7 @@ def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bo
     end = run.clock.monotonic() + timeout_s
 
     def runs(found: Manifest) -> bool:
-        if application not in rayservice.applications(str(found["spec"].get("serveConfigV2") or "")):
+        if application not in rayservice.applications(rayservice.serve_config(found)):
             raise errors.ApplicationRemoved(
                 f"{run.rayservice}: application {application} is not in serveConfigV2 any more, somebody else took it out; it gets no traffic"
             )

@@ -52,6 +52,11 @@ def _yaml() -> YAML:
     return yaml
 
 
+def serve_config(rayservice: Mapping[str, Any] | None) -> str:
+    """The ``serveConfigV2`` of a RayService as it was read; empty when there is none."""
+    return str(((rayservice or {}).get("spec") or {}).get("serveConfigV2") or "")
+
+
 def parse(text: str) -> CommentedMap:
     """The configuration as a tree that remembers comments. Raises `RequestInvalid` when it is not a mapping with applications."""
     try:

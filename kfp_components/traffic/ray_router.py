@@ -78,8 +78,7 @@ class RayRouter:
     def current(self) -> Split | None:
         """The split in ``serveConfigV2``. Raises `RequestInvalid` when that cannot be read, `NameTaken` when the application is not our router."""
         ref = Ref("RayService", self.target.rayservice, self.target.namespace)
-        found = self.cluster.get(ref)
-        text = str(((found or {}).get("spec") or {}).get("serveConfigV2") or "")
+        text = rayservice.serve_config(self.cluster.get(ref))
         try:
             config = rayservice.user_config(text, self.application, names.ROUTER_DEPLOYMENT)
             return from_user_config(config) if config else None
