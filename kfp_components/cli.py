@@ -72,7 +72,11 @@ def plan(
     """Check everything and print what would be written, as diffs; nothing is touched."""
     changes = rollout.plan(rollout.open_run(_read(file), _cluster(kubeconfig)), first_version=first)
     if as_json:
-        print(json.dumps([{"change": str(change), "manifest": change.manifest} for change in changes]))
+        told = [
+            {"change": str(change), "kind": change.ref.kind, "name": change.ref.name, "diff": change.diff(before)}
+            for change, before, _ in changes.played()
+        ]
+        print(json.dumps(told))
     else:
         print(changes)
 

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 Manifest = dict[str, Any]
 
@@ -57,6 +57,27 @@ class Ref:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+
+
+class Permission(NamedTuple):
+    """To do something with objects of a kind. Prints as ``patch InferenceService/status``."""
+
+    verb: str
+    kind: str
+    subresource: str = ""
+
+    @property
+    def group(self) -> str:
+        """API group of the kind, empty for the core one."""
+        return KINDS[self.kind].api_version.rpartition("/")[0]
+
+    @property
+    def resource(self) -> str:
+        """As RBAC names it: ``inferenceservices/status``."""
+        return KINDS[self.kind].plural + (f"/{self.subresource}" if self.subresource else "")
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.kind}{'/' + self.subresource if self.subresource else ''}"
 
 
 @dataclass(frozen=True)
@@ -111,5 +132,5 @@ class Cluster(Protocol):
     def endpoint(self, service: str, namespace: str, port: int) -> Endpoint:
         """Walk a Service (an ExternalName alias too) to an address; `NotFound` says at which hop it broke."""
 
-    def may(self, verb: str, kind: str, namespace: str, *, subresource: str = "") -> bool:
-        """Whether this identity may do it (SelfSubjectAccessReview); used before anything is touched."""
+    def missing(self, wanted: Iterable[Permission], namespace: str) -> tuple[Permission, ...]:
+        """Those that this identity does not have in the namespace; asked in one review of its rules, where that tells all."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from kfp_components import errors, names
-from kfp_components.cluster import KINDS, Endpoint, Manifest, Ref, delete_options
+from kfp_components.cluster import KINDS, Endpoint, Manifest, Permission, Ref, delete_options
 from kfp_components.cluster.endpoints import walk
 from kfp_components.cluster.refusals import error_of, unknown_kind
 from kfp_components.cluster.waiting import first_ready
@@ -89,18 +89,22 @@ class KubernetesCluster:
         body = delete_options(uid, resource_version)
         return self._call("DELETE", _path(ref.kind, ref.namespace, ref.name), str(ref), body=body, missing_ok=True) is not None
 
-    def may(self, verb: str, kind: str, namespace: str, *, subresource: str = "") -> bool:
-        """Whether this identity may do it (SelfSubjectAccessReview)."""
-        of = KINDS[kind]
-        group = of.api_version.split("/")[0] if "/" in of.api_version else ""
-        asked = {"namespace": namespace, "verb": verb, "group": group, "resource": of.plural, "subresource": subresource}
-        review = {
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": asked},
-        }
-        answer = self._must("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", "SelfSubjectAccessReview", body=review)
-        return bool(answer.get("status", {}).get("allowed"))
+    def missing(self, wanted: Iterable[Permission], namespace: str) -> tuple[Permission, ...]:
+        """Those that this identity does not have: by one SelfSubjectRulesReview, and by access reviews where that is not complete."""
+        status = self._review("SelfSubjectRulesReview", {"namespace": namespace})
+        rules = status.get("resourceRules") or []
+        unlisted = [asked for asked in wanted if not any(_grants(rule, asked) for rule in rules)]
+        return tuple(asked for asked in unlisted if not (status.get("incomplete") and self._may(asked, namespace)))
+
+    def _may(self, asked: Permission, namespace: str) -> bool:
+        about = {"namespace": namespace, "verb": asked.verb, "group": asked.group}
+        about |= {"resource": KINDS[asked.kind].plural, "subresource": asked.subresource}
+        return bool(self._review("SelfSubjectAccessReview", {"resourceAttributes": about}).get("allowed"))
+
+    def _review(self, kind: str, spec: Manifest) -> Manifest:
+        """The status of a review of what this identity may do."""
+        body = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec}
+        return self._must("POST", f"/apis/authorization.k8s.io/v1/{kind.lower()}s", kind, body=body).get("status") or {}
 
     def watch(self, ref: Ref, *, timeout_s: float) -> Iterator[Manifest | None]:
         """The object now and after each change, None while it does not exist, until ``timeout_s`` is over."""
@@ -204,6 +208,18 @@ def _path(kind: str, namespace: str, name: str = "") -> str:
     of = KINDS[kind]
     middle = f"/namespaces/{namespace}" if namespace and kind != "Namespace" else ""
     return f"{of.path}{middle}/{of.plural}" + (f"/{name}" if name else "")
+
+
+def _grants(rule: Mapping[str, Any], asked: Permission) -> bool:
+    """Whether a ResourceRule of RBAC covers it for objects of any name."""
+
+    def lists(key: str, *values: str) -> bool:
+        return bool({"*", *values} & set(rule.get(key) or []))
+
+    wild = (f"*/{asked.subresource}",) if asked.subresource else ()
+    return (
+        lists("verbs", asked.verb) and lists("apiGroups", asked.group) and lists("resources", asked.resource, *wild) and not rule.get("resourceNames")
+    )
 
 
 def _short(error: Exception) -> str:

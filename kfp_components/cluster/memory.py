@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, TypeVar
 
 from kfp_components import names
 from kfp_components.clock import Clock, SystemClock
-from kfp_components.cluster import KINDS, Endpoint, Manifest, Ref, delete_options
+from kfp_components.cluster import KINDS, Endpoint, Manifest, Permission, Ref, delete_options
 from kfp_components.cluster.endpoints import walk
 from kfp_components.cluster.refusals import error_of
 from kfp_components.cluster.waiting import first_ready
@@ -153,10 +153,9 @@ class MemoryCluster:
         """Walk a Service to a ready address; `NotFound` says at which hop it broke."""
         return walk(self, service, namespace, port)
 
-    def may(self, verb: str, kind: str, namespace: str, *, subresource: str = "") -> bool:
-        """Whether this account may do it."""
-        target = _Target(Ref(kind, "", namespace), sub=subresource)
-        return self._account.may(verb, target.kind.group, target.resource, namespace)
+    def missing(self, wanted: Iterable[Permission], namespace: str) -> tuple[Permission, ...]:
+        """Those that this account does not have."""
+        return tuple(asked for asked in wanted if not self._account.may(asked.verb, asked.group, asked.resource, namespace))
 
     def _do(self, verb: str, target: _Target, act: Callable[[], T]) -> T:
         """One call, as one account, by one thread at a time; a refusal becomes one of this library's errors."""

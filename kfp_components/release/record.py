@@ -140,6 +140,7 @@ class Release(BaseModel):
     held: Held | None = Field(None, description="why it is held, while it is")
     rollback: Rollback | None = None
     made: list[str] = Field([], description="objects that this release created (alias, stub, rayservice), to be removed by its rollback")
+    stub_uid: str | None = Field(None, description="of the InferenceService, once it is known: Events that name it are shown by kubectl describe")
     events: list[Event] = []
     timeline: list[Point] = Field([], description="lies apart, see `ReleaseStore.save_canary`")
     past: list[PastRelease] = []

@@ -17,9 +17,13 @@ from kfp_components.release import points, record
 from kfp_components.release.record import JudgeState, Point, Release
 from kfp_components.release.sparse import dense, sparse
 
+BEFORE_A_CANARY: tuple[Phase, ...] = phases.FORWARD[: phases.FORWARD.index("canary")]
+"""In these phases nothing lies apart that counts."""
+
 ATTEMPTS = 10
 """Of a write, when somebody else writes first or the API gives no answer; with the waits between them several seconds."""
 
+NONE = ""
 RECORD, ABOUT, TIMELINE, JUDGE = "release.json", "about.json", "timeline.json", "judge.json"
 
 
@@ -36,7 +40,7 @@ class _Canary:
 class ReleaseStore:
     """Reads and writes one model's release. All writes are compare-and-swap, so two writers never overwrite each other.
 
-    One process, one store: it remembers the timeline and the judge's state between `load` and `save_canary`, so that an `update` need not read them.
+    One process, one store: it remembers what it read or wrote last, so that a write is one call where nobody else wrote meanwhile.
     """
 
     def __init__(self, cluster: Cluster, model: str, namespace: str, clock: Clock | None = None) -> None:
@@ -45,26 +49,36 @@ class ReleaseStore:
         self.canary_ref = Ref("ConfigMap", names.canary(model), namespace)
         self.model = model
         self._clock: Clock = clock or SystemClock()
+        self._known: Manifest | None = None
+        """The record's object as it was read or written last."""
+        self._absent = False
+        """Whether there was none when it was read last."""
         self._canary: _Canary | None = None
         self._canary_version: str | None = None
+        """Of what lies apart, as it was read or written last; `NONE` when nothing was there, None when it is not known."""
         self._inherited = False
         """Whether timeline and judge are those that a record of an older version held itself."""
 
-    def load(self) -> Release | None:
+    def load(self, *, again: bool = False) -> Release | None:
         """The record with what its canary measured; None when this model was never released.
 
-        A canary part that is missing, unreadable or of an earlier release is left out. Raises `NameTaken` when the ConfigMap is no record.
+        A canary part that is missing, unreadable or of an earlier release is left out; what this store knows of it is not read ``again``. Raises
+        `NameTaken` when the ConfigMap is no record.
         """
         release = self.load_record()
         if release is None:
             return None
-        self._canary = None
+        if not again:
+            self._canary = None
         return self._with_canary(release)
 
     def load_record(self) -> Release | None:
         """The record alone, in one call; None when this model was never released. Raises as `load`."""
+        self._known = None
         found = self.cluster.get(self.ref)
-        return None if found is None else _parse(found, self.ref)
+        release = None if found is None else _parse(found, self.ref)
+        self._known, self._absent = found, found is None
+        return release
 
     def start(self, release: Release) -> Release:
         """Write a new record over a finished one (which becomes a line of its history), or create it; returns it as written.
@@ -76,11 +90,13 @@ class ReleaseStore:
         seen = release.epoch
         for attempt in self._retrying(errors.Unreachable, errors.Conflict):
             with attempt:
-                found = self.cluster.get(self.ref)
+                found = self._known or (None if self._absent else self.cluster.get(self.ref))
+                self._known, self._absent = None, False
                 if found is not None and sent is not None and _text(found) == sent:
+                    self._known = found
                     break  # the answer to our own write was lost
                 release, sent, manifest = self._prepared(release, found, seen)
-                self.cluster.create(manifest) if found is None else self.cluster.replace(manifest)
+                self._known = self.cluster.create(manifest) if found is None else self.cluster.replace(manifest)
         self._canary = _Canary(release.identity, release.epoch, tuple(release.timeline), release.judge)
         return release
 
@@ -96,8 +112,9 @@ class ReleaseStore:
         sent_text: str | None = None
         for attempt in self._retrying(errors.Unreachable, errors.Conflict):
             with attempt:
-                found = self._found()
+                found, self._known = self._known or self._found(), None
                 if sent is not None and _text(found) == sent_text:
+                    self._known = found
                     break  # the answer to our own write was lost
                 release = self._writable(found)
                 if release.epoch > epoch:
@@ -111,7 +128,7 @@ class ReleaseStore:
                 change(release)
                 self._assert_may_follow(release, before)
                 sent, sent_text = release, self._written(release)
-                self.cluster.replace(self._with_text(found, sent_text))
+                self._known = self.cluster.replace(self._with_text(found, sent_text))
         assert sent is not None
         self._canary = _Canary(sent.identity, epoch, tuple(sent.timeline), sent.judge)
         return sent
@@ -125,14 +142,18 @@ class ReleaseStore:
         """
         for attempt in self._retrying(errors.Unreachable, errors.Conflict):
             with attempt:
-                found = self._found()
+                found, self._known = self._known or self._found(), None
                 self._canary = None  # the process before may have written it since
-                release = self._writable(found)
+                release = self._assert_not_newer(_parse(found, self.ref), found)
                 if release.done:
+                    self._known = found
                     break  # nothing to take over
                 release.epoch += 1
                 release.holder = holder
-                self.cluster.replace(self._with_text(found, self._written(release)))
+                inline = bool(release.timeline or release.judge)
+                text = self._written(self._with_canary(release) if inline else release)
+                self._known = self.cluster.replace(self._with_text(found, text))
+        self._with_canary(release)
         self._canary = _Canary(release.identity, release.epoch, tuple(release.timeline), release.judge)
         return release
 
@@ -149,7 +170,8 @@ class ReleaseStore:
         data = {ABOUT: about, TIMELINE: timeline, JUDGE: judge}
         for attempt in self._retrying(errors.Unreachable, errors.Conflict):
             with attempt:
-                version, self._canary_version = self._canary_version or self._canary_written_before(release.epoch), None
+                known, self._canary_version = self._canary_version, None
+                version = (known or None) if known is not None else self._canary_written_before(release.epoch)
                 manifest = _config_map(self.canary_ref, self.model, data, version)
                 written = self.cluster.replace(manifest) if version else self.cluster.create(manifest)
                 self._canary_version = _version(written)
@@ -206,11 +228,16 @@ class ReleaseStore:
     def _with_canary(self, release: Release) -> Release:
         """``release`` with timeline and judge: what this store remembers of it, else what lies apart, else what an older record held itself."""
         if self._canary is None or self._canary.identity != release.identity:
-            read = _canary_of(self.cluster.get(self.canary_ref))
             inline = _Canary(release.identity, release.epoch, tuple(release.timeline), release.judge)
-            self._inherited = read.identity != release.identity and bool(inline.timeline or inline.judge)
+            held_itself = bool(inline.timeline or inline.judge)
+            if release.phase in BEFORE_A_CANARY and not held_itself:
+                self._canary = inline
+                return release
+            found = self.cluster.get(self.canary_ref)
+            read = _canary_of(found)
+            self._inherited = read.identity != release.identity and held_itself
             self._canary = inline if read.identity != release.identity else read
-            self._canary_version = None
+            self._canary_version = (NONE if found is None else _version(found)) if read.epoch <= release.epoch else None
         release.timeline, release.judge = list(self._canary.timeline), self._canary.judge
         return release
 

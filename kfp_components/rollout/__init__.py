@@ -11,10 +11,11 @@ weight's lease lapses.
 """
 
 from kfp_components.release import Release, ReleaseStore
-from kfp_components.rollout.begin import begin, plan, register_model
+from kfp_components.rollout.begin import register_model
 from kfp_components.rollout.canary import canary_step, judge_canary, shift_traffic
 from kfp_components.rollout.deploy import deploy_rayservice
 from kfp_components.rollout.front import create_alias, create_inference_service
+from kfp_components.rollout.plan import plan
 from kfp_components.rollout.promote import promote_model
 from kfp_components.rollout.rollback import finish_release, roll_back
 from kfp_components.rollout.run import Run, Watcher, open_rollback, open_run
@@ -51,7 +52,6 @@ __all__ = [
     "ReleaseStore",
     "Run",
     "Watcher",
-    "begin",
     "canary_step",
     "create_alias",
     "create_inference_service",

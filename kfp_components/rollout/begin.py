@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 from dataclasses import asdict
 
-from kfp_components import errors, names
-from kfp_components.plan import Change, Plan
+from kfp_components import errors
 from kfp_components.release import Release
-from kfp_components.rollout import deploy, journal, manifests, preflight, undo
+from kfp_components.rollout import journal, preflight, undo
 from kfp_components.rollout.run import Run
-from kfp_components.rollout.step import adopt, put_down, step, take
+from kfp_components.rollout.step import adopt, step, take
+from kfp_components.traffic import Split
 
 
 def register_model(run: Run, *, first_version: bool = False) -> Release:
-    """Make the version known to the registry, as ``candidate``. Opens the release, or continues it."""
-    begin(run, first_version=first_version)
-    with step(run, "register", until="registered") as record:
+    """Make the version known to the registry, as ``candidate``. Opens the release, or continues it.
+
+    Raises an `InputError` before anything is written; `ReleaseHeld` when another run is at it, or another request's release is unfinished.
+    """
+    with step(run, "register", until="registered", begun=_begin(run, first_version)) as record:
         if record is not None:
             request = run.request
             journal.assert_ours(run)
@@ -27,85 +29,73 @@ def register_model(run: Run, *, first_version: bool = False) -> Release:
     return journal.current(run)
 
 
-def begin(run: Run, *, first_version: bool = False) -> Release:
-    """Check everything, take the model's Lease and open the release record, or find the one that this request continues.
-
-    Raises an `InputError` before anything is written; `ReleaseHeld` when another run is at it, or another request's release is unfinished.
-    """
+def _begin(run: Run, first_version: bool) -> Release:
+    """Check everything, take the model's Lease and open the release record, or find the one that this request continues."""
     request = run.request
-    found = run.persist(run.store.load)
-    if found is not None and not found.done and found.request_digest == request.digest:
-        run.record = found
-        take(run)
-        return journal.current(run)
+    found = run.persist(run.store.load_record)
     if found is not None and not found.done:
+        if found.request_digest == request.digest:
+            run.record = found
+            take(run)
+            return journal.current(run)
         found = _make_way(run, found)
-    split = run.persist(run.router.current)
+    rayservice = run.persist(lambda: run.cluster.get(run.rayservice))
+    split = run.router.written_in(rayservice)
     stable = split.stable if split else None
-    if found is not None and found.phase == "promoted" and stable == request.version and found.request_digest == request.digest:
+    if stable == request.version and found is not None and found.phase == "promoted" and found.request_digest == request.digest:
+        run.record = found
         return found
-    if stable == request.version:
-        found = run.persist(run.store.load)  # another run may just have finished this very request
-        if found is not None and found.phase == "promoted" and found.request_digest == request.digest:
-            return found
-        raise errors.RequestInvalid(f"model {request.model}: version {request.version} is what users get already; give a new version")
-    if stable is not None and first_version:
-        raise errors.RequestInvalid(
-            f"model {request.model}: version {stable} is live; a new version goes through the canary (promote_with_canary), not deploy_model"
-        )
     try:
-        situation = preflight.check(run.cluster, run.registry, request, stable_version=stable, first_version=first_version)
+        assert_new(run, stable, first_version)
+        situation = preflight.check(run.cluster, run.registry, request, found=rayservice, stable_version=stable, first_version=first_version)
     except errors.InputError:
         if _state(run.persist(run.store.load_record)) != _state(found):  # it was looked at while another run changed it
-            return begin(run, first_version=first_version)
+            return _begin(run, first_version)
         raise
     run.persist(run.lease.acquire)
-    if _state(run.persist(run.store.load_record)) != _state(found):  # another run began or ended a release while this one looked
-        run.persist(run.lease.release)
-        return begin(run, first_version=first_version)
-    record = Release(
+    try:
+        record = run.persist(lambda: run.store.start(_opened(run, found, split, situation, first_version)))
+    except errors.KfpServingError as error:
+        with contextlib.suppress(errors.KfpServingError):
+            run.lease.release()
+        if isinstance(error, errors.ReleaseHeld) and _state(run.persist(run.store.load_record)) != _state(found):
+            return _begin(run, first_version)  # another run began or ended a release while this one looked
+        raise
+    adopt(run, record)
+    return record
+
+
+def _opened(run: Run, found: Release | None, split: Split | None, situation: preflight.Situation, first_version: bool) -> Release:
+    """The record to begin with, over the finished one that was ``found``."""
+    request = run.request
+    front = (("Service", situation.service), ("InferenceService", situation.stub))
+    return Release(
         epoch=(found.epoch if found else 0) + 1,
         model=request.model,
         namespace=request.namespace,
         rayservice=request.rayservice,
         candidate_version=request.version,
-        stable_version=stable,
+        stable_version=situation.stable_version,
         split_before=asdict(split) if split else None,
         request=request.model_dump(mode="json"),
         request_digest=request.digest,
         holder=run.holder,
         steps=[] if first_version else list(request.steps),
         started_unix_s=run.clock.now_unix_s(),
-        made=[kind for kind, there in (("Service", situation.alias_exists), ("InferenceService", situation.stub_exists)) if not there],
+        made=[kind for kind, there in front if there is None],
+        stub_uid=None if situation.stub is None else str(situation.stub["metadata"]["uid"]),
     )
-    try:
-        adopt(run, run.persist(lambda: run.store.start(record)))
-    except errors.KfpServingError:
-        with contextlib.suppress(errors.KfpServingError):
-            run.lease.release()
-        raise
-    put_down(run)
-    return record
 
 
-def plan(run: Run, *, first_version: bool = False) -> Plan:
-    """What the release would write first (deploy, alias, stub), without writing it."""
-    split = run.router.current()
-    stable = split.stable if split else None
-    situation = preflight.check(run.cluster, run.registry, run.request, stable_version=stable, first_version=first_version)
-    before = situation.serve_config
-    after = deploy.with_version(run, before, stable)
-    whole = situation.rayservice or manifests.new_rayservice(run, before)
-    metadata = {"name": whole["metadata"]["name"], "namespace": whole["metadata"]["namespace"]}
-    change = Change(
-        "apply",
-        {"apiVersion": whole["apiVersion"], "kind": whole["kind"], "metadata": metadata, "spec": {"serveConfigV2": after}},
-        f"application {deploy.application(run)} beside the others, which stay as they are",
-        names.MANAGER,
-        before=situation.rayservice,
-    )
-    stub = () if stable is not None and situation.stub_exists else tuple(manifests.stub_plan(run, stable or run.request.version))
-    return Plan((change,) if after != before else ()) + manifests.alias_plan(run) + Plan(stub)
+def assert_new(run: Run, stable: str | None, first_version: bool) -> None:
+    """Raise `RequestInvalid` when the version is what users get, or a first version is to be deployed beside a stable one."""
+    request = run.request
+    if stable == request.version:
+        raise errors.RequestInvalid(f"model {request.model}: version {request.version} is what users get already; give a new version")
+    if stable is not None and first_version:
+        raise errors.RequestInvalid(
+            f"model {request.model}: version {stable} is live; a new version goes through the canary (promote_with_canary), not deploy_model"
+        )
 
 
 def _state(record: Release | None) -> tuple[int, str, float] | None:
@@ -119,8 +109,12 @@ def _make_way(run: Run, found: Release) -> Release:
         held_s = run.clock.now_unix_s() - found.held.since_unix_s
         if held_s >= asked.options.hold_ttl_s:
             other = run.for_request(asked)
+            other.record = found
             take(other)
-            return undo.take_back(other, errors.RolledBack(f"held for {held_s / 3600:.1f} hours for want of evidence; another request came"))
+            undo.take_back(other, errors.RolledBack(f"held for {held_s / 3600:.1f} hours for want of evidence; another request came"))
+            taken_back = run.persist(run.store.load_record)
+            assert taken_back is not None
+            return taken_back
     raise errors.ReleaseHeld(
         f"{run.store.ref}: the release of {found.candidate_version} is unfinished ({found.phase}, last run by {found.holder}); "
         f"run that request again to go on, or `kfp-serving rollback {found.model}` to give it up"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 METER_PATIENCE_S = 15.0
 """How long the counts may be unreadable before the verdict is `error`: a restarted replica is back by then."""
 
-SAVE_S = 30.0
+SAVE_S = 60.0
 """How often the judge's state is written down; what came since stands in the router's counts."""
 
 
@@ -94,10 +94,8 @@ def _shift(run: Run, record: Release, weight_percent: float) -> None:
     run.router.set_weight(split)
     seconds = weights.wait_applied(run, split)
     message = f"{weight_percent:g} % of the requests go to {record.candidate_version} (effective after {seconds:.1f} s)"
-    record = journal.write(run, "canary", message, weight_percent=weight_percent)
-    with contextlib.suppress(errors.TemporaryError):
-        run.store.save_canary(record)
-    manifests.show_traffic(run, split.shares, f"canary: {weight_percent:g} % of the requests go to {record.candidate_version}")
+    journal.write(run, "canary", message, weight_percent=weight_percent)
+    manifests.show(run, split.shares, manifests.canary_message(weight_percent, record.candidate_version))
 
 
 def _begin(run: Run, record: Release, stable: str) -> JudgeState:

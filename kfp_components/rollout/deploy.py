@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from kfp_components import names
-from kfp_components.apply import change_serve_config
+from kfp_components.cluster.changes import Edit, write
 from kfp_components.release import Release
 from kfp_components.rollout import journal, manifests, weights
 from kfp_components.rollout.run import Run
@@ -21,28 +22,21 @@ def deploy_rayservice(run: Run) -> Release:
     """
     with step(run, "deploy", until="deployed") as record:
         if record is not None:
-            request = run.request
-            if request.options.rayservice_template is not None and run.cluster.get(run.rayservice) is None:
-                _create_rayservice(run, record)
-            ours = {application(run), names.router_application(request.model)}
-            change_serve_config(
-                run.cluster,
-                request.namespace,
-                request.rayservice,
-                lambda text: _fenced(run, text, record.stable_version),
-                changed=ours,
-                clock=run.clock,
-            )
-            for name in sorted(ours if record.stable_version is None else {application(run)}):
-                weights.wait_until_runs(run, name, request.options.ready_timeout_s)
+            options, fence = run.request.options, partial(journal.assert_ours, run)
+            if options.rayservice_template is not None and run.cluster.get(run.rayservice) is None:
+                write(run.cluster, manifests.new_rayservice(run, record.identity), fence=fence)
+            change = version_change(run, record.stable_version)
+            write(run.cluster, change, fence=fence, clock=run.clock)
+            for name in sorted(change.changed if record.stable_version is None else {application(run)}):
+                weights.wait_until_runs(run, name, options.ready_timeout_s)
             journal.advance(run, "deployed", f"application {application(run)} runs")
     return journal.current(run)
 
 
-def _fenced(run: Run, text: str, stable: str | None) -> str:
-    """Looked up between the read and the compare-and-swap: whoever has taken the release over and written since makes that lose."""
-    journal.assert_ours(run)
-    return with_version(run, text, stable)
+def version_change(run: Run, stable: str | None) -> Edit:
+    """The version beside the others, known to the router at 0 %; with the router itself for a model's first version."""
+    ours = frozenset({application(run), names.router_application(run.request.model)})
+    return Edit(run.rayservice, lambda text: with_version(run, text, stable), ours, f"application {application(run)} beside the others, at 0 %")
 
 
 def application(run: Run) -> str:
@@ -68,10 +62,3 @@ def with_version(run: Run, serve_config: str, stable: str | None) -> str:
     if stable is None:
         return run.router.prepare(serve_config, weights.split(run, stable=request.version))
     return run.router.prepare(serve_config, weights.split(run, stable=stable, candidate=request.version))  # known to the router, at 0 %
-
-
-def _create_rayservice(run: Run, record: Release) -> None:
-    """From the template, owned by a manager of its own, so that later writes of ``serveConfigV2`` alone do not remove the rest."""
-    manifest = manifests.new_rayservice(run, "applications: []\n")
-    manifest["metadata"]["annotations"] = {names.CREATED_BY_RELEASE: record.identity}
-    run.cluster.apply(manifest, manager=names.TEMPLATE_MANAGER)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from kfp_components import names
-from kfp_components.apply import apply
+from kfp_components.cluster import Ref
+from kfp_components.cluster.changes import write
 from kfp_components.release import Release
-from kfp_components.rollout import journal
-from kfp_components.rollout.manifests import alias_plan, show_traffic, stub_plan, stub_ref
+from kfp_components.rollout import journal, manifests
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.step import step
+from kfp_components.serving import alias
 
 
 def create_alias(run: Run) -> Release:
     """The ExternalName Service that clients call. Idempotent. Raises `NameTaken` (and nothing is written) when it is somebody else's."""
     with step(run, "alias", until="smoked") as record:
         if record is not None:
-            plan = alias_plan(run)
-            journal.assert_ours(run)
-            apply(run.cluster, plan)
-            journal.note(run, "alias", f"{names.alias_host(run.request.model, run.request.namespace)} -> {run.request.target_host}")
+            request = run.request
+            wanted = manifests.alias_change(run)
+            found, stub = run.cluster.get(wanted.ref), run.cluster.get(manifests.stub_ref(run))
+            alias.assert_free(request.model, request.namespace, found, stub, request.target_host)
+            write(run.cluster, wanted, fence=partial(journal.assert_ours, run))
+            journal.note(run, "alias", f"{names.alias_host(request.model, request.namespace)} -> {request.target_host}")
     return journal.current(run)
 
 
@@ -30,10 +35,12 @@ def create_inference_service(run: Run) -> Release:
     with step(run, "stub", until="smoked") as record:
         if record is not None:
             serving = record.stable_version or run.request.version
-            stub = run.cluster.get(stub_ref(run))
-            journal.assert_ours(run)
+            fence = partial(journal.assert_ours, run)
+            stub = run.cluster.get(manifests.stub_ref(run))
             if stub is None or record.stable_version is None:
-                apply(run.cluster, stub_plan(run, serving))
-            show_traffic(run, {serving: 100.0}, "waits for smoke inference")
-            journal.note(run, "stub", f"InferenceService {run.request.namespace}/{run.request.model} shows the model")
+                stub = write(run.cluster, manifests.stub_change(run, serving, stub), fence=fence)
+            stub = write(run.cluster, manifests.traffic_change(run, {serving: 100.0}, "waits for smoke inference", stub), fence=fence)
+            assert stub is not None
+            uid = str(stub["metadata"]["uid"])
+            journal.note(run, "stub", f"{Ref.of(stub)} shows the model", stub_uid=uid)
     return journal.current(run)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kfp_components import errors, names
-from kfp_components.cluster import Manifest, Ref
+from kfp_components.cluster import Manifest
 from kfp_components.phases import Phase
 from kfp_components.release import Event, Release
 from kfp_components.rollout.run import Run, nobody
@@ -16,7 +16,7 @@ from kfp_components.rollout.run import Run, nobody
 
 def read(run: Run) -> Release:
     """The record, read anew. Raises `NotFound` when there is none."""
-    found = run.persist(run.store.load)
+    found = run.persist(lambda: run.store.load(again=True))
     if found is None:
         raise errors.NotFound(f"{run.store.ref}: there is no release record; run the step register_model first")
     run.record = found
@@ -29,7 +29,12 @@ def current(run: Run) -> Release:
 
 
 def assert_ours(run: Run) -> None:
-    """Before a write that carries no epoch. Raises `ReleaseHeld` when another run has taken the release over."""
+    """Before a write that carries no epoch. Raises `ReleaseHeld` when another run has taken the release over.
+
+    While the Lease is ours nobody can have; else the record is read.
+    """
+    if run.lease.held and run.record is not None and not run.record.done:
+        return
     found = run.persist(run.store.load_record)
     if found is None or found.epoch > run.epoch or found.done:
         raise errors.ReleaseHeld(
@@ -42,9 +47,9 @@ def advance(run: Run, phase: Phase, message: str, **fields: Any) -> Release:
     return write(run, phase.replace("_", " "), message, phase=phase, **fields)
 
 
-def note(run: Run, step: str, message: str, *, ok: bool = True) -> Release:
+def note(run: Run, step: str, message: str, *, ok: bool = True, **fields: Any) -> Release:
     """Add a line."""
-    return write(run, step, message, ok=ok)
+    return write(run, step, message, ok=ok, **fields)
 
 
 def try_note(run: Run, step: str, message: str) -> None:
@@ -92,10 +97,6 @@ def timestamp(run: Run) -> str:
 
 def _put_event(run: Run, record: Release, event: Event) -> None:
     """An Event informs; the record is what counts. ``kubectl describe`` shows those that name the object's uid."""
-    if run.stub_uid is None:
-        with contextlib.suppress(errors.KfpServingError):
-            stub = run.cluster.get(Ref("InferenceService", record.model, record.namespace))
-            run.stub_uid = stub["metadata"]["uid"] if stub else None
     with contextlib.suppress(errors.KfpServingError):
         run.cluster.create(_manifest(run, record, event))
 
@@ -113,7 +114,7 @@ def _manifest(run: Run, record: Release, event: Event) -> Manifest:
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {"generateName": f"{record.model}-", "namespace": record.namespace},
-        "involvedObject": about | ({"uid": run.stub_uid} if run.stub_uid else {}),
+        "involvedObject": about | ({"uid": record.stub_uid} if record.stub_uid else {}),
         "type": "Normal" if event.ok else "Warning",
         "reason": reason,
         "message": event.message[:1000],

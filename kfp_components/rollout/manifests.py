@@ -1,62 +1,74 @@
-"""The manifests of a release: alias, stub and its live split, a RayService from a template."""
+"""The changes of a release beside those of the router: alias, stub and its live split, a RayService from a template. All but `show` only compute."""
 
 from __future__ import annotations
 
 from kfp_components import names
-from kfp_components.apply import apply
 from kfp_components.cluster import Manifest, Ref
-from kfp_components.plan import Change, Plan
+from kfp_components.cluster.changes import Apply, write
 from kfp_components.rollout import journal
 from kfp_components.rollout.run import Run
 from kfp_components.serving import alias, inference_service
 
 
-def alias_plan(run: Run) -> Plan:
-    """The alias as it should be. Raises `NameTaken` when the name is somebody else's."""
+def alias_change(run: Run) -> Apply:
+    """The alias as it should be."""
     request = run.request
-    wanted = alias.manifest(request.model, request.namespace, request.target_host)
-    found = run.cluster.get(Ref.of(wanted))
-    stub = run.cluster.get(stub_ref(run))
-    alias.assert_free(request.model, request.namespace, found, stub, request.target_host)
-    return Plan((Change("apply", wanted, "the name that clients call", names.MANAGER, before=found),))
+    return Apply(alias.manifest(request.model, request.namespace, request.target_host), "the name that clients call")
 
 
-def stub_plan(run: Run, version: str) -> Plan:
-    """The stub as it should be when ``version`` serves."""
+def stub_change(run: Run, version: str, found: Manifest | None) -> Apply:
+    """The stub as it should be when ``version`` serves; ``found`` is the one that is there."""
     request = run.request
-    found = run.cluster.get(stub_ref(run))
     annotations = (found["metadata"].get("annotations") or {}) if found else {}
     uri = request.uri if version == request.version else annotations.get("kfp-serving/uri", request.uri)
     wanted = inference_service.manifest(
         request.model, request.namespace, version=version, uri=uri, model_format=request.options.model_format, rayservice=request.rayservice
     )
-    return Plan((Change("apply", wanted, "shows the model in Kubeflow's UI", names.MANAGER, before=found),))
+    return Apply(wanted, "shows the model in Kubeflow's UI")
 
 
-def show_traffic(run: Run, shares: dict[str, float], message: str) -> None:
+def traffic_change(run: Run, shares: dict[str, float], message: str, found: Manifest | None) -> Apply:
     """The stub's status: URL, conditions, live split. Forced, because KServe writes conditions Unknown once."""
-    request = run.request
-    found = run.cluster.get(stub_ref(run))
-    now = journal.timestamp(run)
+    request, now = run.request, journal.timestamp(run)
     wanted = inference_service.status(request.model, request.namespace, traffic=shares, ready=True, message=message, now=now, previous=found)
-    apply(run.cluster, Plan((Change("status", wanted, message, names.MANAGER, force=True, before=found),)))
+    return Apply(wanted, message, status=True, force=True)
 
 
-def show_if_there(run: Run, shares: dict[str, float], message: str) -> None:
-    """As `show_traffic`; nothing where there is no stub."""
-    if run.cluster.get(stub_ref(run)) is not None:
-        show_traffic(run, shares, message)
+def canary_message(weight_percent: float, candidate: str) -> str:
+    """What the stub says while a candidate has a share of the requests."""
+    return f"canary: {weight_percent:g} % of the requests go to {candidate}"
 
 
-def new_rayservice(run: Run, serve_config: str) -> Manifest:
-    """From the request's template."""
+def all_message(version: str) -> str:
+    """What the stub says otherwise."""
+    return f"version {version} serves all requests"
+
+
+def show(run: Run, shares: dict[str, float], message: str) -> None:
+    """Write the split on the stub; nothing where there is none."""
+    found = run.cluster.get(stub_ref(run))
+    if found is not None:
+        write(run.cluster, traffic_change(run, shares, message, found))
+
+
+def new_rayservice(run: Run, release: str) -> Apply:
+    """From the request's template, marked as the creation of a release (its identity).
+
+    It is owned by a manager of its own, so that later writes of ``serveConfigV2`` alone do not remove the rest.
+    """
     request = run.request
-    return {
+    manifest = {
         "apiVersion": "ray.io/v1",
         "kind": "RayService",
-        "metadata": {"name": request.rayservice, "namespace": request.namespace, "labels": {names.MANAGED_BY_LABEL: names.MANAGED_BY}},
-        "spec": {"serveConfigV2": serve_config, "rayClusterConfig": request.options.rayservice_template or {}},
+        "metadata": {
+            "name": request.rayservice,
+            "namespace": request.namespace,
+            "labels": {names.MANAGED_BY_LABEL: names.MANAGED_BY},
+            "annotations": {names.CREATED_BY_RELEASE: release},
+        },
+        "spec": {"serveConfigV2": "applications: []\n", "rayClusterConfig": request.options.rayservice_template or {}},
     }
+    return Apply(manifest, "from options.rayservice_template", manager=names.TEMPLATE_MANAGER)
 
 
 def stub_ref(run: Run) -> Ref:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kfp_components import apply, errors, names, request
-from kfp_components.cluster import Cluster, Manifest, Ref
+from kfp_components import errors, names, request
+from kfp_components.cluster import Cluster, Manifest, Permission, Ref
+from kfp_components.cluster.changes import refuse_gitops
 from kfp_components.registry import ModelRegistry
 from kfp_components.serving import alias, rayservice
 
-PERMISSIONS: tuple[tuple[str, str, str], ...] = (
-    *((verb, "ConfigMap", "") for verb in ("get", "create", "update")),
-    *((verb, "Lease", "") for verb in ("get", "create", "update", "delete")),
-    *((verb, "Service", "") for verb in ("get", "create", "patch", "delete")),
-    *((verb, "InferenceService", "") for verb in ("get", "create", "patch", "delete")),
-    ("patch", "InferenceService", "status"),
-    *((verb, "RayService", "") for verb in ("get", "list", "watch", "patch")),
-    ("create", "Event", ""),
+PERMISSIONS: tuple[Permission, ...] = (
+    *(Permission(verb, "ConfigMap") for verb in ("get", "create", "update")),
+    *(Permission(verb, "Lease") for verb in ("get", "create", "update", "delete")),
+    *(Permission(verb, "Service") for verb in ("get", "create", "patch", "delete")),
+    *(Permission(verb, "InferenceService") for verb in ("get", "create", "patch", "delete")),
+    Permission("patch", "InferenceService", "status"),
+    *(Permission(verb, "RayService") for verb in ("get", "list", "watch", "patch")),
+    Permission("create", "Event"),
 )
-"""What a promotion needs: verb, kind, subresource. deploy/rbac.yaml grants exactly this."""
+"""What a promotion needs. deploy/rbac.yaml grants exactly this."""
 
 
 @dataclass(frozen=True)
@@ -28,25 +29,33 @@ class Situation:
     rayservice: Manifest | None
     serve_config: str
     stable_version: str | None
-    alias_exists: bool
-    stub_exists: bool
+    service: Manifest | None
+    stub: Manifest | None
 
 
-def check(cluster: Cluster, registry: ModelRegistry, asked: request.PromoteRequest, *, stable_version: str | None, first_version: bool) -> Situation:
+def check(
+    cluster: Cluster,
+    registry: ModelRegistry,
+    asked: request.PromoteRequest,
+    *,
+    found: Manifest | None,
+    stable_version: str | None,
+    first_version: bool,
+) -> Situation:
     """Look at everything that a release will touch.
 
-    ``stable_version`` is what the router sends users to now. ``first_version`` allows that there is none (deploy_model).
+    ``found`` is the RayService as it was read, ``stable_version`` what its router sends users to. ``first_version`` allows that there is none
+    (deploy_model).
     """
     check_permissions(cluster, asked)
     ref = Ref("RayService", asked.rayservice, asked.namespace)
-    found = cluster.get(ref)
     if found is None and asked.options.rayservice_template is None:
         raise errors.NotFound(f"{ref}: it does not exist; create it, correct the name, or give options.rayservice_template")
     metadata = (found or {}).get("metadata") or {}
     text = rayservice.serve_config(found)
     applications = rayservice.applications(text)
     if found is not None:
-        apply.refuse_gitops(found)
+        refuse_gitops(found)
     imports = {str(entry.get("import_path")) for entry in applications.values()}
     request.assert_allowed(asked, metadata.get("annotations") or {}, imports)
     _check_routes(asked, str(ref), applications)
@@ -69,19 +78,15 @@ def check(cluster: Cluster, registry: ModelRegistry, asked: request.PromoteReque
             f"model {asked.model} version {asked.version}: registered with {known.uri} ({known.digest or 'no digest'}), "
             f"not with {asked.uri} ({asked.options.digest or 'no digest'}); give the new artifact a new version"
         )
-    return Situation(found, text, stable_version, service is not None, stub is not None)
+    return Situation(found, text, stable_version, service, stub)
 
 
 def check_permissions(cluster: Cluster, target: request.ModelTarget) -> None:
     """Raise `PermissionDenied` naming everything that this identity may not do."""
-    missing = [
-        f"{verb} {kind}{'/' + subresource if subresource else ''}"
-        for verb, kind, subresource in PERMISSIONS
-        if not cluster.may(verb, kind, target.namespace, subresource=subresource)
-    ]
+    missing = cluster.missing(PERMISSIONS, target.namespace)
     if missing:
         raise errors.PermissionDenied(
-            f"namespace {target.namespace}: this identity may not {', '.join(missing)}; bind the Role of deploy/rbac.yaml to it"
+            f"namespace {target.namespace}: this identity may not {', '.join(map(str, missing))}; bind the Role of deploy/rbac.yaml to it"
         )
 
 

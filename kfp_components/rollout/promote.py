@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from kfp_components import errors, names
-from kfp_components.apply import apply, change_serve_config
+from kfp_components.cluster.changes import Edit, write
 from kfp_components.release import Release
 from kfp_components.rollout import journal, manifests, undo, weights
 from kfp_components.rollout.run import Run
@@ -53,25 +53,20 @@ def _retire(run: Run, old: str, split: Split) -> None:
     """After the grace time the old version goes, in one write with what the release left in the router's configuration."""
     request = run.request
     with contextlib.suppress(errors.KfpServingError):  # it is written again at the end
-        manifests.show_traffic(run, split.shares, f"version {request.version} serves all requests")
+        manifests.show(run, split.shares, manifests.all_message(request.version))
     gone = names.application(request.model, old)
     if gone in rayservice.applications(rayservice.serve_config(run.cluster.get(run.rayservice))):
         journal.note(run, "promote", f"{request.version} serves all requests; {old} goes in {request.options.grace_s:g} s")
         run.pause(request.options.grace_s)
         weights.assert_runs(run, request.version)
+    write(run.cluster, retirement(run, old, split), fence=partial(journal.assert_ours, run), clock=run.clock)
 
-    def without_old(text: str) -> str:
-        journal.assert_ours(run)  # between the read and the compare-and-swap
-        return run.router.settled(rayservice.without_application(text, gone), split)
 
-    change_serve_config(
-        run.cluster,
-        request.namespace,
-        request.rayservice,
-        without_old,
-        changed={gone, names.router_application(request.model)},
-        clock=run.clock,
-    )
+def retirement(run: Run, old: str, split: Split) -> Edit:
+    """Without the old version, and without what the release left in the router's configuration."""
+    gone = names.application(run.request.model, old)
+    ours = frozenset({gone, names.router_application(run.request.model)})
+    return Edit(run.rayservice, lambda text: run.router.settled(rayservice.without_application(text, gone), split), ours, f"application {gone} goes")
 
 
 def _names_follow(run: Run, record: Release, split: Split) -> None:
@@ -81,20 +76,20 @@ def _names_follow(run: Run, record: Release, split: Split) -> None:
     """
     name, version = run.registered_name, run.request.version
     verdict = {"verdict": record.sentence or "deployed as the first version"}
-    shown = f"version {version} serves all requests"
+    shown = manifests.all_message(version)
     items: list[tuple[str, str, Callable[[], object]]] = [
         ("registry", "alias champion", partial(run.registry.move, name, "champion", version)),
         ("registry", "alias candidate", partial(run.registry.move, name, "candidate", None)),
         ("registry", "verdict", partial(run.registry.annotate, name, version, verdict)),
-        ("stub", "spec", lambda: apply(run.cluster, manifests.stub_plan(run, version))),
-        ("stub", "traffic", partial(manifests.show_traffic, run, split.shares, shown)),
+        ("stub", "spec", lambda: write(run.cluster, manifests.stub_change(run, version, None))),
+        ("stub", "traffic", partial(manifests.show, run, split.shares, shown)),
     ]
     if record.stable_version is not None:
         items.insert(0, ("registry", "alias previous", partial(run.registry.move, name, "previous", record.stable_version)))
     journal.assert_ours(run)
-    for where, what, write in items:
+    for where, what, do in items:
         try:
             run.keep()
-            write()
+            do()
         except (errors.InputError, errors.Conflict) as error:
             journal.note(run, where, f"{what}: not done: {error}", ok=False)

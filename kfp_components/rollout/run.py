@@ -55,7 +55,6 @@ class Run:
     record: Release | None = field(default=None, repr=False)
     epoch: int = 0
     """The release's as this run took it over; 0 before."""
-    stub_uid: str | None = None
 
     @property
     def registered_name(self) -> str:

@@ -16,14 +16,14 @@ from kfp_components.rollout.run import PATIENCE_S, Run
 
 
 @contextlib.contextmanager
-def step(run: Run, name: str, *, until: Phase) -> Iterator[Release | None]:
-    """Yields the record, or None when the step is done already (a retried pod, a rerun).
+def step(run: Run, name: str, *, until: Phase, begun: Release | None = None) -> Iterator[Release | None]:
+    """Yields the record, or None when the step is done already (a retried pod, a rerun). ``begun`` is the record as it was just read or written.
 
     A fault is settled by the fault table (`policy`) before it is raised: then users are on a version that works, or will be when the candidate's
     weight lapses, and the record says where to go on. `ReleaseHeld` when another request or another run is in charge; what stopped a release that
     was taken back is raised again.
     """
-    record = _read(run)
+    record = begun or _read(run)
     if record.request_digest != run.request.digest:
         raise errors.ReleaseHeld(f"{run.store.ref}: it is the release of another request ({record.candidate_version}); this run stops here")
     if _ended(record):

@@ -10,14 +10,15 @@ from collections.abc import Callable
 from functools import partial
 
 from kfp_components import errors, names, probes
-from kfp_components.apply import remove_applications
 from kfp_components.cluster import Ref
+from kfp_components.cluster.changes import Delete, Edit, write
 from kfp_components.judge import counts
 from kfp_components.phases import Phase
 from kfp_components.release import Failure, Held, Release, Rollback
 from kfp_components.request import SmokeCase
 from kfp_components.rollout import journal, manifests, weights
 from kfp_components.rollout.run import Run
+from kfp_components.serving import rayservice
 from kfp_components.traffic import Split
 
 PROBES = 10
@@ -137,36 +138,19 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
     the cluster after all items were tried.
     """
     request, stable = run.request, record.stable_version
-    gone = {names.application(request.model, record.candidate_version)}
-    if stable is None:
-        gone.add(names.router_application(request.model))
-
-    def also(text: str) -> str:
-        journal.assert_ours(run)  # between the read and the compare-and-swap
-        return run.router.settled(text, back) if back is not None else text
-
-    changed = {names.router_application(request.model)} if back is not None else set()
-
-    def applications() -> None:
-        remove_applications(
-            run.cluster,
-            request.namespace,
-            request.rayservice,
-            gone,
-            created_by=record.identity,
-            also=also,
-            changed=changed,
-            clock=run.clock,
-        )
-
-    in_cluster: list[tuple[str, Callable[[], object]]] = [(f"application {', '.join(sorted(gone))}", applications)]
-    service, stub = Ref("Service", names.alias(request.model), request.namespace), Ref("InferenceService", request.model, request.namespace)
+    fence = partial(journal.assert_ours, run)
+    removal = removal_change(run, record, back)
+    in_cluster: list[tuple[str, Callable[[], object]]] = [
+        (removal.why.removesuffix(" goes"), partial(write, run.cluster, removal, fence=fence, clock=run.clock, way_back=True))
+    ]
+    service, stub = Ref("Service", names.alias(request.model), request.namespace), manifests.stub_ref(run)
+    made = "this release made it"
     if "Service" in record.made:
-        in_cluster.append((str(service), partial(run.cluster.delete, service)))
+        in_cluster.append((str(service), partial(write, run.cluster, Delete(service, made), fence=fence)))
     if "InferenceService" in record.made:
-        in_cluster.append((str(stub), partial(run.cluster.delete, stub)))
+        in_cluster.append((str(stub), partial(write, run.cluster, Delete(stub, made), fence=fence)))
     elif stable is not None:
-        in_cluster.append((f"traffic of {stub}", partial(manifests.show_if_there, run, {stable: 100.0}, f"version {stable} serves all requests")))
+        in_cluster.append((f"traffic of {stub}", partial(manifests.show, run, {stable: 100.0}, manifests.all_message(stable))))
     in_registry: list[tuple[str, Callable[[], object]]] = [
         ("registry alias candidate", partial(run.registry.move, run.registered_name, "candidate", None)),
         ("verdict in the registry", partial(_annotate, run, record)),
@@ -188,6 +172,21 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
     if unfinished:
         raise unfinished[0]
     return left_behind
+
+
+def removal_change(run: Run, record: Release, back: Split | None) -> Edit:
+    """Without the candidate and what the release left in the router's configuration; without the router too, when it served nobody before."""
+    request, router = run.request, names.router_application(run.request.model)
+    gone = {names.application(request.model, record.candidate_version)} | ({router} if record.stable_version is None else set())
+
+    def without(text: str) -> str:
+        for application in sorted(gone):
+            text = rayservice.without_application(text, application)
+        return text
+
+    why = f"application {', '.join(sorted(gone))} goes"
+    edit = Edit(run.rayservice, without, frozenset(gone), why, created_by=record.identity)
+    return edit if back is None else edit.and_then(lambda text: run.router.settled(text, back), frozenset({router}))
 
 
 def verify(run: Run, version: str, *, strict: bool) -> None:
@@ -254,7 +253,7 @@ def _say_stable_serves(run: Run, record: Release, back: Split | None) -> None:
         return
     with contextlib.suppress(errors.TemporaryError, errors.InputError):
         weights.wait_applied(run, back)
-        manifests.show_if_there(run, {record.stable_version: 100.0}, f"version {record.stable_version} serves all requests")
+        manifests.show(run, {record.stable_version: 100.0}, manifests.all_message(record.stable_version))
 
 
 def _let_go(run: Run) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from kfp_components import errors
 from kfp_components.clock import Clock
-from kfp_components.cluster import Cluster
+from kfp_components.cluster import Cluster, Manifest
+from kfp_components.cluster.changes import Edit
 from kfp_components.request import ModelTarget
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class TrafficStrategy(Protocol):
     def prepare(self, serve_config: str, split: Split) -> str:
         """``serveConfigV2`` with the data plane's own application in it, routing by ``split``."""
 
+    def change(self, split: Split) -> Edit:
+        """What `set_weight` writes."""
+
     def set_weight(self, split: Split, *, way_back: bool = False) -> None:
         """Write the split, in one write; nothing else changes. On the ``way_back`` whoever manages the object.
 
@@ -61,6 +65,9 @@ class TrafficStrategy(Protocol):
 
     def current(self) -> Split | None:
         """The split as it is written, None when the model has no public route yet."""
+
+    def written_in(self, found: Manifest | None) -> Split | None:
+        """As `current`, of a RayService that was read."""
 
     def observed_weight(self) -> Split:
         """The split that the data plane applies now. Raises `Unreachable` when it does not answer."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kfp_components import errors, names
-from kfp_components.apply import change_serve_config
 from kfp_components.clock import Clock, SystemClock
-from kfp_components.cluster import Cluster, Endpoint, Ref
+from kfp_components.cluster import Cluster, Endpoint, Manifest, Ref
+from kfp_components.cluster.changes import Edit, write
 from kfp_components.request import ModelTarget
 from kfp_components.serving import rayservice
 from kfp_components.traffic import Split
@@ -32,6 +32,7 @@ class RayRouter:
         self._transport = transport
         self.application = names.router_application(target.model)
         self._endpoint: Endpoint | None = None
+        self._rayservice = Ref("RayService", target.rayservice, target.namespace)
 
     def prepare(self, serve_config: str, split: Split) -> str:
         """Add the router application; one that is there already only gets the split."""
@@ -46,25 +47,21 @@ class RayRouter:
         }
         return rayservice.with_application(serve_config, application)
 
+    def change(self, split: Split) -> Edit:
+        """The router's ``user_config``, nothing else."""
+        shares = ", ".join(f"{share:g} % to {version}" for version, share in split.shares.items())
+        return Edit(self._rayservice, lambda text: self._with_split(text, split), frozenset({self.application}), f"the router sends {shares}")
+
     def set_weight(self, split: Split, *, way_back: bool = False) -> None:
         """One compare-and-swap write of the router's ``user_config``.
 
         Raises `ApplicationRemoved`, and writes nothing, when the router or a version that the split names has no application any more; `ReleaseHeld`
         when another run has taken the release over.
         """
-        target = self.target
         try:
-            change_serve_config(
-                self.cluster,
-                target.namespace,
-                target.rayservice,
-                lambda text: self._with_split(text, split),
-                changed={self.application},
-                clock=self._clock,
-                way_back=way_back,
-            )
+            write(self.cluster, self.change(split), clock=self._clock, way_back=way_back)
         except errors.ApplicationRemoved as error:
-            found = self.cluster.get(Ref("RayService", target.rayservice, target.namespace))
+            found = self.cluster.get(self._rayservice)
             raise errors.ApplicationRemoved(f"{error}. {rayservice.last_writer(found or {}, names.MANAGER)}") from error
 
     def settled(self, serve_config: str, split: Split) -> str:
@@ -77,16 +74,18 @@ class RayRouter:
 
     def current(self) -> Split | None:
         """The split in ``serveConfigV2``. Raises `RequestInvalid` when that cannot be read, `NameTaken` when the application is not our router."""
-        ref = Ref("RayService", self.target.rayservice, self.target.namespace)
-        text = rayservice.serve_config(self.cluster.get(ref))
+        return self.written_in(self.cluster.get(self._rayservice))
+
+    def written_in(self, found: Manifest | None) -> Split | None:
+        """As `current`, of a RayService that was read."""
         try:
-            config = rayservice.user_config(text, self.application, names.ROUTER_DEPLOYMENT)
+            config = rayservice.user_config(rayservice.serve_config(found), self.application, names.ROUTER_DEPLOYMENT)
             return from_user_config(config) if config else None
         except errors.RequestInvalid as error:
-            raise errors.RequestInvalid(f"{ref}: {error}") from error
+            raise errors.RequestInvalid(f"{self._rayservice}: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise errors.NameTaken(
-                f"{ref}: application {self.application} has a user_config that is not of this library's router; rename that application"
+                f"{self._rayservice}: application {self.application} has a user_config that is not of this library's router; rename that application"
             ) from error
 
     def observed_weight(self) -> Split:

@@ -16,7 +16,7 @@ from patience import seconds, until
 
 from kfp_components import errors, names
 from kfp_components.clock import ManualClock
-from kfp_components.cluster import Cluster, Manifest, Ref
+from kfp_components.cluster import Cluster, Manifest, Permission, Ref
 from kfp_components.cluster.kubernetes import KubernetesCluster
 from kfp_components.cluster.memory import MemoryCluster
 from kfp_components.local.apiserver.server import write_kubeconfig
@@ -74,7 +74,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
             pytest.skip("the kubeconfig names no certificate authority to trust")
         write_kubeconfig(tmp_path / "reader", kube_api.url, reader_token(kube_api, space), space.name, Path(kube_api.ca_file).read_text())
         found = KubernetesCluster(tmp_path / "reader")
-        until(lambda: found.may("get", "Service", space.name), "the reader to have its rights")
+        until(lambda: not found.missing([Permission("get", "Service")], space.name), "the reader to have its rights")
         return found
 
     return Place(KubernetesCluster(kube_api.kubeconfig), space.name, reader)
@@ -410,14 +410,12 @@ class TestEndpoint:
 
 class TestRights:
     def test_owner(self, place: Place) -> None:
-        assert place.cluster.may("create", "RayService", place.namespace)
-        assert place.cluster.may("patch", "RayService", place.namespace, subresource="status")
+        wanted = (Permission("create", "RayService"), Permission("patch", "RayService", "status"))
+        assert place.cluster.missing(wanted, place.namespace) == ()
 
     def test_reader(self, place: Place) -> None:
-        reader = place.reader()
-        assert reader.may("get", "Service", place.namespace)
-        assert not reader.may("create", "Service", place.namespace)
-        assert not reader.may("patch", "RayService", place.namespace, subresource="status")
+        refused = (Permission("create", "Service"), Permission("patch", "RayService", "status"))
+        assert place.reader().missing((Permission("get", "Service"), *refused), place.namespace) == refused
 
     def test_refused(self, place: Place) -> None:
         made = place.create()

@@ -145,6 +145,19 @@ class TestIdentity:
         assert made(space._answer(space.client.post(path, json=body)))["status"]["allowed"] is True
         assert made(space._answer(reader.post(path, json=body)))["status"]["allowed"] is False
 
+    def test_rules_review(self, reader: httpx.Client, space: Space) -> None:
+        path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+        body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": {"namespace": space.name}}
+
+        def may(client: httpx.Client, verb: str) -> bool:
+            rules = made(space._answer(client.post(path, json=body)))["status"]["resourceRules"]
+            wanted = (("verbs", verb), ("apiGroups", ""), ("resources", "services"))
+            return any(all({"*", value} & set(rule[key]) for key, value in wanted) for rule in rules)
+
+        assert may(space.client, "get") and may(space.client, "create")
+        assert may(reader, "get") and not may(reader, "create")
+        refused(space._answer(reader.post(path, json={**body, "spec": {}})), 400, "BadRequest", "no namespace on request")
+
 
 class TestCreateAndRead:
     def test_system_fields(self, space: Space) -> None:

@@ -16,6 +16,7 @@ from patience import seconds, until
 from world import NAMESPACE, RAYSERVICE, clean, first, tiny
 
 from kfp_components import names, rollout
+from kfp_components.cluster import Ref
 from kfp_components.cluster.kubernetes import KubernetesCluster
 from kfp_components.judge import counts
 from kfp_components.local.environment import Embedded
@@ -183,15 +184,14 @@ def test_its_own_pages_only_tell(client: httpx.Client) -> None:
 
 
 def test_a_wrong_configuration_is_refused_and_the_old_one_stays(run: rollout.Run, client: httpx.Client) -> None:
-    from kfp_components.apply import change_serve_config
+    from kfp_components.cluster.changes import Edit, write
     from kfp_components.serving import rayservice
 
     set_split(run, 0)
     application = names.router_application(MODEL)
     wrong = {"stable": {"version": "v1", "route": "/.versions/routed/v1"}, "wieght": 5}
-    change_serve_config(
-        run.cluster, NAMESPACE, RAYSERVICE, lambda text: rayservice.with_user_config(text, application, "Router", wrong), changed={application}
-    )
+    ref = Ref("RayService", RAYSERVICE, NAMESPACE)
+    write(run.cluster, Edit(ref, lambda text: rayservice.with_user_config(text, application, "Router", wrong), frozenset({application}), "wrong"))
 
     def refusal() -> Any:
         return client.get("/-/router").json()["refused_config"]

@@ -44,13 +44,13 @@ def test_without_faults_it_only_counts() -> None:
     cluster.get(REF)
     cluster.list("ConfigMap", "default", labels="app")
     cluster.patch(REF, {"data": {"k": "2"}}, manager="me")
-    cluster.may("get", "Service", "default")
+    cluster.missing([], "default")
     assert [str(call) for call in cluster.script.calls] == [
         "call 1, cluster.create(ConfigMap default/a)",
         "call 2, cluster.get(ConfigMap default/a)",
         "call 3, cluster.list(ConfigMap, default)",
         "call 4, cluster.patch(ConfigMap default/a, {'data': {'k': '2'}})",
-        "call 5, cluster.may(get, Service, default)",
+        "call 5, cluster.missing([], default)",
     ]
     assert [call.number for call in cluster.script.writes] == [1, 4]
 

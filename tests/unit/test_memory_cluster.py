@@ -7,7 +7,7 @@ import pytest
 
 from kfp_components import errors
 from kfp_components.clock import ManualClock
-from kfp_components.cluster import Ref
+from kfp_components.cluster import Permission, Ref
 from kfp_components.cluster.memory import MemoryCluster
 from kfp_components.kube_api.access import Account, Rule
 
@@ -121,7 +121,7 @@ def test_accounts_share_the_cluster() -> None:
 
 def test_rights_are_not_needed_to_ask_for_them() -> None:
     nobody = MemoryCluster(account=Account("nobody", ()))
-    assert not nobody.may("get", "ConfigMap", "default")
+    assert nobody.missing([Permission("get", "ConfigMap")], "default") == (Permission("get", "ConfigMap"),)
     with pytest.raises(errors.PermissionDenied, match=r"bind the Role of deploy/rbac\.yaml"):
         nobody.get(REF)
 

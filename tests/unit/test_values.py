@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from kfp_components import errors, names, plan, probes
+from kfp_components import errors, names, probes
+from kfp_components.cluster import Ref
+from kfp_components.cluster.changes import Apply, Delete, Edit, Plan
 from kfp_components.request import SmokeCase
-from kfp_components.serving import alias, inference_service
+from kfp_components.serving import alias, inference_service, rayservice
 
 # --- errors -----------------------------------------------------------------------------------------------------------------------
 
@@ -194,36 +196,73 @@ def test_shares_are_whole_and_sum_to_100(traffic: dict[str, float], shown: list[
 # --- plan -------------------------------------------------------------------------------------------------------------------------
 
 
+CONFIG = "applications:\n  - {name: a, route_prefix: /a}\n  - {name: b, route_prefix: /b}\n"
+
+
+def rayservice_of(text: str, **annotations: str) -> dict[str, Any]:
+    metadata = {"name": "r", "namespace": "n", "uid": "u", "resourceVersion": "5", "annotations": annotations}
+    return {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata, "spec": {"serveConfigV2": text}}
+
+
+def without(*gone: str) -> Edit:
+    def surgery(text: str) -> str:
+        for name in gone:
+            text = rayservice.without_application(text, name)
+        return text
+
+    return Edit(Ref("RayService", "r", "n"), surgery, frozenset(gone), f"{', '.join(gone)} goes", created_by="me")
+
+
 def test_a_plan_prints_what_it_would_change() -> None:
     before = alias.manifest("whisper", "ai-ml", "old.ai-ml.svc.cluster.local")
     before["metadata"] |= {"resourceVersion": "5", "uid": "u"}
-    change = plan.Change("apply", alias.manifest("whisper", "ai-ml", TARGET), "the name that clients call", names.MANAGER, before=before)
-    text = str(plan.Plan((change,)))
-    assert text.startswith("apply Service ai-ml/whisper-predictor: the name that clients call\n--- now\n+++ then\n")
-    assert [line for line in text.splitlines()[3:] if line[0] in "+-"] == [
+    change = Apply(alias.manifest("whisper", "ai-ml", TARGET), "the name that clients call")
+    text = str(Plan((change, change), {change.ref: before}))
+    first, second = text.split("\napply ")
+    assert first.startswith("apply Service ai-ml/whisper-predictor: the name that clients call\n--- now\n+++ then\n")
+    assert [line for line in first.splitlines()[3:] if line[0] in "+-"] == [
         "-  externalName: old.ai-ml.svc.cluster.local",
         f"+  externalName: {TARGET}",
     ]
     assert "resourceVersion" not in text and "uid" not in text
+    assert second.endswith("(as it is already)")  # the second one finds what the first one wrote
 
 
 def test_creating_and_deleting_show_one_side() -> None:
     manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": "n"}, "data": {"text": "two\nlines\n"}}
-    made = plan.Change("create", manifest, "why", "m").diff()
-    gone = plan.Change("delete", manifest, "why", "m", before=manifest).diff()
+    made = Apply(manifest, "why").diff(None)
+    gone = Delete(Ref.of(manifest), "why").diff(manifest)
     assert "+    two\n+    lines\n" in made and "\n-" not in made.replace("\n---", "")
     assert "-    two\n-    lines\n" in gone and "\n+" not in gone.replace("\n+++", "")
 
 
+def test_an_edit_changes_its_own_applications_alone() -> None:
+    found = rayservice_of(CONFIG)
+    after = without("a").after(found)
+    assert after is not None and list(rayservice.applications(rayservice.serve_config(after))) == ["b"] and rayservice.serve_config(found) == CONFIG
+    assert without("c").after(found) is found
+    both = without("a").and_then(lambda text: rayservice.without_application(text, "b"), frozenset({"b"})).after(found)
+    assert both is not None and not rayservice.applications(rayservice.serve_config(both))
+    greedy = Edit(without("a").ref, without("a", "b").surgery, frozenset({"a"}), "takes too much")
+    with pytest.raises(errors.Conflict, match="application 'b' would change although only"):
+        greedy.after(found)
+    with pytest.raises(errors.NotFound, match="RayService n/r: it does not exist"):
+        greedy.after(None)
+
+
+def test_an_edit_removes_what_the_release_created_and_nobody_else_uses() -> None:
+    ours = rayservice_of(CONFIG, **{names.CREATED_BY_RELEASE: "me"})
+    theirs = rayservice_of(CONFIG, **{names.CREATED_BY_RELEASE: "another"})
+    assert without("a", "b").after(ours) is None and without("a", "b").after(None) is None
+    assert without("a").after(ours) is not None and without("a", "b").after(theirs) is not None
+
+
 def test_plans_are_values() -> None:
-    one = plan.Plan((plan.Change("create", {"kind": "A", "metadata": {"name": "a"}}, "why", "m"),))
-    nothing = plan.Plan()
+    change = Apply({"kind": "A", "metadata": {"name": "<b>"}}, "why")
+    one, nothing = Plan((change,)), Plan()
     assert not nothing and str(nothing) == "nothing to do" and one and (nothing + one) == one
-    assert [change.manifest["kind"] for change in one + one] == ["A", "A"]
-    assert (
-        "<pre>" in one._repr_html_()
-        and "&lt;" in plan.Plan((plan.Change("create", {"kind": "A", "metadata": {"name": "<b>"}}, "y", "m"),))._repr_html_()
-    )
+    assert [found.ref.kind for found in one + one] == ["A", "A"]
+    assert "<pre>" in one._repr_html_() and "&lt;b&gt;" in one._repr_html_()
 
 
 # --- probes -----------------------------------------------------------------------------------------------------------------------

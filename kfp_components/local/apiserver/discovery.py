@@ -11,7 +11,7 @@ Object = dict[str, Any]
 VERSION = {"major": "1", "minor": "34", "gitVersion": "v1.34.0-kfp-serving-embedded", "platform": "embedded/local"}
 GROUPS = {k.group: k.version for k in KINDS if k.group} | {"authorization.k8s.io": "v1"}
 CRUD = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
-REVIEW = {"name": "selfsubjectaccessreviews", "singularName": "selfsubjectaccessreview", "namespaced": False, "verbs": ["create"]}
+REVIEWS = ("SelfSubjectAccessReview", "SelfSubjectRulesReview")
 META = "io.k8s.apimachinery.pkg.apis.meta.v1"
 
 
@@ -48,7 +48,9 @@ def resources(name: str, version: str) -> Object:
             sub = {"name": f"{kind.plural}/status", "singularName": "", "namespaced": kind.namespaced, "kind": kind.kind}
             found.append(sub | {"verbs": ["get", "patch", "update"]})
     if name == "authorization.k8s.io":
-        found.append(REVIEW | {"kind": "SelfSubjectAccessReview"})
+        for kind_name in REVIEWS:
+            singular = kind_name.lower()
+            found.append({"name": f"{singular}s", "singularName": singular, "namespaced": False, "kind": kind_name, "verbs": ["create"]})
     group_version = f"{name}/{version}" if name else version
     return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": found}
 

@@ -71,8 +71,8 @@ class Api:
             account = authenticate(request.headers.get("authorization", ""), self.accounts)
             if not parts or parts[0] not in ("api", "apis") or len(parts) <= (2 if parts[0] == "api" else 3):
                 return _documents(request, parts)
-            if parts[1:] == ["authorization.k8s.io", "v1", "selfsubjectaccessreviews"]:
-                return await _review(request, account)
+            if parts[1:3] == ["authorization.k8s.io", "v1"] and parts[3:] in (["selfsubjectaccessreviews"], ["selfsubjectrulesreviews"]):
+                return await _review(request, account, rules=parts[3] == "selfsubjectrulesreviews")
             target = _target(parts)
             return await self._act(request, account, target)
         except Failure as refused:
@@ -294,26 +294,33 @@ def _documents(request: Request, parts: list[str]) -> Response:
     raise failure.no_resource()
 
 
-async def _review(request: Request, account: Account) -> Response:
-    """SelfSubjectAccessReview: whether this account may do something."""
+async def _review(request: Request, account: Account, *, rules: bool) -> Response:
+    """SelfSubjectAccessReview: whether this account may do something. SelfSubjectRulesReview: what it may do in a namespace."""
     if request.method != "POST":
         raise failure.NOT_ALLOWED
     body = await _body(request, request.headers.get("content-type", "application/json").split(";")[0].strip())
     spec = body.get("spec", {}) if isinstance(body, dict) else {}
+    if rules:
+        return JSONResponse(_reviewed("SelfSubjectRulesReview", spec, _rules_of(account, str(spec.get("namespace") or ""))), 201)
     asked = spec.get("resourceAttributes") or {}
     resource = asked.get("resource", "") + (f"/{asked['subresource']}" if asked.get("subresource") else "")
     allowed = account.may(asked.get("verb", ""), asked.get("group", ""), resource, asked.get("namespace", ""))
     if spec.get("nonResourceAttributes"):
         allowed = True
     status = {"allowed": allowed} | ({"reason": f"account {account.name}"} if allowed else {})
-    answer = {
-        "kind": "SelfSubjectAccessReview",
-        "apiVersion": "authorization.k8s.io/v1",
-        "metadata": {},
-        "spec": spec,
-        "status": status,
-    }
-    return JSONResponse(answer, 201)
+    return JSONResponse(_reviewed("SelfSubjectAccessReview", spec, status), 201)
+
+
+def _reviewed(kind: str, spec: Any, status: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": kind, "apiVersion": "authorization.k8s.io/v1", "metadata": {}, "spec": spec, "status": status}
+
+
+def _rules_of(account: Account, namespace: str) -> dict[str, Any]:
+    if not namespace:
+        raise failure.bad_request("no namespace on request")
+    found = [rule for rule in account.rules if "*" in rule.namespaces or namespace in rule.namespaces]
+    listed = [{"verbs": list(rule.verbs), "apiGroups": list(rule.groups), "resources": list(rule.resources)} for rule in found]
+    return {"resourceRules": listed, "nonResourceRules": [], "incomplete": False}
 
 
 async def _body(request: Request, content_type: str) -> Any:

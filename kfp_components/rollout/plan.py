@@ -1,0 +1,42 @@
+"""What a release would write, without writing it: the same changes that its steps write, one after another."""
+
+from __future__ import annotations
+
+from kfp_components.cluster.changes import Change, Plan
+from kfp_components.rollout import deploy, manifests, preflight, promote, weights
+from kfp_components.rollout.begin import assert_new
+from kfp_components.rollout.run import Run
+
+
+def plan(run: Run, *, first_version: bool = False) -> Plan:
+    """Everything that the request would write when all goes well; nothing is touched. Raises what `register_model` would, before it writes.
+
+    A weight's lease and the release's epoch are those of now. What a way back would write is not in it: see `rollout.undo`.
+    """
+    request, version = run.request, run.request.version
+    rayservice = run.cluster.get(run.rayservice)
+    split = run.router.written_in(rayservice)
+    stable = split.stable if split else None
+    assert_new(run, stable, first_version)
+    found = preflight.check(run.cluster, run.registry, request, found=rayservice, stable_version=stable, first_version=first_version)
+    alias = manifests.alias_change(run)
+    serving = stable or version
+    changes: list[Change] = [] if rayservice is not None else [manifests.new_rayservice(run, "a new release")]
+    changes += [deploy.version_change(run, stable), alias]
+    if stable is None or found.stub is None:
+        changes.append(manifests.stub_change(run, serving, found.stub))
+    changes.append(manifests.traffic_change(run, {serving: 100.0}, "waits for smoke inference", found.stub))
+    if stable is not None:
+        for weight_percent in request.steps:
+            step = weights.split(run, stable=stable, candidate=version, weight_percent=weight_percent)
+            changes += [
+                run.router.change(step),
+                manifests.traffic_change(run, step.shares, manifests.canary_message(weight_percent, version), found.stub),
+            ]
+    whole = weights.split(run, stable=version)
+    shown = manifests.traffic_change(run, whole.shares, manifests.all_message(version), found.stub)
+    changes.append(run.router.change(whole))
+    if stable is not None:
+        changes += [shown, promote.retirement(run, stable, whole)]
+    changes += [manifests.stub_change(run, version, found.stub), shown]
+    return Plan(tuple(changes), {run.rayservice: rayservice, alias.ref: found.service, manifests.stub_ref(run): found.stub})
