@@ -108,7 +108,7 @@ def _begin(run: Run, record: Release, stable: str) -> JudgeState:
 
 
 class _Look:
-    """Reads the counts, judges, and renews the weight's lease, look after look."""
+    """Renews the weight, reads the counts and judges, look after look."""
 
     def __init__(self, run: Run, index: int) -> None:
         from kfp_components.judge.verdict import Judge
@@ -122,9 +122,9 @@ class _Look:
         self.cursor = record.judge.cursor
         self.watched_s = record.judge.watched_s if record.judge.step == index else 0.0
         self.requests_before = record.judge.requests_before
-        self.lease_ends_unix_s = 0.0  # unknown: the first look may hold requests of another weight
-        self.renew_at = 0.0
+        self.unwatched = True  # whether what came since the last look may have gone by another weight, as before the first look
         self.looked_at: float | None = None
+        self.look_for_versions_at = 0.0
         self.readable_at = self.saved_at = self.renewed_at = run.clock.monotonic()
 
     def until_decided(self) -> None:
@@ -156,9 +156,7 @@ class _Look:
     def _look(self) -> Verdict | None:
         """One look; None when the counts cannot be read just now."""
         run = self.run
-        lapsed = run.clock.now_unix_s() >= self.lease_ends_unix_s  # nobody renewed it: what came since went by another weight
-        if lapsed or run.clock.monotonic() >= self.renew_at:
-            self._renew(wait=lapsed)
+        self._renew()
         try:
             page = run.router.ledger()
             tick, cursor = counts.advance(self.cursor, page, self.stable, self.candidate)
@@ -172,31 +170,36 @@ class _Look:
         self.watched_s += self.rules.tick_s if self.looked_at is None else min(now - self.looked_at, 3 * self.rules.tick_s)
         self.looked_at = now
         sticky = run.request.options.sticky_header is not None
-        lapsed = lapsed or run.clock.now_unix_s() >= self.lease_ends_unix_s
-        verdict = self.judge.observe(tick, weight_percent=self.weight_percent, sticky=sticky, unwatched=lapsed)
-        self.cursor = cursor
+        verdict = self.judge.observe(tick, weight_percent=self.weight_percent, sticky=sticky, unwatched=self.unwatched)
+        self.cursor, self.unwatched = cursor, False
         self._show(verdict)
         return verdict
 
-    def _renew(self, *, wait: bool) -> None:
-        """A few failures in a row are harmless: the lease lasts three renewals. `ApplicationRemoved` and `ReleaseHeld` end the step.
+    def _renew(self) -> None:
+        """One heartbeat, and a write only when that is refused: this process is new, or somebody else has written.
 
-        So does `Unreachable`, when the weight has lapsed for as long as patience lasts: then stable has everything anyway.
+        A few failures in a row are harmless: the lease lasts three looks or more. `ApplicationRemoved` and `ReleaseHeld` end the step; so does
+        `Unreachable`, when the weight has lapsed for as long as patience lasts: then stable has everything anyway.
         """
-        run = self.run
+        run, lease_s = self.run, self.run.request.options.lease_s
+        now = run.clock.monotonic()
         split = weights.split(run, stable=self.stable, candidate=self.candidate, weight_percent=self.weight_percent)
-        self.renew_at = run.clock.monotonic() + run.request.options.lease_s / 3
         try:
-            run.router.set_weight(split)
+            renewal = run.router.renew(split)
+            if renewal != "renewed":
+                self.unwatched = True
+            if renewal == "refused":
+                run.router.set_weight(split)
+                weights.wait_applied(run, split)
+            self.renewed_at = now
         except (errors.Unreachable, errors.Conflict):
-            if run.clock.monotonic() - self.renewed_at > run.request.options.lease_s + PATIENCE_S:
+            if now - self.renewed_at >= lease_s:
+                self.unwatched = True
+            if now - self.renewed_at > lease_s + PATIENCE_S:
                 raise
-            return
-        self.renewed_at = run.clock.monotonic()
-        assert split.lease_expires_unix_s is not None
-        self.lease_ends_unix_s = split.lease_expires_unix_s
-        if wait:
-            weights.wait_applied(run, split)
+        if now >= self.look_for_versions_at:
+            self.look_for_versions_at = now + lease_s / 3
+            weights.assert_there(run, self.stable, self.candidate)
 
     def _show(self, verdict: Verdict) -> None:
         """The record as it is known here, for the watcher and for what is written next."""

@@ -59,6 +59,7 @@ def check(
     imports = {str(entry.get("import_path")) for entry in applications.values()}
     request.assert_allowed(asked, metadata.get("annotations") or {}, imports)
     _check_routes(asked, str(ref), applications)
+    rayservice.refuse_replicas(str(ref), text, names.router_application(asked.model), names.ROUTER_DEPLOYMENT)
     if stable_version is None and not first_version:
         raise errors.NotFound(
             f"model {asked.model}: {ref} serves no version of it yet, so there is nothing to compare with; "

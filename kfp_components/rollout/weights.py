@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection
+
 from kfp_components import errors, names
 from kfp_components.cluster import Manifest
 from kfp_components.rollout.run import Run
@@ -13,7 +16,7 @@ APPLY_TIMEOUT_S = 60.0
 
 
 def split(run: Run, *, stable: str, candidate: str | None = None, weight_percent: float = 0.0) -> Split:
-    """With the request's routing options; a weight is a lease that begins now."""
+    """With the request's routing options; a weight is a lease that begins now and that heartbeats renew."""
     options = run.request.options
     return Split(
         stable=stable,
@@ -22,11 +25,12 @@ def split(run: Run, *, stable: str, candidate: str | None = None, weight_percent
         lease_expires_unix_s=run.clock.now_unix_s() + options.lease_s if weight_percent else None,
         sticky_header=options.sticky_header,
         request_timeout_s=options.request_timeout_s,
+        lease_s=options.lease_s if weight_percent else None,
     )
 
 
 def wait_applied(run: Run, wanted: Split) -> float:
-    """Wait until the router routes by a split that was written, seconds that it took; a weight is renewed meanwhile.
+    """Wait until the router routes by a split that was written, seconds that it took; a weight gets its heartbeats meanwhile.
 
     Raises `WaitTimeout` saying what it does instead.
     """
@@ -41,9 +45,20 @@ def wait_applied(run: Run, wanted: Split) -> float:
             if left_s <= slice_s:
                 raise
         run.keep()
-        if wanted.candidate is not None and wanted.weight_percent:
-            wanted = split(run, stable=wanted.stable, candidate=wanted.candidate, weight_percent=wanted.weight_percent)
-            run.router.set_weight(wanted)
+        if wanted.weight_percent:  # it may come to the router when the lease that was written is over
+            with contextlib.suppress(errors.Unreachable):
+                run.router.renew(wanted)
+
+
+def assert_there(run: Run, *versions: str) -> None:
+    """That nobody has taken the versions out of the RayService, as far as it can be read just now. Raises `ApplicationRemoved`."""
+    try:
+        found = run.cluster.get(run.rayservice) or {}
+        there = rayservice.applications(rayservice.serve_config(found))
+    except errors.KfpServingError:
+        return
+    for version in versions:
+        _assert_in(run, names.application(run.request.model, version), there, found)
 
 
 def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bool = True) -> None:
@@ -55,10 +70,7 @@ def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bo
     end = run.clock.monotonic() + timeout_s
 
     def runs(found: Manifest) -> bool:
-        if application not in rayservice.applications(rayservice.serve_config(found)):
-            raise errors.ApplicationRemoved(
-                f"{run.rayservice}: application {application} is not in serveConfigV2 any more, somebody else took it out; it gets no traffic"
-            )
+        _assert_in(run, application, rayservice.applications(rayservice.serve_config(found)), found)
         return rayservice.ready(application)(found)
 
     while True:
@@ -79,6 +91,14 @@ def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bo
 def assert_runs(run: Run, version: str) -> None:
     """Before a version is given traffic, and before the one that could replace it goes. Raises as `wait_until_runs`."""
     wait_until_runs(run, names.application(run.request.model, version), APPLY_TIMEOUT_S, at_once=False)
+
+
+def _assert_in(run: Run, application: str, there: Collection[str], found: Manifest) -> None:
+    if application not in there:
+        raise errors.ApplicationRemoved(
+            f"{run.rayservice}: application {application} is not in serveConfigV2 any more, somebody else took it out; it gets no traffic. "
+            f"{rayservice.last_writer(found, names.MANAGER)}"
+        )
 
 
 def _never(_found: Manifest) -> str | None:

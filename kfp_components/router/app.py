@@ -2,7 +2,10 @@
 
 A request is forwarded over loopback HTTP to the version's own route at the very proxy that it arrived at, body and answer streamed as they are. Every
 answer says which version gave it. ``x-model-version`` on a request pins it to a version. ``/{model}/-/ledger`` and ``/{model}/-/router`` are the
-router's own pages; they only tell, so there is nothing to protect but the RayService itself.
+router's own pages; they only tell. ``POST /{model}/-/heartbeat`` makes the candidate's weight hold on (see `control`); it needs the token whose hash
+stands in the RayService, and can do nothing else.
+
+Each version has a bulkhead: so many requests in flight, and one more is answered 503 at once. A version that hangs fills its own and no other's.
 """
 
 from __future__ import annotations
@@ -20,11 +23,16 @@ from ray import serve
 from yarl import URL
 
 from kfp_components.router import ledger, policy
+from kfp_components.router.control import METHODS, Control
 
 VERSION_HEADER = "x-model-version"
 OWN_PAGES = "/-/"
 REPLAYABLE_BYTES = 1 << 20
 CONNECT_TIMEOUT_S = 5.0
+IN_FLIGHT_PER_VERSION = 1000
+OWN_REQUESTS = 200
+"""Requests that the deployment takes beside two full bulkheads: the own pages, and what is answered 503."""
+
 KEEP_ALIVE_S = 30.0
 """Below the 90 s of Serve's proxy, so that we never write to a connection that it is just closing."""
 
@@ -56,44 +64,36 @@ def asgi_app() -> Any:
 class Router:
     """One replica of the router."""
 
-    def __init__(self, model: str, serve_url: str | None = None) -> None:
+    def __init__(self, model: str, serve_url: str | None = None, max_in_flight_per_version: int = IN_FLIGHT_PER_VERSION) -> None:
         global _current
         self.model = model
         self._serve_url = serve_url
-        self._policy: policy.Policy | None = None
-        self._refused: str | None = None  # why the last user_config is not in force
+        self._max_in_flight = max_in_flight_per_version
+        self._control = Control(model)
         self._session: aiohttp.ClientSession | None = None
         self._counts: dict[str, ledger.VersionCounts] = {}
         self._started_unix_s = time.time()
-        self._replica = serve.get_replica_context().replica_id.unique_id
+        self._replica = replica_id()
         _current = self
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """Serve calls this with every new ``user_config``. A wrong one is refused and the old one goes on: raising would stop the replica."""
-        try:
-            found = policy.parse(config)
-            if self._policy is not None and 0 < found.epoch < self._policy.epoch:
-                raise ValueError(f"router user_config: epoch {found.epoch} is older than {self._policy.epoch}, which is in force")
-            self._policy, self._refused = found, None
-        except ValueError as error:
-            if self._policy is None:
-                raise
-            self._refused = str(error)
+        self._control.configure(config)
 
     async def handle(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """One request."""
-        if self._policy is None:
+        rules = self._control.rules
+        if rules is None:
             await _answer(send, 503, {"error": f"router of {self.model}: not configured yet"})
             return
         path = scope["path"]
         root = scope.get("root_path") or ""
         below = path[len(root) :] if root and path.startswith(root) else path
         if below.startswith(OWN_PAGES):
-            await self._own_page(below[len(OWN_PAGES) :], scope["method"], send)
+            await self._own_page(below[len(OWN_PAGES) :], scope, send)
             return
         headers = scope["headers"]
         pin = _header(headers, VERSION_HEADER)
-        rules = self._policy
         if pin is not None:
             known = rules.known()
             if pin not in known:
@@ -103,11 +103,16 @@ class Router:
             backend = known[pin]
         else:
             sticky = _header(headers, rules.sticky_header) if rules.sticky_header else None
-            backend = rules.choose(sticky, random.random(), time.time())
+            backend = self._control.choose(sticky, random.random(), time.time())
         counts = self._counts.setdefault(backend.version, ledger.VersionCounts())
+        if counts.in_flight >= self._max_in_flight:
+            counts.count(0.0, 503, "overloaded", pin is not None)
+            message = f"version {backend.version} has {counts.in_flight} requests in flight, which is its limit; ask again"
+            await _answer(send, 503, {"error": message}, backend.version, retry_after_s=1)
+            return
         counts.in_flight += 1
         try:
-            await self._forward(scope, receive, send, backend, below, counts, pinned=pin is not None)
+            await self._forward(scope, receive, send, backend, below, counts, rules.request_timeout_s, pinned=pin is not None)
         finally:
             counts.in_flight -= 1
 
@@ -119,10 +124,10 @@ class Router:
         backend: policy.Backend,
         below: str,
         counts: ledger.VersionCounts,
+        timeout_s: float,
         *,
         pinned: bool,
     ) -> None:
-        assert self._policy is not None
         started = time.perf_counter()
         begun = False  # whether the client has been sent the head of the answer
         status = 502
@@ -139,7 +144,7 @@ class Router:
                 headers=_forwarded_headers(scope["headers"]),
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=self._policy.request_timeout_s),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=timeout_s),
             ) as answer:
                 status = answer.status
                 await send({"type": "http.response.start", "status": status, "headers": _answer_headers(answer, backend.version)})
@@ -155,7 +160,7 @@ class Router:
             done("timeout")
             if begun:
                 raise
-            await _answer(send, 504, {"error": f"version {backend.version} gave no answer in {self._policy.request_timeout_s:g} s"}, backend.version)
+            await _answer(send, 504, {"error": f"version {backend.version} gave no answer in {timeout_s:g} s"}, backend.version)
         except aiohttp.ClientError as error:
             done("stream_broken" if begun else "connect")
             if begun:
@@ -183,35 +188,23 @@ class Router:
         query = scope.get("query_string", b"").decode("ascii")
         return URL(f"{base}{backend.route}{path}" + (f"?{query}" if query else ""), encoded=True)
 
-    async def _own_page(self, page: str, method: str, send: Any) -> None:
-        assert self._policy is not None
-        if method != "GET":
-            await _answer(send, 405, {"error": f"router of {self.model}: {OWN_PAGES}{page} is read only; the weight is changed in the RayService"})
+    async def _own_page(self, page: str, scope: dict[str, Any], send: Any) -> None:
+        method = METHODS.get(page)
+        if method is None:
+            await _answer(send, 404, {"error": f"router of {self.model}: no page {page!r}; there are {', '.join(METHODS)}"})
+        elif scope["method"] != method:
+            told = f"router of {self.model}: {OWN_PAGES}{page} takes {method} alone; the weight is changed in the RayService"
+            await _answer(send, 405, {"error": told})
+        elif page == "heartbeat":  # a body is not read
+            status, found = self._control.heartbeat(_header(scope["headers"], "authorization"), time.time())
+            await _answer(send, status, found)
         elif page == "ledger":
             versions = {version: counts.as_dict() for version, counts in self._counts.items()}
             mine = {"started_unix_s": self._started_unix_s, "versions": versions}
             found = {"model": self.model, "now_unix_s": time.time(), "replicas": {self._replica: mine}}
             await _answer(send, 200, {**found, "latency_bounds_s": ledger.LATENCY_BOUNDS_S})
-        elif page == "router":
-            await _answer(send, 200, self._state())
         else:
-            await _answer(send, 404, {"error": f"router of {self.model}: no page {page!r}; there are ledger and router"})
-
-    def _state(self) -> dict[str, Any]:
-        assert self._policy is not None
-        rules, now = self._policy, time.time()
-        return {
-            "model": self.model,
-            "stable": vars(rules.stable),
-            "candidate": vars(rules.candidate) if rules.candidate else None,
-            "weight_percent": rules.weight_percent,
-            "weight_percent_effective": rules.effective_weight(now),
-            "lease_expires_unix_s": rules.lease_expires_unix_s,
-            "lease_left_s": None if rules.lease_expires_unix_s is None else max(0.0, rules.lease_expires_unix_s - now),
-            "config_sha256": rules.digest,
-            "refused_config": self._refused,
-            "replica": self._replica,
-        }
+            await _answer(send, 200, {**self._control.state(time.time()), "replica": self._replica})
 
 
 class ClientGone(Exception):
@@ -266,11 +259,15 @@ def _answer_headers(answer: aiohttp.ClientResponse, version: str) -> list[tuple[
     return [*kept, (VERSION_HEADER.encode(), version.encode())]
 
 
-async def _answer(send: Any, status: int, body: dict[str, Any], version: str | None = None) -> None:
+async def _answer(send: Any, status: int, body: dict[str, Any], version: str | None = None, retry_after_s: int | None = None) -> None:
     payload = json.dumps(body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(payload)).encode())]
     if version is not None:
         headers.append((VERSION_HEADER.encode(), version.encode()))
+    if retry_after_s is not None:
+        headers.append((b"retry-after", str(retry_after_s).encode()))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": payload, "more_body": False})
 
@@ -284,14 +281,37 @@ def _quote(path: str) -> str:
     return quote(path, safe="/:@!$&'()*+,;=~-._")
 
 
+def replica_id() -> str:
+    """Of the replica that this process is."""
+    return str(serve.get_replica_context().replica_id.unique_id)
+
+
 def build(args: dict[str, Any]) -> serve.Application:
-    """The application. ``args``: model; optionally serve_url (default: the proxy that a request arrived at) and num_replicas."""
+    """The application.
+
+    ``args``: model; optionally serve_url (default: the proxy that a request arrived at) and max_in_flight_per_version, a number of requests. Raises
+    ValueError for anything else. It is one replica: each would count, and lease the weight, for itself.
+    """
+    model, serve_url, limit = _checked(args)
     deployment = serve.deployment(
         name="Router",
-        num_replicas=int(args.get("num_replicas", 1)),
+        num_replicas=1,
         logging_config={"enable_access_log": False},  # a line a request costs as much as a small model
-        max_ongoing_requests=1000,
+        max_ongoing_requests=2 * limit + OWN_REQUESTS,
         ray_actor_options={"num_cpus": 0.1},
         graceful_shutdown_timeout_s=30,
     )
-    return deployment(serve.ingress(asgi_app)(Router)).bind(args["model"], args.get("serve_url"))
+    return deployment(serve.ingress(asgi_app)(Router)).bind(model, serve_url, limit)
+
+
+def _checked(args: dict[str, Any]) -> tuple[str, str | None, int]:
+    known = ("model", "serve_url", "max_in_flight_per_version")
+    if args.get("num_replicas", 1) != 1:
+        raise ValueError(f"router args: num_replicas {args['num_replicas']}: the router is one replica, whose counts are all there are; take it out")
+    unknown = sorted(set(args) - {*known, "num_replicas"})
+    if unknown or "model" not in args:
+        raise ValueError(f"router args: {f'{unknown[0]!r} is not known' if unknown else 'model is missing'}; known are {', '.join(known)}")
+    limit = int(args.get("max_in_flight_per_version", IN_FLIGHT_PER_VERSION))
+    if limit < 1:
+        raise ValueError(f"router args: max_in_flight_per_version {limit} lets no request through; give 1 or more")
+    return str(args["model"]), args.get("serve_url"), limit

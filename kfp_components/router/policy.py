@@ -5,7 +5,9 @@
     {"stable": {"version": "v7", "route": "/.versions/whisper/v7"},
      "candidate": {"version": "v8", "route": "/.versions/whisper/v8"},   optional
      "weight_percent": 10.0,               the candidate's share of unpinned requests
-     "lease_expires_unix_s": 1780000000.0, after which the share is 0 until it is renewed (dead-man's switch)
+     "lease_expires_unix_s": 1780000000.0, after which the share is 0 (dead-man's switch), unless a heartbeat came
+     "lease_s": 60.0,                      how long each heartbeat makes it hold, by the router's clock (see `control`)
+     "heartbeat_sha256": "5d0b...",        hex SHA-256 of the token that a heartbeat must know; with lease_s or not at all
      "sticky_header": "x-user-id",         optional: equal values see the same version
      "request_timeout_s": 60.0,            between two pieces of an answer
      "epoch": 3}                           of the release that wrote it; one with a lower epoch than that in force is refused: its run was taken over
@@ -15,11 +17,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-KEYS = {"stable", "candidate", "weight_percent", "lease_expires_unix_s", "sticky_header", "request_timeout_s", "epoch"}
+KEYS = {
+    *("stable", "candidate", "weight_percent", "lease_expires_unix_s", "lease_s", "heartbeat_sha256"),
+    *("sticky_header", "request_timeout_s", "epoch"),
+}
+SHA256 = re.compile(r"[0-9a-f]{64}")
 BUCKETS = 1_000_000
 
 
@@ -43,26 +51,22 @@ class Policy:
     request_timeout_s: float
     digest: str
     epoch: int = 0
-
-    def effective_weight(self, now_unix_s: float) -> float:
-        """The share that applies now, in percent: 0 without a candidate or after the lease lapsed."""
-        if self.candidate is None or (self.lease_expires_unix_s is not None and now_unix_s >= self.lease_expires_unix_s):
-            return 0.0
-        return self.weight_percent
+    lease_s: float | None = None
+    heartbeat_sha256: str | None = field(default=None, repr=False)
 
     def known(self) -> dict[str, Backend]:
         """Versions that a request may be pinned to."""
         return {backend.version: backend for backend in (self.stable, self.candidate) if backend is not None}
 
-    def choose(self, sticky_value: str | None, draw: float, now_unix_s: float) -> Backend:
-        """The backend of an unpinned request. ``draw`` is uniform in [0, 1); a sticky value replaces it by its own, fixed one.
+    def choose(self, sticky_value: str | None, draw: float, weight_percent: float) -> Backend:
+        """The backend of an unpinned request at the share that applies now. ``draw`` is uniform in [0, 1); a sticky value replaces it by its own.
 
-        The fixed one does not depend on the weight, so a user on the candidate stays there when the weight grows.
+        That one does not depend on the weight, so a user on the candidate stays there when the weight grows.
         """
         if self.candidate is None:
             return self.stable
         point = draw if sticky_value is None else fixed_draw(sticky_value)
-        return self.candidate if point * 100.0 < self.effective_weight(now_unix_s) else self.stable
+        return self.candidate if point * 100.0 < weight_percent else self.stable
 
 
 def parse(config: Mapping[str, Any]) -> Policy:
@@ -81,6 +85,7 @@ def parse(config: Mapping[str, Any]) -> Policy:
         raise ValueError(f"router user_config: stable and candidate are both {stable.version}")
     expires = config.get("lease_expires_unix_s")
     sticky = config.get("sticky_header")
+    lease_s, heartbeat_sha256 = _heartbeat(config)
     return Policy(
         stable=stable,
         candidate=candidate,
@@ -90,12 +95,28 @@ def parse(config: Mapping[str, Any]) -> Policy:
         request_timeout_s=float(config.get("request_timeout_s", 60.0)),
         digest=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
         epoch=int(config.get("epoch") or 0),
+        lease_s=lease_s,
+        heartbeat_sha256=heartbeat_sha256,
     )
 
 
 def fixed_draw(value: str) -> float:
     """A number in [0, 1) that depends on the value alone."""
     return int.from_bytes(hashlib.sha256(value.encode()).digest()[:8], "big") % BUCKETS / BUCKETS
+
+
+def _heartbeat(config: Mapping[str, Any]) -> tuple[float | None, str | None]:
+    lease, sha256 = config.get("lease_s"), config.get("heartbeat_sha256")
+    if (lease is None) != (sha256 is None):
+        raise ValueError("router user_config: lease_s and heartbeat_sha256 go together; one of them is missing")
+    if lease is None or sha256 is None:
+        return None, None
+    lease_s = float(lease)
+    if not 0.0 < lease_s < math.inf:
+        raise ValueError(f"router user_config: lease_s {lease_s:g} is not a positive number of seconds")
+    if not SHA256.fullmatch(str(sha256)):
+        raise ValueError("router user_config: heartbeat_sha256 is not a SHA-256 in 64 small hexadecimal digits")
+    return lease_s, str(sha256)
 
 
 def _backend(value: Mapping[str, Any]) -> Backend:

@@ -174,6 +174,19 @@ def user_config(text: str, application: str, deployment: str) -> dict[str, Any] 
     return None
 
 
+def refuse_replicas(where: str, text: str, application: str, deployment: str) -> None:
+    """Raise `NameTaken`, naming the object ``where`` it stands, when the deployment may have more than one replica."""
+    for piece in applications(text).get(application, {}).get("deployments") or []:
+        if piece.get("name") != deployment:
+            continue
+        found = [f"{key}: {piece[key]}" for key in ("num_replicas", "autoscaling_config") if piece.get(key) not in (None, 1)]
+        if found:
+            raise errors.NameTaken(
+                f"{where}: application {application}, deployment {deployment} has {found[0]}; the router is one replica, because each counts "
+                f"and leases the weight for itself: take {found[0].split(':')[0]} out of that entry"
+            )
+
+
 def application_status(rayservice: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What KubeRay reports of one application: the pending cluster's entry where there is one, else the active one's, else ``{}``."""
     status = rayservice.get("status") or {}

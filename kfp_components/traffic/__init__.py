@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from kfp_components import errors
 from kfp_components.clock import Clock
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Split:
-    """Who answers. ``weight_percent`` is the candidate's share; ``lease_expires_unix_s`` when it lapses (None: never, weight 0)."""
+    """Who answers. ``weight_percent`` is the candidate's share; ``lease_expires_unix_s`` when it lapses (None: never, weight 0).
+
+    ``lease_s`` is how long it then holds after each heartbeat (`TrafficStrategy.renew`), None when nobody is going to send any.
+    """
 
     stable: str
     candidate: str | None = None
@@ -26,6 +29,7 @@ class Split:
     lease_expires_unix_s: float | None = None
     sticky_header: str | None = None
     request_timeout_s: float = 60.0
+    lease_s: float | None = None
 
     def __post_init__(self) -> None:
         """Raises `RequestInvalid` for a share that is none, before anything is written."""
@@ -38,6 +42,10 @@ class Split:
         if self.candidate is None:
             return {self.stable: 100.0}
         return {self.stable: 100.0 - self.weight_percent, self.candidate: self.weight_percent}
+
+
+Renewal = Literal["renewed", "lapsed", "refused"]
+"""What a heartbeat came to: the weight holds on; it holds again and had lapsed; another split stands there, or another run's."""
 
 
 class TrafficStrategy(Protocol):
@@ -58,6 +66,12 @@ class TrafficStrategy(Protocol):
         """Write the split, in one write; nothing else changes. On the ``way_back`` whoever manages the object.
 
         Raises `ApplicationRemoved` when a version that it names is not there, `ReleaseHeld` when another run has taken the release over.
+        """
+
+    def renew(self, split: Split) -> Renewal:
+        """Make the weight that this run wrote hold for ``lease_s`` more, without a write. Raises `Unreachable`: nobody knows whether it does.
+
+        ``refused``: `set_weight` has to write it anew, or says who has taken it over.
         """
 
     def settled(self, serve_config: str, split: Split) -> str:

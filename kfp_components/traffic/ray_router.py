@@ -1,10 +1,13 @@
 """The default data plane: a Serve application that owns the public route and splits it by its ``user_config``.
 
-All control goes through the RayService's ``serveConfigV2``; the router takes no control calls over HTTP, so Kubernetes RBAC is its only key.
+The split is set through the RayService's ``serveConfigV2`` alone, so Kubernetes RBAC is its only key. Over HTTP the router takes one call, the
+heartbeat that makes a weight hold on; its token is made here and stays in memory, only its hash is written.
 """
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from typing import TYPE_CHECKING, Any
 
 from kfp_components import errors, names
@@ -13,7 +16,7 @@ from kfp_components.cluster import Cluster, Endpoint, Manifest, Ref
 from kfp_components.cluster.changes import Edit, write
 from kfp_components.request import ModelTarget
 from kfp_components.serving import rayservice
-from kfp_components.traffic import Split
+from kfp_components.traffic import Renewal, Split
 
 if TYPE_CHECKING:
     import httpx
@@ -27,15 +30,27 @@ class RayRouter:
     def __init__(self, cluster: Cluster, target: ModelTarget, clock: Clock | None = None, transport: httpx.BaseTransport | None = None) -> None:
         self.cluster = cluster
         self.target = target
-        self.epoch = 0
+        self._epoch, self._token = 0, new_token()
         self._clock: Clock = clock or SystemClock()
         self._transport = transport
         self.application = names.router_application(target.model)
         self._endpoint: Endpoint | None = None
         self._rayservice = Ref("RayService", target.rayservice, target.namespace)
 
+    @property
+    def epoch(self) -> int:
+        """The release's; with every new one comes a new token."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            self._epoch, self._token = epoch, new_token()
+
     def prepare(self, serve_config: str, split: Split) -> str:
-        """Add the router application; one that is there already only gets the split."""
+        """Add the router application; one that is there already only gets the split. Raises `NameTaken` when that has more than one replica."""
+        where = f"RayService {self.target.namespace}/{self.target.rayservice}"
+        rayservice.refuse_replicas(where, serve_config, self.application, names.ROUTER_DEPLOYMENT)
         if rayservice.user_config(serve_config, self.application, names.ROUTER_DEPLOYMENT) is not None:
             return self._with_split(serve_config, split)
         application = {
@@ -43,7 +58,7 @@ class RayRouter:
             "route_prefix": names.public_route(self.target.model),
             "import_path": names.ROUTER_IMPORT_PATH,
             "args": {"model": self.target.model},
-            "deployments": [{"name": names.ROUTER_DEPLOYMENT, "user_config": to_user_config(self.target.model, split)}],
+            "deployments": [{"name": names.ROUTER_DEPLOYMENT, "user_config": self._user_config(split)}],
         }
         return rayservice.with_application(serve_config, application)
 
@@ -71,6 +86,17 @@ class RayRouter:
             return serve_config
         self._refuse_older(config)
         return rayservice.with_user_config(serve_config, self.application, names.ROUTER_DEPLOYMENT, to_user_config(self.target.model, split))
+
+    def renew(self, split: Split) -> Renewal:
+        """``POST /{model}/-/heartbeat``. Raises `Unreachable` when it is not answered, or by somebody who is overloaded or forbids it."""
+        answer = self._ask("POST", "heartbeat", {"authorization": f"Bearer {self._token}"})
+        if answer.status_code >= 500 or answer.status_code == 403:
+            self._endpoint = None
+            raise errors.Unreachable(f"router of {self.target.model}: /-/heartbeat answered {answer.status_code}: {answer.text[:200]}")
+        found = _json(answer) if answer.status_code == 200 else None
+        if found is None or found.get("weight_percent_effective") != split.weight_percent:
+            return "refused"
+        return "lapsed" if found.get("lapsed") else "renewed"
 
     def current(self) -> Split | None:
         """The split in ``serveConfigV2``. Raises `RequestInvalid` when that cannot be read, `NameTaken` when the application is not our router."""
@@ -136,29 +162,30 @@ class RayRouter:
 
     def read(self, page: str) -> dict[str, Any]:
         """A page of the router's own, through the alias. Raises `Unreachable`."""
+        answer = self._ask("GET", page)
+        if answer.status_code != 200:
+            self._endpoint = None
+            raise errors.Unreachable(f"router of {self.target.model}: /-/{page} answered {answer.status_code}: {answer.text[:200]}")
+        found = _json(answer)
+        if found is None:
+            raise errors.Unreachable(f"router of {self.target.model}: /-/{page} answered something else than JSON: {answer.text[:200]}")
+        return found
+
+    def _ask(self, method: str, page: str, headers: dict[str, str] | None = None) -> httpx.Response:
+        """The answer, whatever it is. Raises `Unreachable` when there is none."""
         import httpx  # as in kfp_components.probes
 
-        where = f"router of {self.target.model}"
         try:
             if self._endpoint is None:
                 self._endpoint = self.cluster.endpoint(names.alias(self.target.model), self.target.namespace, names.SERVE_PORT)
             endpoint = self._endpoint
             url = f"{endpoint.base_url}{names.public_route(self.target.model)}/-/{page}"
             with httpx.Client(transport=self._transport, timeout=READ_TIMEOUT_S, trust_env=False) as client:
-                answer = client.get(url, headers={"host": endpoint.host})
+                return client.request(method, url, headers={"host": endpoint.host, **(headers or {})})
         except (httpx.HTTPError, errors.NotFound) as error:
             self._endpoint = None
-            raise errors.Unreachable(f"{where}: {type(error).__name__} while reading /-/{page}: {error}") from error
-        if answer.status_code != 200:
-            self._endpoint = None
-            raise errors.Unreachable(f"{where}: /-/{page} answered {answer.status_code}: {answer.text[:200]}")
-        try:
-            found = answer.json()
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise errors.Unreachable(f"{where}: /-/{page} answered something else than JSON: {answer.text[:200]}")
-        return found
+            told = f"{type(error).__name__} while asking for /-/{page}: {error}"
+            raise errors.Unreachable(f"router of {self.target.model}: {told}") from error
 
     def remove(self, serve_config: str) -> str:
         """Without the router application."""
@@ -175,10 +202,17 @@ class RayRouter:
                 )
         config = rayservice.user_config(text, self.application, names.ROUTER_DEPLOYMENT) or {}
         self._refuse_older(config)
-        wanted = to_user_config(self.target.model, split)
+        wanted = self._user_config(split)
         if config == wanted:
             return text  # nothing to give back, so no epoch to leave there
         return rayservice.with_user_config(text, self.application, names.ROUTER_DEPLOYMENT, wanted | ({"epoch": self.epoch} if self.epoch else {}))
+
+    def _user_config(self, split: Split) -> dict[str, Any]:
+        """A weight that waits for heartbeats says by whose: the hash goes with it, the token stays here."""
+        config = to_user_config(self.target.model, split)
+        if "lease_s" in config:
+            config["heartbeat_sha256"] = hashlib.sha256(self._token.encode()).hexdigest()
+        return config
 
     def _refuse_older(self, config: dict[str, Any]) -> None:
         found = int(config.get("epoch", 0))
@@ -186,6 +220,19 @@ class RayRouter:
             raise errors.ReleaseHeld(
                 f"router of {self.target.model}: another run has taken the release over (epoch {found}, this run's is {self.epoch}); it stops here"
             )
+
+
+def new_token() -> str:
+    """What a heartbeat must know: of this process, for one takeover of the release, and only in memory."""
+    return secrets.token_urlsafe(32)
+
+
+def _json(answer: httpx.Response) -> dict[str, Any] | None:
+    try:
+        found = answer.json()
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def to_user_config(model: str, split: Split) -> dict[str, Any]:
@@ -200,6 +247,8 @@ def to_user_config(model: str, split: Split) -> dict[str, Any]:
         config["weight_percent"] = split.weight_percent
         if split.lease_expires_unix_s is not None:
             config["lease_expires_unix_s"] = round(split.lease_expires_unix_s, 3)
+        if split.lease_s is not None and split.weight_percent:
+            config["lease_s"] = split.lease_s
     if split.sticky_header:
         config["sticky_header"] = split.sticky_header
     config["request_timeout_s"] = split.request_timeout_s
@@ -215,4 +264,5 @@ def from_user_config(config: dict[str, Any]) -> Split:
         lease_expires_unix_s=config.get("lease_expires_unix_s"),
         sticky_header=config.get("sticky_header"),
         request_timeout_s=float(config.get("request_timeout_s", 60.0)),
+        lease_s=config.get("lease_s"),
     )

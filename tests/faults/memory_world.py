@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import httpx
+import remembered
 import yaml
 from stand_in import Serve
 
@@ -242,6 +243,7 @@ class World:
     registry: MemoryRegistry = field(default_factory=MemoryRegistry)
 
     def __post_init__(self) -> None:
+        remembered.count_tokens_anew()
         self.cluster = WorldCluster(clock=self.clock, tick=lambda _cluster: None)
         self.serve = Serve(self.cluster, Ref("RayService", RAYSERVICE, NAMESPACE), self.clock)
         self._holders = itertools.count(1)

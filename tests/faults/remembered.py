@@ -1,9 +1,13 @@
-"""The surgery on ``serveConfigV2``, remembered: pure functions of text that take most of a release's time and get the same texts in every case."""
+"""The surgery on ``serveConfigV2``, remembered: pure functions of text that take most of a release's time and get the same texts in every case.
+
+So that they are the same, the tokens of heartbeats are not drawn but counted, from each world's beginning.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 from kfp_components.serving import rayservice
+from kfp_components.traffic import ray_router
 
 PURE = ("applications", "digests", "user_config", "with_application", "without_application", "with_user_config")
 
@@ -30,9 +35,22 @@ def remembered(pure: Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
+_tokens = itertools.count(1)
+
+
+def count_tokens_anew() -> None:
+    global _tokens
+    _tokens = itertools.count(1)
+
+
+def new_token() -> str:
+    return f"token-{next(_tokens)}"
+
+
 @contextmanager
 def surgery() -> Iterator[None]:
     with ExitStack() as stack:
         for name in PURE:
             stack.enter_context(mock.patch.object(rayservice, name, remembered(getattr(rayservice, name))))
+        stack.enter_context(mock.patch.object(ray_router, "new_token", new_token))
         yield

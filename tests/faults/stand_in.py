@@ -17,7 +17,8 @@ import yaml
 from kfp_components import names
 from kfp_components.clock import Clock
 from kfp_components.cluster import Cluster, Manifest, Ref
-from kfp_components.router import ledger, policy
+from kfp_components.router import ledger
+from kfp_components.router.control import METHODS, Control
 
 OPERATOR = "kuberay-operator"
 GOLDEN = 0.6180339887498949
@@ -66,9 +67,9 @@ class Serve:
         """What the router was told, one for each change."""
         self.began_unix_s: dict[str, float] = {}
         self._applications: dict[str, Application] = {}
-        self._policy: policy.Policy | None = None
-        self._epoch = 0
-        self._refused: str | None = None
+        self._config: dict[str, Any] = {}
+        self._control: Control | None = None
+        self._replica, self._started_unix_s = 0, 0.0
         self._draws = 0
 
     def behaviour(self, application: str) -> Behaviour:
@@ -99,20 +100,26 @@ class Serve:
     def _reconfigure(self, config: dict[str, Any] | None) -> None:
         """As the router does: a configuration that is wrong, or of an older epoch than the one in force, is refused and that one goes on."""
         if config is None:
-            self._policy, self._epoch, self._refused = None, 0, None
+            self._control = None
             return
-        epoch = int(config.get("epoch") or 0)
-        try:
-            if 0 < epoch < self._epoch:
-                raise ValueError(f"epoch {epoch} is older than {self._epoch}, which is in force")
-            found = policy.parse({key: value for key, value in config.items() if key != "epoch" or "epoch" in policy.KEYS})
-        except ValueError as error:
-            self._refused = str(error)
-            return
-        self._policy, self._epoch, self._refused = found, epoch, None
-        weight = found.weight_percent if found.candidate else 0.0
+        control = self._control or self._start_router()
+        self._config = config
+        control.configure(config)
+        rules = control.rules
+        assert rules is not None
+        weight = rules.weight_percent if rules.candidate else 0.0
         if self.weights[-1:] != [weight]:
             self.weights.append(weight)
+
+    def _start_router(self) -> Control:
+        self._control = Control("")
+        self._replica, self._started_unix_s, self.counts = self._replica + 1, self.clock.now_unix_s(), {}
+        return self._control
+
+    def restart_router(self) -> None:
+        """Its replica dies, and another one comes with what is written."""
+        self._start_router()
+        self._reconfigure(self._config)
 
     def shown(self, rayservice: Manifest | None) -> Manifest | None:
         """The RayService with its status, as the operator has written it by the time that somebody looks."""
@@ -150,14 +157,15 @@ class Serve:
         application = self.owner(path)
         if application is None:
             return 404, {}, b"Path not found"
-        if application["import_path"] != names.ROUTER_IMPORT_PATH or self._policy is None:
+        if application["import_path"] != names.ROUTER_IMPORT_PATH or self._control is None:
             return self._direct(application["name"], {})
         below = path.removeprefix(application["route_prefix"])
         if below.startswith("/-/"):
-            return self.page(below[3:]) or self._own_page(self._policy, below[3:])
+            return self.page(below[3:]) or self._own_page(self._control, method, below[3:], headers)
         pin = headers.get(names.VERSION_HEADER)
-        rules, now = self._policy, self.clock.now_unix_s()
-        backend = rules.known().get(pin) if pin is not None else rules.choose(None, self._draw(), now)
+        control, now = self._control, self.clock.now_unix_s()
+        assert control.rules is not None
+        backend = control.rules.known().get(pin) if pin is not None else control.choose(None, self._draw(), now)
         if backend is None:
             return 400, {}, b"no such version"
         told = {names.VERSION_HEADER: backend.version}
@@ -169,25 +177,19 @@ class Serve:
             return 503, headers, b"the application does not run"
         return 200, headers, json.dumps(self.behaviour(application).smoke).encode()
 
-    def _own_page(self, rules: policy.Policy, page: str) -> Answer:
-        now = self.clock.now_unix_s()
-        if page == "ledger":
+    def _own_page(self, control: Control, method: str, page: str, headers: dict[str, str]) -> Answer:
+        now, status = self.clock.now_unix_s(), 200
+        if METHODS.get(page) != method:
+            return 405 if page in METHODS else 404, {}, b"{}"
+        if page == "heartbeat":
+            status, told = control.heartbeat(headers.get("authorization"), now)
+        elif page == "ledger":
             versions = {version: counted.as_dict() for version, counted in self.counts.items()}
-            replicas = {"r1": {"started_unix_s": 0.0, "versions": versions}}
-            told: dict[str, Any] = {"now_unix_s": now, "replicas": replicas, "latency_bounds_s": ledger.LATENCY_BOUNDS_S}
+            replicas = {f"r{self._replica}": {"started_unix_s": self._started_unix_s, "versions": versions}}
+            told = {"now_unix_s": now, "replicas": replicas, "latency_bounds_s": ledger.LATENCY_BOUNDS_S}
         else:
-            told = {
-                "stable": vars(rules.stable),
-                "candidate": None if rules.candidate is None else vars(rules.candidate),
-                "weight_percent": rules.weight_percent,
-                "weight_percent_effective": rules.effective_weight(now),
-                "lease_expires_unix_s": rules.lease_expires_unix_s,
-                "config_sha256": rules.digest,
-                "refused_config": self._refused,
-                "replica": "r1",
-                "epoch": self._epoch,
-            }
-        return 200, {}, json.dumps(told).encode()
+            told = {**control.state(now), "replica": f"r{self._replica}"}
+        return status, {}, json.dumps(told).encode()
 
     # --- users ---
 
@@ -196,10 +198,10 @@ class Serve:
         application = self.owner(names.public_route(model))
         if application is None:
             return (f"nothing at {names.public_route(model)}",)
-        if application["import_path"] != names.ROUTER_IMPORT_PATH or self._policy is None:
+        if application["import_path"] != names.ROUTER_IMPORT_PATH or self._control is None:
             return (self._runs(application["name"]),)
-        rules = self._policy
-        weight = rules.effective_weight(self.clock.now_unix_s())
+        rules, weight = self._control.rules, self._control.weight_percent(self.clock.now_unix_s())
+        assert rules is not None
         backends = ([rules.stable] if weight < 100 else []) + ([rules.candidate] if weight > 0 and rules.candidate else [])
         return tuple(
             f"nothing at {backend.route}" if (found := self.owner(backend.route)) is None else self._runs(found["name"]) for backend in backends
@@ -215,11 +217,11 @@ class Serve:
         if application is None:
             self.lost += [f"{requests} requests to {names.public_route(model)}: no application has that route"]
             return
-        rules = self._policy
-        if application["import_path"] != names.ROUTER_IMPORT_PATH or rules is None:
+        control = self._control
+        if application["import_path"] != names.ROUTER_IMPORT_PATH or control is None or control.rules is None:
             self._users_reach(application["name"].removeprefix(f"{model}-"), application["name"], requests, counted=None)
             return
-        weight = rules.effective_weight(self.clock.now_unix_s())
+        rules, weight = control.rules, control.weight_percent(self.clock.now_unix_s())
         candidate = sum(self._draw() * 100.0 < weight for _ in range(requests)) if rules.candidate and weight else 0
         for backend, number in ((rules.stable, requests - candidate), (rules.candidate, candidate)):
             if backend is not None and number:
