@@ -83,8 +83,9 @@ class Edit:
     def removes(self, found: Manifest) -> bool:
         """Whether the RayService as it was read goes as a whole."""
         annotations = found["metadata"].get("annotations") or {}
-        others = set(rayservice.applications(rayservice.serve_config(found))) - self.changed
-        return self.created_by is not None and annotations.get(names.CREATED_BY_RELEASE) == self.created_by and not others
+        if self.created_by is None or annotations.get(names.CREATED_BY_RELEASE) != self.created_by:
+            return False
+        return not set(rayservice.applications(rayservice.serve_config(found))) - self.changed
 
     def after(self, found: Manifest | None) -> Manifest | None:
         """The object as it will be. Raises `NotFound` without one, what the surgery raises, `Conflict` when it changes other applications."""

@@ -11,7 +11,10 @@ from functools import lru_cache
 from typing import Any
 
 Cursor = dict[str, dict[str, dict[str, Any]]]
-"""Router replica -> version -> the totals seen last."""
+"""Router replica -> version -> the totals seen last; under `TIMES` when the replica started and when it answered last, by its own clock."""
+
+TIMES = "@"
+"""No version is called so."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +67,26 @@ class Tick:
 
 def start(page: Mapping[str, Any]) -> Cursor:
     """The cursor of a canary that begins now: what was counted before is not judged."""
-    return {replica: _kept(found["versions"]) for replica, found in page["replicas"].items()}
+    return {replica: _kept(found, page) for replica, found in page["replicas"].items()}
 
 
 def advance(cursor: Cursor, page: Mapping[str, Any], stable: str, candidate: str) -> tuple[Tick, Cursor]:
     """What happened since ``cursor``, and the next cursor.
 
-    Counts are per replica and only grow: a replica that is gone is left at its last totals, a new one counts in full. A page may hold some of the
-    replicas only (one answers for itself); the others' requests arrive with a later page.
+    Counts are per replica and only grow: a replica that is gone is left at its last totals, one that came after the last look counts in full. Two
+    that live at the same time break the meter: of each other's requests they know nothing, and nothing of them is added.
     """
     arms = {stable: ArmCounts(), candidate: ArmCounts()}
     broken = None
     following = dict(cursor)
     for replica, found in page["replicas"].items():
+        following[replica] = _kept(found, page)
+        if another := _lives_beside(cursor, replica, found):
+            broken = (
+                f"the router has several replicas, {another} and {replica}, and each counts for itself; take num_replicas and autoscaling_config "
+                "out of the router's deployment in serveConfigV2"
+            )
+            continue
         for version, now in found["versions"].items():
             if version not in arms:
                 continue
@@ -90,7 +100,6 @@ def advance(cursor: Cursor, page: Mapping[str, Any], stable: str, candidate: str
                 continue
             routed = max(0, _arrived(now) - _arrived(before))  # a pinned request that was waiting is not
             arms[version] += ArmCounts(requests, failures, latency, routed, now.get("in_flight", 0), client_errors, disconnects)
-        following[replica] = _kept(found["versions"])
     return Tick(arms[stable], arms[candidate], tuple(page["latency_bounds_s"]), broken), following
 
 
@@ -168,10 +177,23 @@ def _of_version(page: Mapping[str, Any], version: str) -> list[Mapping[str, Any]
     return [found["versions"][version] for found in page["replicas"].values() if version in found["versions"]]
 
 
-def _kept(versions: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _lives_beside(cursor: Cursor, replica: str, found: Mapping[str, Any]) -> str | None:
+    """Another replica that answered after this one had started, and that this one does not merely follow; pages of older routers do not tell."""
+    started = found.get("started_unix_s")
+    if started is None:
+        return None
+    moment = "seen_unix_s" if replica not in cursor else "started_unix_s"  # one that is known answers again: no younger one may have come
+    others = ((name, versions[TIMES]) for name, versions in cursor.items() if name != replica and TIMES in versions)
+    return next((name for name, times in others if times[moment] > started), None)
+
+
+def _kept(found: Mapping[str, Any], page: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """A replica's totals as the cursor keeps them: small, and without its memory of recent outcomes, which is no total."""
-    kept = {version: {key: value for key, value in counted.items() if key != "recent"} for version, counted in versions.items()}
-    return {version: {**counted, "latency_counts": pack(counted["latency_counts"])} for version, counted in kept.items()}
+    versions = {version: {key: value for key, value in counted.items() if key != "recent"} for version, counted in found["versions"].items()}
+    kept = {version: {**counted, "latency_counts": pack(counted["latency_counts"])} for version, counted in versions.items()}
+    if "started_unix_s" in found and "now_unix_s" in page:
+        kept[TIMES] = {"started_unix_s": found["started_unix_s"], "seen_unix_s": page["now_unix_s"]}
+    return kept
 
 
 def _arrived(counted: Mapping[str, Any]) -> int:

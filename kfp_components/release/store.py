@@ -59,18 +59,14 @@ class ReleaseStore:
         self._inherited = False
         """Whether timeline and judge are those that a record of an older version held itself."""
 
-    def load(self, *, again: bool = False) -> Release | None:
+    def load(self) -> Release | None:
         """The record with what its canary measured; None when this model was never released.
 
-        A canary part that is missing, unreadable or of an earlier release is left out; what this store knows of it is not read ``again``. Raises
-        `NameTaken` when the ConfigMap is no record.
+        A canary part that is missing, unreadable or of an earlier release is left out. Raises `NameTaken` when the ConfigMap is no record.
         """
+        self._canary = None
         release = self.load_record()
-        if release is None:
-            return None
-        if not again:
-            self._canary = None
-        return self._with_canary(release)
+        return None if release is None else self.complete(release)
 
     def load_record(self) -> Release | None:
         """The record alone, in one call; None when this model was never released. Raises as `load`."""
@@ -78,6 +74,22 @@ class ReleaseStore:
         found = self.cluster.get(self.ref)
         release = None if found is None else _parse(found, self.ref)
         self._known, self._absent = found, found is None
+        return release
+
+    def complete(self, release: Release) -> Release:
+        """The record with timeline and judge: what this store remembers of them, else what lies apart, else what an older record held itself."""
+        if self._canary is None or self._canary.identity != release.identity:
+            inline = _Canary(release.identity, release.epoch, tuple(release.timeline), release.judge)
+            held_itself = bool(inline.timeline or inline.judge)
+            if release.phase in BEFORE_A_CANARY and not held_itself:
+                self._canary = inline
+                return release
+            found = self.cluster.get(self.canary_ref)
+            read = _canary_of(found)
+            self._inherited = read.identity != release.identity and held_itself
+            self._canary = inline if read.identity != release.identity else read
+            self._canary_version = (NONE if found is None else _version(found)) if read.epoch <= release.epoch else None
+        release.timeline, release.judge = list(self._canary.timeline), self._canary.judge
         return release
 
     def start(self, release: Release) -> Release:
@@ -151,9 +163,9 @@ class ReleaseStore:
                 release.epoch += 1
                 release.holder = holder
                 inline = bool(release.timeline or release.judge)
-                text = self._written(self._with_canary(release) if inline else release)
+                text = self._written(self.complete(release) if inline else release)
                 self._known = self.cluster.replace(self._with_text(found, text))
-        self._with_canary(release)
+        self.complete(release)
         self._canary = _Canary(release.identity, release.epoch, tuple(release.timeline), release.judge)
         return release
 
@@ -218,27 +230,11 @@ class ReleaseStore:
 
     def _writable(self, found: Manifest) -> Release:
         """The record that was read, with what lies apart. Raises `RecordTooNew` when this library must not write it."""
-        return self._with_canary(self._assert_not_newer(_parse(found, self.ref), found))
+        return self.complete(self._assert_not_newer(_parse(found, self.ref), found))
 
     def _assert_not_newer(self, release: Release, found: Manifest) -> Release:
         if release.schema_version > record.SCHEMA_VERSION:
             raise record.too_new({"namespace": self.ref.namespace, "model": self.model}, release.schema_version)
-        return release
-
-    def _with_canary(self, release: Release) -> Release:
-        """``release`` with timeline and judge: what this store remembers of it, else what lies apart, else what an older record held itself."""
-        if self._canary is None or self._canary.identity != release.identity:
-            inline = _Canary(release.identity, release.epoch, tuple(release.timeline), release.judge)
-            held_itself = bool(inline.timeline or inline.judge)
-            if release.phase in BEFORE_A_CANARY and not held_itself:
-                self._canary = inline
-                return release
-            found = self.cluster.get(self.canary_ref)
-            read = _canary_of(found)
-            self._inherited = read.identity != release.identity and held_itself
-            self._canary = inline if read.identity != release.identity else read
-            self._canary_version = (NONE if found is None else _version(found)) if read.epoch <= release.epoch else None
-        release.timeline, release.judge = list(self._canary.timeline), self._canary.judge
         return release
 
     def _written(self, release: Release) -> str:

@@ -16,10 +16,16 @@ from kfp_components.rollout.run import Run, nobody
 
 def read(run: Run) -> Release:
     """The record, read anew. Raises `NotFound` when there is none."""
-    found = run.persist(lambda: run.store.load(again=True))
+    found = read_record(run)
+    run.record = run.persist(lambda: run.store.complete(found))
+    return run.record
+
+
+def read_record(run: Run) -> Release:
+    """The record alone, read anew, without what its canary measured. Raises `NotFound` when there is none."""
+    found = run.persist(run.store.load_record)
     if found is None:
         raise errors.NotFound(f"{run.store.ref}: there is no release record; run the step register_model first")
-    run.record = found
     return found
 
 

@@ -29,8 +29,8 @@ def step(run: Run, name: str, *, until: Phase, begun: Release | None = None) -> 
     if _ended(record):
         yield None
         return
-    if run.epoch and record.epoch > run.epoch:
-        raise errors.ReleaseHeld(f"{run.store.ref}: another run, {record.holder}, has taken this release over; this run stops here")
+    if run.epoch:
+        _assert_not_taken_over(run, record)
     record = take(run)
     if _ended(record):  # by another run, meanwhile
         yield None
@@ -53,6 +53,11 @@ def step(run: Run, name: str, *, until: Phase, begun: Release | None = None) -> 
             put_down(run)
 
 
+def _assert_not_taken_over(run: Run, record: Release) -> None:
+    if record.epoch > run.epoch:
+        raise errors.ReleaseHeld(f"{run.store.ref}: another run, {record.holder}, has taken this release over; this run stops here")
+
+
 def _ended(record: Release) -> bool:
     """Whether it was promoted; what stopped one that was taken back is raised again."""
     if record.phase == "rolled_back":
@@ -63,7 +68,11 @@ def _ended(record: Release) -> bool:
 def _read(run: Run) -> Release:
     """The record. `NotFound` when there is none; when it cannot be read, what users have is told from what this run knows."""
     try:
-        return journal.read(run)
+        record = journal.read_record(run)
+        if run.epoch or record.done:
+            record = run.persist(lambda: run.store.complete(record))
+        run.record = record  # what is missing is read once the release is taken over
+        return record
     except (errors.NotFound, errors.NameTaken, errors.RecordTooNew):
         raise
     except errors.KfpServingError as error:
@@ -80,10 +89,17 @@ def take(run: Run) -> Release:
     Returns the record; one that another run has ended meanwhile is not taken.
     """
     try:
-        if not run.lease.held:
+        held = run.lease.held
+        if not held:
             run.persist(run.lease.acquire)
         if run.epoch == 0:
             adopt(run, run.persist(lambda: run.store.take_over(run.holder)))
+        elif not held:  # it was anybody's meanwhile
+            try:
+                _assert_not_taken_over(run, journal.read(run))
+            except errors.ReleaseHeld:
+                _stand_aside(run)
+                raise
         record = journal.current(run)
         if record.done:
             run.persist(run.lease.release)

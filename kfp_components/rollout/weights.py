@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
 
 from kfp_components import errors, names
 from kfp_components.cluster import Manifest
@@ -50,17 +49,6 @@ def wait_applied(run: Run, wanted: Split) -> float:
                 run.router.renew(wanted)
 
 
-def assert_there(run: Run, *versions: str) -> None:
-    """That nobody has taken the versions out of the RayService, as far as it can be read just now. Raises `ApplicationRemoved`."""
-    try:
-        found = run.cluster.get(run.rayservice) or {}
-        there = rayservice.applications(rayservice.serve_config(found))
-    except errors.KfpServingError:
-        return
-    for version in versions:
-        _assert_in(run, names.application(run.request.model, version), there, found)
-
-
 def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bool = True) -> None:
     """Wait until an application is RUNNING, and keep the Lease meanwhile.
 
@@ -70,7 +58,10 @@ def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bo
     end = run.clock.monotonic() + timeout_s
 
     def runs(found: Manifest) -> bool:
-        _assert_in(run, application, rayservice.applications(rayservice.serve_config(found)), found)
+        if application not in rayservice.applications(rayservice.serve_config(found)):
+            raise errors.ApplicationRemoved(
+                f"{run.rayservice}: application {application} is not in serveConfigV2 any more, somebody else took it out; it gets no traffic"
+            )
         return rayservice.ready(application)(found)
 
     while True:
@@ -91,14 +82,6 @@ def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bo
 def assert_runs(run: Run, version: str) -> None:
     """Before a version is given traffic, and before the one that could replace it goes. Raises as `wait_until_runs`."""
     wait_until_runs(run, names.application(run.request.model, version), APPLY_TIMEOUT_S, at_once=False)
-
-
-def _assert_in(run: Run, application: str, there: Collection[str], found: Manifest) -> None:
-    if application not in there:
-        raise errors.ApplicationRemoved(
-            f"{run.rayservice}: application {application} is not in serveConfigV2 any more, somebody else took it out; it gets no traffic. "
-            f"{rayservice.last_writer(found, names.MANAGER)}"
-        )
 
 
 def _never(_found: Manifest) -> str | None:

@@ -74,6 +74,9 @@ class TrafficStrategy(Protocol):
         ``refused``: `set_weight` has to write it anew, or says who has taken it over.
         """
 
+    def assert_there(self, split: Split) -> None:
+        """Raises `ApplicationRemoved` when a version that the split names, or the data plane, was taken away; `Unreachable` when nobody can say."""
+
     def settled(self, serve_config: str, split: Split) -> str:
         """``serveConfigV2`` with the split, and nothing else that a release left there: how it looks when none runs."""
 

@@ -76,8 +76,7 @@ class RayRouter:
         try:
             write(self.cluster, self.change(split), clock=self._clock, way_back=way_back)
         except errors.ApplicationRemoved as error:
-            found = self.cluster.get(self._rayservice)
-            raise errors.ApplicationRemoved(f"{error}. {rayservice.last_writer(found or {}, names.MANAGER)}") from error
+            raise self._with_last_writer(error, self.cluster.get(self._rayservice)) from error
 
     def settled(self, serve_config: str, split: Split) -> str:
         """The split without an epoch; the text as it is when the router is not in it."""
@@ -97,6 +96,14 @@ class RayRouter:
         if found is None or found.get("weight_percent_effective") != split.weight_percent:
             return "refused"
         return "lapsed" if found.get("lapsed") else "renewed"
+
+    def assert_there(self, split: Split) -> None:
+        """One read of the RayService. Raises `ApplicationRemoved` as `set_weight`."""
+        found = self.cluster.get(self._rayservice)
+        try:
+            self._refuse_missing(rayservice.serve_config(found), split)
+        except errors.ApplicationRemoved as error:
+            raise self._with_last_writer(error, found) from error
 
     def current(self) -> Split | None:
         """The split in ``serveConfigV2``. Raises `RequestInvalid` when that cannot be read, `NameTaken` when the application is not our router."""
@@ -191,7 +198,10 @@ class RayRouter:
         """Without the router application."""
         return rayservice.without_application(serve_config, self.application)
 
-    def _with_split(self, text: str, split: Split) -> str:
+    def _with_last_writer(self, error: errors.ApplicationRemoved, found: Manifest | None) -> errors.ApplicationRemoved:
+        return errors.ApplicationRemoved(f"{error}. {rayservice.last_writer(found or {}, names.MANAGER)}")
+
+    def _refuse_missing(self, text: str, split: Split) -> None:
         there = rayservice.applications(text)
         versions = [version for version in (split.stable, split.candidate) if version is not None]
         for application in (self.application, *(names.application(self.target.model, version) for version in versions)):
@@ -200,6 +210,9 @@ class RayRouter:
                     f"RayService {self.target.namespace}/{self.target.rayservice}: application {application} is not in serveConfigV2 any more, "
                     "somebody else took it out; no traffic is given to what is not there"
                 )
+
+    def _with_split(self, text: str, split: Split) -> str:
+        self._refuse_missing(text, split)
         config = rayservice.user_config(text, self.application, names.ROUTER_DEPLOYMENT) or {}
         self._refuse_older(config)
         wanted = self._user_config(split)

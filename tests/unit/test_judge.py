@@ -624,6 +624,37 @@ def test_a_replica_that_counts_backwards_breaks_the_meter_and_adds_nothing() -> 
     assert tick.broken is not None and "r1" in tick.broken and tick.candidate == ArmCounts()
 
 
+def of_router(now_unix_s: float, started_unix_s: dict[str, float], requests: int = 100) -> dict[str, Any]:
+    """A page of replicas that started then and have answered so many requests of v2."""
+    counted = VersionCounts()
+    for _ in range(requests):
+        counted.count(0.05, 200, None, pinned=False)
+    replicas = {name: {"started_unix_s": started, "versions": {"v2": counted.as_dict()}} for name, started in started_unix_s.items()}
+    return json.loads(json.dumps({"now_unix_s": now_unix_s, "replicas": replicas, "latency_bounds_s": LATENCY_BOUNDS_S}))  # type: ignore[no-any-return]
+
+
+def test_d23_a_replica_that_came_back_is_one_and_one_beside_another_breaks_the_meter() -> None:
+    cursor = counts.start(of_router(100.0, {"r1": 10.0}))
+    tick, restarted = counts.advance(cursor, of_router(104.0, {"r2": 101.0}, requests=7), "v1", "v2")
+    assert tick.broken is None and tick.candidate.requests == 7
+    tick, restarted = counts.advance(json.loads(json.dumps(restarted)), of_router(106.0, {"r2": 101.0}, requests=9), "v1", "v2")
+    assert tick.broken is None and tick.candidate.requests == 2
+    tick, both = counts.advance(cursor, of_router(104.0, {"r2": 10.5}), "v1", "v2")
+    assert tick.broken is not None and "the router has several replicas, r1 and r2" in tick.broken and "take num_replicas" in tick.broken
+    assert tick.candidate == ArmCounts(), "its past is nobody's evidence"
+    tick, _ = counts.advance(both, of_router(106.0, {"r2": 10.5}, requests=103), "v1", "v2")
+    assert tick.broken is None and tick.candidate.requests == 3, "where the other one is gone it goes on"
+
+
+def test_d23_a_replica_that_answers_again_after_a_younger_one_breaks_the_meter() -> None:
+    cursor = counts.start(of_router(100.0, {"r1": 10.0}))
+    tick, cursor = counts.advance(cursor, of_router(104.0, {"r2": 101.0}), "v1", "v2")
+    assert tick.broken is None, "so far it may have been a restart"
+    tick, cursor = counts.advance(json.loads(json.dumps(cursor)), of_router(105.0, {"r1": 10.0}, requests=120), "v1", "v2")
+    assert tick.broken is not None and "several replicas, r2 and r1" in tick.broken
+    assert counts.requests_at(cursor, "v2") == 220
+
+
 def test_waiting_requests_have_arrived_but_are_not_answered() -> None:
     router = Router()
     router.answer("r1", "v2", False)
