@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+_SINCE_BOOT: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+
 
 class Clock(Protocol):
     """Time and waiting; seconds everywhere."""
@@ -27,8 +29,8 @@ class SystemClock:
         return time.time()
 
     def monotonic(self) -> float:
-        """Seconds since some start; never goes back."""
-        return time.monotonic()
+        """Seconds since some start; never goes back. While the machine sleeps they are counted where the system can: nobody renews a Lease then."""
+        return time.clock_gettime(_SINCE_BOOT) if _SINCE_BOOT is not None else time.monotonic()
 
     def sleep(self, s: float) -> None:
         """Return after ``s`` seconds. Raises ValueError when that is negative."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,9 +16,8 @@ from rich.text import Text
 
 from kfp_components import phases
 from kfp_components.phases import Phase
-from kfp_components.release import Point, Release
+from kfp_components.release import Point, Release, Watcher
 
-Watcher = Callable[[Release], None]
 BAR = 30
 EVENTS = 7
 COLOURS: Mapping[Phase, str] = {

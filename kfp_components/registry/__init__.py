@@ -24,6 +24,14 @@ class ModelVersion:
     properties: Mapping[str, str]
     url: str = ""
 
+    def assert_same(self, uri: str, digest: str | None) -> None:
+        """Raise `NameTaken` when the version is another artifact than the one given."""
+        if (self.uri, self.digest) != (uri, digest):
+            raise errors.NameTaken(
+                f"model {self.model} version {self.version}: registered with {self.uri} ({self.digest or 'no digest'}), "
+                f"not with {uri} ({digest or 'no digest'}); give the new artifact a new version"
+            )
+
 
 class ModelRegistry(Protocol):
     """Four verbs. Every method raises `Unreachable` when the registry does not answer."""

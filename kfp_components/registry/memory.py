@@ -23,11 +23,7 @@ class MemoryRegistry:
         found = self.find(model, version)
         if found is None:
             found = self._versions[model, version] = ModelVersion(model, version, uri, digest, dict(properties))
-        elif (found.uri, found.digest) != (uri, digest):
-            raise errors.NameTaken(
-                f"model {model} version {version}: registered with {found.uri} ({found.digest or 'no digest'}), "
-                f"not with {uri} ({digest or 'no digest'}); give the new artifact a new version"
-            )
+        found.assert_same(uri, digest)
         return found
 
     def find(self, model: str, version: str) -> ModelVersion | None:

@@ -43,11 +43,7 @@ class MlflowRegistry:
         """Make the version known. The same again is idempotent; another URI or digest is refused with `NameTaken`."""
         found = self.find(model, version)
         if found is not None:
-            if found.uri != uri or found.digest != digest:
-                raise errors.NameTaken(
-                    f"model {model} version {version}: registered with {found.uri} ({found.digest or 'no digest'}), "
-                    f"not with {uri} ({digest or 'no digest'}); give the new artifact a new version"
-                )
+            found.assert_same(uri, digest)
             return found
         tags = {**properties, VERSION_TAG: version, **({DIGEST_TAG: digest} if digest else {})}
         with self._mapped(f"registering {model} {version}", exists_ok=True):

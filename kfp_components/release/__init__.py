@@ -4,10 +4,15 @@ A ConfigMap ``{model}-release`` is changed by compare-and-swap, along `kfp_compo
 ``{model}-release-canary``. A Lease named as the record keeps a second run out; the record's epoch refuses the writes of one that wakes late.
 """
 
+from collections.abc import Callable
+
 from kfp_components.phases import FINAL, FORWARD, TRANSITIONS, Phase
 from kfp_components.release.lease import Lease, local_holder
 from kfp_components.release.record import SCHEMA_VERSION, Event, Evidence, Failure, Held, JudgeState, PastRelease, Point, Release, Rollback
 from kfp_components.release.store import ReleaseStore
+
+Watcher = Callable[[Release], None]
+"""Is told the record whenever it changes; one that raises is told nothing more."""
 
 __all__ = [
     "FINAL",
@@ -26,5 +31,6 @@ __all__ = [
     "Release",
     "ReleaseStore",
     "Rollback",
+    "Watcher",
     "local_holder",
 ]

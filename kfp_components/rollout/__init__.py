@@ -10,7 +10,7 @@ Every step re-reads the release record, so a step that is run again goes on wher
 weight's lease lapses.
 """
 
-from kfp_components.release import Release, ReleaseStore
+from kfp_components.release import Release, ReleaseStore, Watcher
 from kfp_components.rollout.begin import register_model
 from kfp_components.rollout.canary import canary_step, judge_canary, shift_traffic
 from kfp_components.rollout.deploy import deploy_rayservice
@@ -18,7 +18,7 @@ from kfp_components.rollout.front import create_alias, create_inference_service
 from kfp_components.rollout.plan import plan
 from kfp_components.rollout.promote import promote_model
 from kfp_components.rollout.rollback import finish_release, roll_back
-from kfp_components.rollout.run import Run, Watcher, open_rollback, open_run
+from kfp_components.rollout.run import Run, open_rollback, open_run
 from kfp_components.rollout.smoke import smoke_cases, smoke_inference
 
 

@@ -74,11 +74,8 @@ def check(
     stub = cluster.get(Ref("InferenceService", asked.model, asked.namespace))
     alias.assert_free(asked.model, asked.namespace, service, stub, asked.target_host)
     known = registry.find(registered_name(asked), asked.version)
-    if known is not None and (known.uri, known.digest) != (asked.uri, asked.options.digest):
-        raise errors.NameTaken(
-            f"model {asked.model} version {asked.version}: registered with {known.uri} ({known.digest or 'no digest'}), "
-            f"not with {asked.uri} ({asked.options.digest or 'no digest'}); give the new artifact a new version"
-        )
+    if known is not None:
+        known.assert_same(asked.uri, asked.options.digest)
     return Situation(found, text, stable_version, service, stub)
 
 

@@ -13,7 +13,7 @@ from kfp_components.cluster import Cluster, Ref
 from kfp_components.cluster.patience import Patience, patient, persist
 from kfp_components.registry import ModelRegistry
 from kfp_components.registry import connect as connect_registry
-from kfp_components.release import Lease, Release, ReleaseStore, local_holder
+from kfp_components.release import Lease, Release, ReleaseStore, Watcher, local_holder
 from kfp_components.request import ModelTarget, PromoteRequest
 from kfp_components.rollout import preflight
 from kfp_components.traffic import TrafficStrategy
@@ -28,7 +28,6 @@ DOOR_PATIENCE_S = 2.0
 """The same before a release is this run's: a wrong address is told at once."""
 
 T = TypeVar("T")
-Watcher = Callable[[Release], None]
 
 
 def nobody(_release: Release) -> None:
