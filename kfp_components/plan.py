@@ -32,8 +32,8 @@ class Change:
 
     def diff(self) -> str:
         """Unified diff of the fields that the change carries."""
-        old = "" if self.before is None else _text(_only(self.before, self.manifest))
-        new = "" if self.verb == "delete" else _text(_only(self.manifest, self.manifest))
+        old = "" if self.before is None else _text(only(self.before, self.manifest))
+        new = "" if self.verb == "delete" else _text(only(self.manifest, self.manifest))
         return "".join(difflib.unified_diff(old.splitlines(True), new.splitlines(True), "now", "then", n=2))
 
 
@@ -61,12 +61,12 @@ class Plan:
         return f"<pre>{escape(str(self))}</pre>"
 
 
-def _only(found: Any, like: Any) -> Any:
+def only(found: Any, like: Any) -> Any:
     """``found`` reduced to the keys that ``like`` has, without the resourceVersion."""
     if isinstance(found, dict) and isinstance(like, dict):
-        return {key: _only(found[key], like[key]) for key in like if key in found and key != "resourceVersion"}
+        return {key: only(found[key], like[key]) for key in like if key in found and key != "resourceVersion"}
     if isinstance(found, list) and isinstance(like, list) and len(found) == len(like):
-        return [_only(one, other) for one, other in zip(found, like, strict=True)]  # without what the server added to an entry
+        return [only(one, other) for one, other in zip(found, like, strict=True)]  # without what the server added to an entry
     return found
 
 

@@ -6,7 +6,20 @@ A ConfigMap ``{model}-release`` is changed by compare-and-swap, along `kfp_compo
 
 from kfp_components.phases import FINAL, FORWARD, TRANSITIONS, Phase
 from kfp_components.release.lease import Lease, local_holder
-from kfp_components.release.record import SCHEMA_VERSION, Event, Evidence, Failure, Held, JudgeState, PastRelease, Point, Release, Rollback
+from kfp_components.release.record import (
+    SCHEMA_VERSION,
+    Event,
+    Evidence,
+    Failure,
+    Held,
+    JudgeState,
+    NamesBefore,
+    PastRelease,
+    Point,
+    Previous,
+    Release,
+    Rollback,
+)
 from kfp_components.release.store import ReleaseStore
 
 __all__ = [
@@ -20,9 +33,11 @@ __all__ = [
     "Held",
     "JudgeState",
     "Lease",
+    "NamesBefore",
     "PastRelease",
     "Phase",
     "Point",
+    "Previous",
     "Release",
     "ReleaseStore",
     "Rollback",

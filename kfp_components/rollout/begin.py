@@ -8,7 +8,7 @@ from dataclasses import asdict
 from kfp_components import errors, names
 from kfp_components.plan import Change, Plan
 from kfp_components.release import Release
-from kfp_components.rollout import deploy, journal, manifests, preflight, undo
+from kfp_components.rollout import deploy, journal, manifests, preflight, tidy
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.step import adopt, put_down, step, take
 
@@ -43,7 +43,7 @@ def begin(run: Run, *, first_version: bool = False) -> Release:
     split = run.persist(run.router.current)
     stable = split.stable if split else None
     if found is not None and found.phase == "promoted" and stable == request.version and found.request_digest == request.digest:
-        return found
+        return tidy.tidy_release(run) if tidy.due(run, found) else found
     if stable == request.version:
         found = run.persist(run.store.load)  # another run may just have finished this very request
         if found is not None and found.phase == "promoted" and found.request_digest == request.digest:
@@ -59,6 +59,8 @@ def begin(run: Run, *, first_version: bool = False) -> Release:
         if _state(run.persist(run.store.load_record)) != _state(found):  # it was looked at while another run changed it
             return begin(run, first_version=first_version)
         raise
+    if found is not None and found.open:  # it is promoted: its old version goes, this release may go back to the newer one
+        found = tidy.put_away(run.for_request(found.asked()))
     run.persist(run.lease.acquire)
     if _state(run.persist(run.store.load_record)) != _state(found):  # another run began or ended a release while this one looked
         run.persist(run.lease.release)
@@ -114,13 +116,8 @@ def _state(record: Release | None) -> tuple[int, str, float] | None:
 
 def _make_way(run: Run, found: Release) -> Release:
     """Another request's release: one that was held for longer than it may is taken back first, any other one refuses this request."""
-    asked = found.asked()
-    if found.phase == "held" and found.held is not None:
-        held_s = run.clock.now_unix_s() - found.held.since_unix_s
-        if held_s >= asked.options.hold_ttl_s:
-            other = run.for_request(asked)
-            take(other)
-            return undo.take_back(other, errors.RolledBack(f"held for {held_s / 3600:.1f} hours for want of evidence; another request came"))
+    if tidy.due(run, found):
+        return tidy.put_away(run.for_request(found.asked()))
     raise errors.ReleaseHeld(
         f"{run.store.ref}: the release of {found.candidate_version} is unfinished ({found.phase}, last run by {found.holder}); "
         f"run that request again to go on, or `kfp-serving rollback {found.model}` to give it up"

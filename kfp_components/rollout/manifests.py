@@ -5,7 +5,7 @@ from __future__ import annotations
 from kfp_components import names
 from kfp_components.apply import apply
 from kfp_components.cluster import Manifest, Ref
-from kfp_components.plan import Change, Plan
+from kfp_components.plan import Change, Plan, only
 from kfp_components.rollout import journal
 from kfp_components.rollout.run import Run
 from kfp_components.serving import alias, inference_service
@@ -31,6 +31,17 @@ def stub_plan(run: Run, version: str) -> Plan:
         request.model, request.namespace, version=version, uri=uri, model_format=request.options.model_format, rayservice=request.rayservice
     )
     return Plan((Change("apply", wanted, "shows the model in Kubeflow's UI", names.MANAGER, before=found),))
+
+
+def stub_fields(run: Run) -> Manifest | None:
+    """What the stub holds now of the fields that `stub_plan` writes; None when there is no stub."""
+    found = run.cluster.get(stub_ref(run))
+    if found is None:
+        return None
+    (change,) = stub_plan(run, run.request.version)
+    model = {"storageUri": "", **change.manifest["spec"]["predictor"]["model"]}  # one that is not written any more goes
+    fields: Manifest = only(found, {**change.manifest, "spec": {"predictor": {"model": model}}})
+    return fields
 
 
 def show_traffic(run: Run, shares: dict[str, float], message: str) -> None:

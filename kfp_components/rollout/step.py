@@ -74,18 +74,18 @@ def _read(run: Run) -> Release:
         ) from error
 
 
-def take(run: Run) -> Release:
+def take(run: Run, *, reopen: bool = False) -> Release:
     """Take the Lease and, the first time, the release: an older process that wakes is refused from here on. `ReleaseHeld` names who has it.
 
-    Returns the record; one that another run has ended meanwhile is not taken.
+    Returns the record; one that another run has ended meanwhile is not taken, unless it is to ``reopen`` a promoted one whose old version is kept.
     """
     try:
         if not run.lease.held:
             run.persist(run.lease.acquire)
         if run.epoch == 0:
-            adopt(run, run.persist(lambda: run.store.take_over(run.holder)))
+            adopt(run, run.persist(lambda: run.store.take_over(run.holder, reopen=reopen)))
         record = journal.current(run)
-        if record.done:
+        if record.done and not (reopen and record.open):
             run.persist(run.lease.release)
         return record
     except (errors.ReleaseHeld, errors.RecordTooNew):

@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from kfp_components import errors, names, probes
-from kfp_components.apply import remove_applications
+from kfp_components.apply import apply, remove_applications
 from kfp_components.cluster import Ref
 from kfp_components.judge import counts
 from kfp_components.phases import Phase
+from kfp_components.plan import Change, Plan
+from kfp_components.registry import Alias
 from kfp_components.release import Failure, Held, Release, Rollback
 from kfp_components.request import SmokeCase
 from kfp_components.rollout import journal, manifests, weights
@@ -40,7 +43,16 @@ def take_back(run: Run, error: BaseException) -> Release:
     told = f"all traffic back to {stable}: " if back else "the router is not in serveConfigV2, users get what is in it now: " if stable else ""
     verdict = record.verdict
     record = journal.write(
-        run, "roll back", told + failure.message, ok=False, phase="rolling_back", failure=failure, weight_percent=0.0, held=None, verdict=verdict
+        run,
+        "roll back",
+        told + failure.message,
+        ok=False,
+        phase="rolling_back",
+        failure=failure,
+        weight_percent=0.0,
+        held=None,
+        previous=None,
+        verdict=verdict,
     )
     if back is not None and stable is not None:
         weights.wait_applied(run, back)
@@ -159,8 +171,13 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
             clock=run.clock,
         )
 
-    in_cluster: list[tuple[str, Callable[[], object]]] = [(f"application {', '.join(sorted(gone))}", applications)]
+    in_cluster: list[tuple[str, Callable[[], object]]] = []
     service, stub = Ref("Service", names.alias(request.model), request.namespace), Ref("InferenceService", request.model, request.namespace)
+    before = record.names_before
+    if before is not None and before.stub is not None and "InferenceService" not in record.made:
+        as_before = Plan((Change("apply", before.stub, "as it was before the release", names.MANAGER),))
+        in_cluster.append((f"{stub} as it was", partial(apply, run.cluster, as_before)))
+    in_cluster.append((f"application {', '.join(sorted(gone))}", applications))
     if "Service" in record.made:
         in_cluster.append((str(service), partial(run.cluster.delete, service)))
     if "InferenceService" in record.made:
@@ -170,6 +187,7 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
     in_registry: list[tuple[str, Callable[[], object]]] = [
         ("registry alias candidate", partial(run.registry.move, run.registered_name, "candidate", None)),
         ("verdict in the registry", partial(_annotate, run, record)),
+        *_aliases_as_before(run, record),
     ]
     unfinished: list[errors.KfpServingError] = []
     left_behind: list[str] = []
@@ -188,6 +206,15 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
     if unfinished:
         raise unfinished[0]
     return left_behind
+
+
+def _aliases_as_before(run: Run, record: Release) -> list[tuple[str, Callable[[], object]]]:
+    """Only names that have followed the traffic are to be moved back."""
+    if record.names_before is None:
+        return []
+    before: Mapping[str, str | None] = record.names_before.aliases or {"champion": record.stable_version}
+    aliases: tuple[Alias, ...] = ("champion", "previous") if record.names_before.aliases is not None else ("champion",)
+    return [(f"registry alias {alias}", partial(run.registry.move, run.registered_name, alias, before.get(alias))) for alias in aliases]
 
 
 def verify(run: Run, version: str, *, strict: bool) -> None:
@@ -212,11 +239,12 @@ def verify(run: Run, version: str, *, strict: bool) -> None:
     journal.try_note(run, "roll back", f"{told.count(None)} of {PROBES} probes of {version} got no answer; the router sends it everything")
 
 
-def finish(run: Run, phase: Phase, message: str) -> Release:
+def finish(run: Run, phase: Phase, message: str, **fields: Any) -> Release:
     """The end of a release: nobody needs the Lease any more, then the record says so. Killed in between, the same command does the rest."""
+    now = run.clock.now_unix_s()
     with contextlib.suppress(errors.KfpServingError):  # it lapses by itself
         run.persist(run.lease.release)
-    record = journal.write(run, phase.replace("_", " "), message, ok=phase == "promoted", phase=phase, finished_unix_s=run.clock.now_unix_s())
+    record = journal.write(run, phase.replace("_", " "), message, ok=phase == "promoted", phase=phase, finished_unix_s=now, **fields)
     with contextlib.suppress(errors.KfpServingError):  # the history of the canary, for the report
         run.store.save_canary(record)
     return record
@@ -264,6 +292,8 @@ def _let_go(run: Run) -> None:
 
 
 def _who_serves(run: Run, record: Release) -> str:
+    if record.phase == "promoted":
+        return f"{record.candidate_version} serves all requests"
     if record.phase == "promoting":
         return f"all traffic is being moved from {record.stable_version or 'nothing'} to {record.candidate_version}; users get the one or the other"
     if record.phase == "canary":
@@ -278,7 +308,7 @@ def _how_to_go_on(record: Release) -> str:
 
 def _leaked_requests(run: Run, record: Release) -> int | None:
     """Users' requests that the candidate answered after the last look; None when nobody can say. The way back does not depend on it."""
-    if record.judge is None:
+    if record.judge is None or record.finished_unix_s is not None:  # promoted: since then all were its own
         return None
     try:
         seen = counts.requests_at(record.judge.cursor, record.candidate_version)

@@ -48,6 +48,7 @@ class Scenario:
 MARGINS = {name: 5.0 for name in ("error_margin_percent", "client_error_margin_percent", "disconnect_margin_percent")}
 REQUEST = asked("v2", lease_s=LEASE_S, judge={"judge_latency": False, "tick_s": 1.0, "max_minutes": 60.0, **MARGINS})
 QUIET = asked("v2", lease_s=LEASE_S, judge={"judge_latency": False, "tick_s": 5.0, "max_minutes": 0.2, **MARGINS})
+KEPT = asked("v2", lease_s=LEASE_S, judge={"judge_latency": False, "tick_s": 1.0, **MARGINS}, watch_s=2.0, keep_previous_s=86_400.0)
 WRONG = asked("v1", lease_s=LEASE_S, smoke=[{"name": "wrong", "path": "/", "expect": {"/count": 7}}])
 FIRST = asked("v1", lease_s=LEASE_S)
 
@@ -64,6 +65,19 @@ def _served(rate_per_s: float = 400.0, *, front: bool = False) -> World:
 def _bad() -> World:
     world = _served(front=True)
     world.serve.behaviour(f"{MODEL}-v2").answer = lambda n: 500 if n % 3 == 0 else 200
+    return world
+
+
+def _late() -> World:
+    """v2 is good as long as v1 gets requests too."""
+    world = _served(front=True)
+    world.serve.behaviour(f"{MODEL}-v2").answer = lambda _n: 500 if world.split()[0] == "v2" else 200
+    return world
+
+
+def _promoted() -> World:
+    world = _served(front=True)
+    world.promote(KEPT)
     return world
 
 
@@ -98,6 +112,8 @@ SCENARIOS = {
         ),
         Scenario("first", _empty, lambda p: p.deploy(FIRST), "promoted", "promoted", 0, works=((f"nothing at /{MODEL}",), ("v1",))),
         Scenario("first-bad", _empty, lambda p: p.deploy(WRONG), "rolled_back", "rolled_back", 4, works=((f"nothing at /{MODEL}",), ("v1",))),
+        Scenario("late-bad", _late, lambda p: p.promote(REQUEST), "rolled_back", "rolled_back", 4, own_failures=frozenset({"v2"})),
+        Scenario("undo-promotion", _promoted, lambda p: p.roll_back(KEPT), "rolled_back", "rolled_back", 0),
         Scenario("roll-back", _unfinished, lambda p: p.roll_back(REQUEST), "rolled_back", "rolled_back", 0),
     )
 }
