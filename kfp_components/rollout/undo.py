@@ -54,11 +54,11 @@ def take_back(run: Run, error: BaseException) -> Release:
         previous=None,
         verdict=verdict,
     )
-    if back is not None and stable is not None:
+    if back is not None and stable is not None and record.rollback is None:  # else it was verified before, and the alias may be gone by now
         weights.wait_applied(run, back)
         verify(run, stable, strict=False)
         seconds = round(run.clock.monotonic() - began, 2)
-        rollback = record.rollback or Rollback(seconds=seconds, leaked_requests=_leaked_requests(run, record), reason=failure.message)
+        rollback = Rollback(seconds=seconds, leaked_requests=_leaked_requests(run, record), reason=failure.message)
         record = journal.write(run, "roll back", f"{stable} answers everything after {seconds:.1f} s", rollback=rollback)
     left_behind = tidy_up(run, record, back)
     if left_behind:

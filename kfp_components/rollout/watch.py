@@ -44,7 +44,7 @@ def watch(run: Run) -> str:
                 return f"{run.request.version} was watched for {watching.watched_s:g} of {options.watch_s:g} s at 100 %, then no more: {error}"
             run.pause(pause_s)
             continue
-        if run.clock.monotonic() - saved_at >= SAVE_S or watching.new:
+        if run.clock.monotonic() - saved_at >= SAVE_S or watching.new or watching.watched_s >= options.watch_s:
             saved_at, watching.new = run.clock.monotonic(), False
             with contextlib.suppress(errors.TemporaryError):
                 run.store.save_canary(journal.current(run))
@@ -91,7 +91,7 @@ class _Watch:
         if e_fail >= 1 / run.request.options.judge.alpha_fail:
             sentence = (
                 f"{run.request.version} failed after the switch, when it had all traffic: worse in {NAMES[worst]} than stable was in the canary; "
-                f"{self.told()}; evidence {e_fail:,.0f} : 1, bound {1 / run.request.options.judge.alpha_fail:,.0f} : 1"
+                f"{self.told()}; evidence {min(e_fail, 1e9):,.0f} : 1, bound {1 / run.request.options.judge.alpha_fail:,.0f} : 1"
             )
             found = {name: {"e_fail": value, "e_pass": None} for name, value in metrics.items()}
             journal.current(run).verdict = Evidence(kind="fail", sentence=sentence, e_fail=e_fail, metrics=found)
