@@ -90,18 +90,38 @@ def rollback(
     kubeconfig: Kubeconfig = None,
     as_json: Json = False,
 ) -> None:
-    """Give up an unfinished release: all traffic to stable in one write, verified, then tidied up."""
+    """Give up a release: all traffic to stable in one write, verified, then tidied up. A promoted one too, while its old version is kept."""
     target = request.parse_target({"model": model, "namespace": namespace, "rayservice": rayservice})
     run = rollout.open_rollback(target, _cluster(kubeconfig))
     console = Console(stderr=as_json)
     before = run.store.load()
-    if before is not None and before.done:
+    if before is not None and not before.open:
         console.print(
             f"nothing to roll back: the release of {before.candidate_version} is finished; only checking that the right version answers. "
             "To go back to an earlier version, promote that one.",
             soft_wrap=True,
         )
     _told(rollout.roll_back(run, reason), as_json, console)
+
+
+@app.command()
+def tidy(
+    namespace: Namespace,
+    model: Annotated[str | None, typer.Argument(help="one model; default: all of the namespace")] = None,
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """Put away what no run waits for: an old version whose time is over, a candidate that was held for too long."""
+    cluster, console = _cluster(kubeconfig), Console(stderr=as_json)
+    stopped: errors.KfpServingError | None = None
+    for record in _records(cluster, namespace, model):
+        try:
+            _told(rollout.tidy_release(rollout.open_run(record.asked(), cluster)), as_json, console)
+        except errors.KfpServingError as error:  # the others are tidied up all the same
+            console.print(f"{record.model}: {error}", soft_wrap=True, markup=False)
+            stopped = stopped or error
+    if stopped is not None:
+        raise stopped
 
 
 @app.command()
@@ -116,12 +136,7 @@ def status(
     if report_to is not None and model is None:
         raise errors.RequestInvalid("--report writes the report of one model; name the model too")
     cluster = _cluster(kubeconfig)
-    labels = f"{names.MODEL_LABEL}={model}" if model else names.MODEL_LABEL
-    found = {item["metadata"]["labels"][names.MODEL_LABEL] for item in cluster.list("ConfigMap", namespace, labels=labels)}
-    records = [ReleaseStore(cluster, name, namespace).load() for name in sorted(found)]
-    rows = [_row(cluster, record) for record in records if record is not None]
-    if model and not rows:
-        raise errors.NotFound(f"model {namespace}/{model}: it was never released; there is no {names.release(model)} ConfigMap")
+    rows = [_row(cluster, record) for record in _records(cluster, namespace, model)]
     if report_to is not None and model:
         _write_report(ReleaseStore(cluster, model, namespace), report_to)
     if as_json:
@@ -272,6 +287,16 @@ def _read(file: Path) -> request.PromoteRequest:
     if not isinstance(values, dict):
         raise errors.RequestInvalid(f"{file}: expected a mapping with model, version, uri, ...; found {type(values).__name__}")
     return request.parse(values)
+
+
+def _records(cluster: Cluster, namespace: str, model: str | None) -> list[Release]:
+    """The releases of a namespace, or of one model. Raises `NotFound` when that was never released."""
+    labels = f"{names.MODEL_LABEL}={model}" if model else names.MODEL_LABEL
+    found = {item["metadata"]["labels"][names.MODEL_LABEL] for item in cluster.list("ConfigMap", namespace, labels=labels)}
+    records = [ReleaseStore(cluster, name, namespace).load_record() for name in sorted(found)]
+    if model and not any(records):
+        raise errors.NotFound(f"model {namespace}/{model}: it was never released; there is no {names.release(model)} ConfigMap")
+    return [record for record in records if record is not None]
 
 
 def _row(cluster: Cluster, record: Release) -> dict[str, Any]:

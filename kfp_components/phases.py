@@ -2,10 +2,10 @@
 
     prepared -> registered -> deployed -> smoked -> canary -> promoting -> promoted
                                                     ^    |
-                                                    held <      from every one that is not final: rolling_back -> rolled_back
+                                                    held <      from every one but the last: rolling_back -> rolled_back
 
 ``held``: the candidate is deployed, gets 0 %, and its evidence is kept, because that did not suffice or the meter is broken.
-The same command goes on.
+The same command goes on. ``promoted`` may go back for as long as its old version is kept beside it.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ TRANSITIONS: Mapping[Phase, tuple[Phase, ...]] = MappingProxyType(
         "canary": ("held", "promoting", "rolling_back"),
         "held": ("canary", "promoting", "rolling_back"),
         "promoting": ("promoted", "rolling_back"),
-        "promoted": (),
+        "promoted": ("rolling_back",),
         "rolling_back": ("rolled_back",),
         "rolled_back": (),
     }
 )
-"""What may follow each phase, beside staying in it. The keys are all phases."""
+"""What may follow each phase, beside staying in it. The keys are all phases. What is promoted goes back only while its old version is kept."""
 
 OLDER: Mapping[str, Phase] = MappingProxyType({"inconclusive": "rolled_back"})
 """Phases that records of older versions hold, and what they are called now."""
@@ -50,9 +50,9 @@ def how_to_go_on(model: str) -> str:
     return f"Stable serves all requests. The same command goes on; `kfp-serving rollback {model}` gives it up."
 
 
-def may_follow(now: Phase, then: Phase) -> bool:
-    """Whether a release in phase ``now`` may go to phase ``then``, or stay in it."""
-    return now == then or then in TRANSITIONS[now]
+def may_follow(now: Phase, then: Phase, *, previous_kept: bool) -> bool:
+    """Whether a release in phase ``now`` may go to phase ``then``, or stay in it. ``previous_kept``: the old version is there to go back to."""
+    return now == then or (then in TRANSITIONS[now] and (now != "promoted" or previous_kept))
 
 
 def reached(phase: Phase, of: Phase) -> bool:

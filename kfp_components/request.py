@@ -149,7 +149,13 @@ class Options(_Part):
     hold_ttl_s: float = Field(86_400.0, gt=0, description="after so long at 0 % a held candidate gives way to the next request")
     sticky_header: str | None = Field(None, description="requests with the same value of this header see the same version")
     lease_s: float = Field(60.0, ge=10, le=3600, description="after so long without a running step the router itself goes back to stable")
-    grace_s: float = Field(10.0, ge=0, le=3600, description="between the switch and the removal of the old version, for requests in flight")
+    watch_s: float = Field(30.0, ge=0, le=86_400, description="so long the version is watched when it has all traffic; a fault there takes it back")
+    keep_previous_s: float = Field(
+        60.0,
+        ge=0,
+        le=604_800,
+        description="the old version stays so long after the switch, and rollback is one write; a run waits at most 60 s, then tidy removes it",
+    )
     ready_timeout_s: float = Field(600.0, gt=0, le=86400, description="for a version to start")
     request_timeout_s: float = Field(60.0, gt=0, le=3600, description="of one request through the router")
     alias_target: str | None = Field(None, description="DNS name; default {rayservice}-serve-svc.{namespace}.svc.cluster.local")
@@ -190,6 +196,11 @@ class Options(_Part):
             raise ValueError(
                 f"judge.tick_s {self.judge.tick_s:g} and lease_s {self.lease_s:g} contradict each other: the weight would lapse between two looks; "
                 f"lease_s must be at least {LOOKS_PER_LEASE} times tick_s"
+            )
+        if self.watch_s > self.keep_previous_s:
+            raise ValueError(
+                f"watch_s {self.watch_s:g} and keep_previous_s {self.keep_previous_s:g} contradict each other: the old version has to be there while "
+                "the new one is watched; keep_previous_s must be at least watch_s"
             )
         return self
 

@@ -56,7 +56,7 @@ class Apply:
 
     def diff(self, found: Manifest | None) -> str:
         """Of the fields that the change carries."""
-        return _diff("" if found is None else _text(_only(found, self.manifest)), _text(_only(self.manifest, self.manifest)))
+        return _diff("" if found is None else _text(only(found, self.manifest)), _text(only(self.manifest, self.manifest)))
 
     def __str__(self) -> str:
         return f"apply {'status of ' if self.status else ''}{self.ref}: {self.why}"
@@ -122,7 +122,7 @@ class Delete:
 
     def diff(self, found: Manifest | None) -> str:
         """The object, line by line."""
-        return _diff("" if found is None else _text(_only(found, found)), "")
+        return _diff("" if found is None else _text(only(found, found)), "")
 
     def __str__(self) -> str:
         return f"delete {self.ref}: {self.why}"
@@ -244,12 +244,12 @@ def _merged(found: Any, wanted: Any) -> Any:
     return wanted
 
 
-def _only(found: Any, like: Any) -> Any:
+def only(found: Any, like: Any) -> Any:
     """``found`` reduced to the keys that ``like`` has, without what the server writes into every object."""
     if isinstance(found, dict) and isinstance(like, dict):
-        return {key: _only(found[key], like[key]) for key in like if key in found and key not in ("resourceVersion", "managedFields", "uid")}
+        return {key: only(found[key], like[key]) for key in like if key in found and key not in ("resourceVersion", "managedFields", "uid")}
     if isinstance(found, list) and isinstance(like, list) and len(found) == len(like):
-        return [_only(one, other) for one, other in zip(found, like, strict=True)]  # without what the server added to an entry
+        return [only(one, other) for one, other in zip(found, like, strict=True)]  # without what the server added to an entry
     return found
 
 

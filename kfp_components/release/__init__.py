@@ -8,7 +8,20 @@ from collections.abc import Callable
 
 from kfp_components.phases import FINAL, FORWARD, TRANSITIONS, Phase
 from kfp_components.release.lease import Lease, local_holder
-from kfp_components.release.record import SCHEMA_VERSION, Event, Evidence, Failure, Held, JudgeState, PastRelease, Point, Release, Rollback
+from kfp_components.release.record import (
+    SCHEMA_VERSION,
+    Event,
+    Evidence,
+    Failure,
+    Held,
+    JudgeState,
+    NamesBefore,
+    PastRelease,
+    Point,
+    Previous,
+    Release,
+    Rollback,
+)
 from kfp_components.release.store import ReleaseStore
 
 Watcher = Callable[[Release], None]
@@ -25,9 +38,11 @@ __all__ = [
     "Held",
     "JudgeState",
     "Lease",
+    "NamesBefore",
     "PastRelease",
     "Phase",
     "Point",
+    "Previous",
     "Release",
     "ReleaseStore",
     "Rollback",

@@ -79,6 +79,21 @@ class Held(_Part):
     since_unix_s: float = 0.0
 
 
+class Previous(_Part):
+    """The version that users had before the switch. It stays deployed until then at least, and as long the promotion may be taken back."""
+
+    version: str
+    until_unix_s: float
+
+
+class NamesBefore(_Part):
+    """How the names were before they followed the traffic: of the stub the fields that are written (None: there was no stub), and the registry's
+    aliases (None: it could not be asked)."""
+
+    stub: dict[str, Any] | None = None
+    aliases: dict[str, str] | None = None
+
+
 class Evidence(_Part):
     """The judge's last verdict. ``metrics`` holds ``e_fail`` and ``e_pass`` of each metric."""
 
@@ -93,7 +108,7 @@ class JudgeState(_Part):
     """With this a judge goes on exactly where another one stopped.
 
     ``watched_s``: seconds of the step during which somebody looked, which is what budgets of time count. ``requests_before``: candidate requests
-    that were judged before the step.
+    that were judged before the step. ``watch``: what was seen after the switch; then cursor and watched time are about that.
     """
 
     state: dict[str, Any]
@@ -101,6 +116,7 @@ class JudgeState(_Part):
     step: int | None = None
     watched_s: float = 0.0
     requests_before: int = 0
+    watch: dict[str, Any] | None = None
 
 
 class PastRelease(_Part):
@@ -139,6 +155,9 @@ class Release(BaseModel):
     failure: Failure | None = None
     held: Held | None = Field(None, description="why it is held, while it is")
     rollback: Rollback | None = None
+    switched_unix_s: float | None = Field(None, description="when the candidate had all traffic")
+    previous: Previous | None = Field(None, description="the old version, from the switch until it is removed")
+    names_before: NamesBefore | None = Field(None, description="as they were, once they have followed")
     made: list[str] = Field([], description="objects that this release created (alias, stub, rayservice), to be removed by its rollback")
     stub_uid: str | None = Field(None, description="of the InferenceService, once it is known: Events that name it are shown by kubectl describe")
     events: list[Event] = []
@@ -152,14 +171,22 @@ class Release(BaseModel):
 
     @property
     def stable_now(self) -> str | None:
-        """The version that users have, or had last: the candidate once it is promoted. None before a model's first promotion."""
-        return self.candidate_version if self.phase == "promoted" else self.stable_version
+        """The version that users have, or had last: the candidate from the switch on. None before a model's first promotion."""
+        switched = self.phase == "promoted" or (self.phase == "promoting" and self.switched_unix_s is not None)
+        return self.candidate_version if switched else self.stable_version
+
+    @property
+    def open(self) -> bool:
+        """Whether something may still become of it: it has not ended, or it is promoted and its old version is kept."""
+        return not self.done or (self.phase == "promoted" and self.previous is not None)
 
     @property
     def sentence(self) -> str:
-        """What a person is told about it: why it is held, else the judge's last verdict, else what failed. Empty when nothing is known."""
+        """What a person is told: why it is held, what failed after the switch, else the last verdict, else what failed. Empty: nothing known."""
         held = self.held.message if self.held and self.phase == "held" else ""
-        return held or (self.verdict.sentence if self.verdict else "") or (self.failure.message if self.failure else "")
+        failed = self.failure.message if self.failure else ""
+        late = failed if self.phase in phases.BACK and self.switched_unix_s is not None else ""
+        return held or late or (self.verdict.sentence if self.verdict else "") or failed
 
     @property
     def identity(self) -> str:

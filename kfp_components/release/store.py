@@ -134,21 +134,21 @@ class ReleaseStore:
                         f"{self.ref}: another run, {release.holder or 'unknown'}, has taken this release over "
                         f"(epoch {release.epoch}, this one has {epoch}); this run stops here"
                     )
-                before = release.phase
+                before, previous_kept = release.phase, release.previous is not None
                 if not (sent is not None and before == sent.phase):
                     self._assert_expected(release, expect)
                 change(release)
-                self._assert_may_follow(release, before)
+                self._assert_may_follow(release, before, previous_kept)
                 sent, sent_text = release, self._written(release)
                 self._known = self.cluster.replace(self._with_text(found, sent_text))
         assert sent is not None
         self._canary = _Canary(sent.identity, epoch, tuple(sent.timeline), sent.judge)
         return sent
 
-    def take_over(self, holder: str) -> Release:
+    def take_over(self, holder: str, *, reopen: bool = False) -> Release:
         """Raise the epoch, so that every earlier process is refused, and write the holder; returns the record with what its canary measured.
 
-        One that has ended is returned as it is.
+        One that has ended is returned as it is; to ``reopen`` it, it must be `Release.open`.
 
         Raises `NotFound` when there is no record, `RecordTooNew` as `update`. When an answer is lost, the epoch may rise by more than one.
         """
@@ -157,7 +157,7 @@ class ReleaseStore:
                 found, self._known = self._known or self._found(), None
                 self._canary = None  # the process before may have written it since
                 release = self._assert_not_newer(_parse(found, self.ref), found)
-                if release.done:
+                if release.done and not (reopen and release.open):
                     self._known = found
                     break  # nothing to take over
                 release.epoch += 1
@@ -252,8 +252,8 @@ class ReleaseStore:
                 f"not {' or '.join(map(_words, expect))}; nothing was written"
             )
 
-    def _assert_may_follow(self, release: Release, before: Phase) -> None:
-        if not phases.may_follow(before, release.phase):
+    def _assert_may_follow(self, release: Release, before: Phase, previous_kept: bool) -> None:
+        if not phases.may_follow(before, release.phase, previous_kept=previous_kept):
             raise errors.StepOutOfOrder(
                 f"{self.ref}: the release of {release.candidate_version} is {_words(before)} and cannot become {_words(release.phase)}; "
                 "nothing was written"

@@ -20,6 +20,7 @@ from kfp_components.rollout.promote import promote_model
 from kfp_components.rollout.rollback import finish_release, roll_back
 from kfp_components.rollout.run import Run, open_rollback, open_run
 from kfp_components.rollout.smoke import smoke_cases, smoke_inference
+from kfp_components.rollout.tidy import tidy_release
 
 
 def promote_with_canary(run: Run) -> Release:
@@ -69,4 +70,5 @@ __all__ = [
     "shift_traffic",
     "smoke_cases",
     "smoke_inference",
+    "tidy_release",
 ]

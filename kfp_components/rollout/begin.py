@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from kfp_components import errors
 from kfp_components.release import Release
-from kfp_components.rollout import journal, preflight, undo
+from kfp_components.rollout import journal, preflight, tidy
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.step import adopt, step, take
 from kfp_components.traffic import Split
@@ -44,7 +44,7 @@ def _begin(run: Run, first_version: bool) -> Release:
     stable = split.stable if split else None
     if stable == request.version and found is not None and found.phase == "promoted" and found.request_digest == request.digest:
         run.record = found
-        return found
+        return tidy.tidy_release(run) if tidy.due(run, found) else found
     try:
         assert_new(run, stable, first_version)
         situation = preflight.check(run.cluster, run.registry, request, found=rayservice, stable_version=stable, first_version=first_version)
@@ -52,6 +52,8 @@ def _begin(run: Run, first_version: bool) -> Release:
         if _state(run.persist(run.store.load_record)) != _state(found):  # it was looked at while another run changed it
             return _begin(run, first_version)
         raise
+    if found is not None and found.open:  # it is promoted: its old version goes, this release may go back to the newer one
+        found = _put_away(run, found)
     run.persist(run.lease.acquire)
     try:
         record = run.persist(lambda: run.store.start(_opened(run, found, split, situation, first_version)))
@@ -102,19 +104,16 @@ def _state(record: Release | None) -> tuple[int, str, float] | None:
     return None if record is None else (record.epoch, record.phase, record.started_unix_s)
 
 
+def _put_away(run: Run, found: Release) -> Release:
+    """What was left of the last release goes; its record as this run's store knows it then."""
+    tidy.put_away(run.for_request(found.asked()))
+    return journal.read_record(run)
+
+
 def _make_way(run: Run, found: Release) -> Release:
     """Another request's release: one that was held for longer than it may is taken back first, any other one refuses this request."""
-    asked = found.asked()
-    if found.phase == "held" and found.held is not None:
-        held_s = run.clock.now_unix_s() - found.held.since_unix_s
-        if held_s >= asked.options.hold_ttl_s:
-            other = run.for_request(asked)
-            other.record = found
-            take(other)
-            undo.take_back(other, errors.RolledBack(f"held for {held_s / 3600:.1f} hours for want of evidence; another request came"))
-            taken_back = run.persist(run.store.load_record)
-            assert taken_back is not None
-            return taken_back
+    if tidy.due(run, found):
+        return _put_away(run, found)
     raise errors.ReleaseHeld(
         f"{run.store.ref}: the release of {found.candidate_version} is unfinished ({found.phase}, last run by {found.holder}); "
         f"run that request again to go on, or `kfp-serving rollback {found.model}` to give it up"

@@ -39,10 +39,10 @@ def assert_ours(run: Run) -> None:
 
     While the Lease is ours nobody can have; else the record is read.
     """
-    if run.lease.held and run.record is not None and not run.record.done:
+    if run.lease.held and run.record is not None and run.record.open:
         return
     found = run.persist(run.store.load_record)
-    if found is None or found.epoch > run.epoch or found.done:
+    if found is None or found.epoch > run.epoch or not found.open:
         raise errors.ReleaseHeld(
             f"{run.store.ref}: another run{f', {found.holder},' if found else ''} has taken this release over; this run stops here"
         )
@@ -98,7 +98,12 @@ def tell(run: Run, record: Release) -> None:
 
 def timestamp(run: Run) -> str:
     """Now, as Kubernetes writes it."""
-    return datetime.fromtimestamp(run.clock.now_unix_s(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return time_of(run.clock.now_unix_s())
+
+
+def time_of(unix_s: float) -> str:
+    """A time as Kubernetes writes it."""
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _put_event(run: Run, record: Release, event: Event) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kfp_components import names
 from kfp_components.cluster import Manifest, Ref
-from kfp_components.cluster.changes import Apply, write
+from kfp_components.cluster.changes import Apply, only, write
 from kfp_components.rollout import journal
 from kfp_components.rollout.run import Run
 from kfp_components.serving import alias, inference_service
@@ -25,6 +25,17 @@ def stub_change(run: Run, version: str, found: Manifest | None) -> Apply:
         request.model, request.namespace, version=version, uri=uri, model_format=request.options.model_format, rayservice=request.rayservice
     )
     return Apply(wanted, "shows the model in Kubeflow's UI")
+
+
+def stub_fields(run: Run) -> Manifest | None:
+    """What the stub holds now of the fields that `stub_change` writes; None when there is no stub."""
+    found = run.cluster.get(stub_ref(run))
+    if found is None:
+        return None
+    manifest = stub_change(run, run.request.version, found).manifest
+    model = {"storageUri": "", **manifest["spec"]["predictor"]["model"]}  # one that is not written any more goes
+    fields: Manifest = only(found, {**manifest, "spec": {"predictor": {"model": model}}})
+    return fields
 
 
 def traffic_change(run: Run, shares: dict[str, float], message: str, found: Manifest | None) -> Apply:

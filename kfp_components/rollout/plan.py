@@ -37,6 +37,7 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
     shown = manifests.traffic_change(run, whole.shares, manifests.all_message(version), found.stub)
     changes.append(run.router.change(whole))
     if stable is not None:
-        changes += [shown, promote.retirement(run, stable, whole)]
+        kept = request.options.keep_previous_s > promote.RUN_WAITS_S
+        changes += [shown, promote.settlement(run, whole, gone=None if kept else stable)]
     changes += [manifests.stub_change(run, version, found.stub), shown]
     return Plan(tuple(changes), {run.rayservice: rayservice, alias.ref: found.service, manifests.stub_ref(run): found.stub})

@@ -1,4 +1,4 @@
-"""The promotion: all traffic to the candidate in one write, then the old version goes, and names follow."""
+"""The promotion: all traffic to the candidate in one write, watched there; then the old version goes, and names follow."""
 
 from __future__ import annotations
 
@@ -8,35 +8,40 @@ from functools import partial
 
 from kfp_components import errors, names
 from kfp_components.cluster.changes import Edit, write
-from kfp_components.release import Release
+from kfp_components.release import NamesBefore, Previous, Release
 from kfp_components.rollout import journal, manifests, undo, weights
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.step import step
+from kfp_components.rollout.watch import watch
 from kfp_components.serving import rayservice
 from kfp_components.traffic import Split
 
+RUN_WAITS_S = 60.0
+"""How long after the switch a run waits for the old version's time to be over; after that it ends, and another one removes it."""
+
 
 def promote_model(run: Run) -> Release:
-    """All traffic to the candidate in one write; after the grace time the old version goes, and stub and registry follow.
+    """All traffic to the candidate in one write; it is watched there, the names follow, and the old version goes when its time is over.
 
-    The version runs before it is given the traffic, and still before the old one goes; else all traffic goes back to that (`DeployFailed`,
-    `ApplicationRemoved`). `StepOutOfOrder`, and nothing is written, when a step has not passed. `ReleaseLeft` in phase ``promoting``: the candidate
-    has all traffic, and the same command finishes.
+    A fault of the candidate gives all traffic back to the old version: `CanaryFailed` when it does worse than stable did, `DeployFailed` or
+    `ApplicationRemoved` when it does not run. `StepOutOfOrder`, and nothing is written, when a step has not passed. `ReleaseLeft` in phase
+    ``promoting``: the candidate has all traffic, and the same command finishes. ``previous`` in the record it ends with is an old version that is
+    still kept, for `roll_back`; the next run of the model, or `tidy_release`, removes it.
     """
     with step(run, "promote", until="promoted") as record:
         if record is not None:
             _require_passed(record)
-            old = record.stable_version
             weights.assert_runs(run, run.request.version)
             if record.phase != "promoting":
                 record = journal.advance(run, "promoting", f"all traffic goes to {run.request.version}", weight_percent=100.0, held=None)
             split = weights.split(run, stable=run.request.version)
             run.router.set_weight(split)
             weights.wait_applied(run, split)
-            if old is not None:
-                _retire(run, old, split)
-            _names_follow(run, record, split)
-            undo.finish(run, "promoted", f"{run.request.version} is promoted")
+            if record.stable_version is not None:
+                record = _watched(run, record, record.stable_version, split)
+                _retire(run, record, split)
+            _names_follow(run, journal.current(run), split)
+            _end(run)
     return journal.current(run)
 
 
@@ -49,24 +54,72 @@ def _require_passed(record: Release) -> None:
         )
 
 
-def _retire(run: Run, old: str, split: Split) -> None:
-    """After the grace time the old version goes, in one write with what the release left in the router's configuration."""
+def _end(run: Run) -> None:
+    """What the release made belongs to the model from now on: whoever takes the promotion back leaves alias and stub."""
+    previous = journal.current(run).previous
+    kept = f"; {previous.version} is kept until {journal.time_of(previous.until_unix_s)}, until then rollback is one write" if previous else ""
+    undo.finish(run, "promoted", f"{run.request.version} is promoted{kept}", made=[])
+
+
+def _watched(run: Run, record: Release, old: str, split: Split) -> Release:
+    """The candidate has all traffic: it is watched, and what the names are now is written down before they follow."""
     request = run.request
     with contextlib.suppress(errors.KfpServingError):  # it is written again at the end
         manifests.show(run, split.shares, manifests.all_message(request.version))
-    gone = names.application(request.model, old)
-    if gone in rayservice.applications(rayservice.serve_config(run.cluster.get(run.rayservice))):
-        journal.note(run, "promote", f"{request.version} serves all requests; {old} goes in {request.options.grace_s:g} s")
-        run.pause(request.options.grace_s)
+    if record.switched_unix_s is None:
+        now = run.clock.now_unix_s()
+        previous = Previous(version=old, until_unix_s=now + request.options.keep_previous_s)
+        told = f"{request.version} serves all requests; {old} is kept for {request.options.keep_previous_s:g} s"
+        record = journal.write(run, "promote", told, switched_unix_s=now, previous=previous)
+    if record.names_before is None:
+        told = watch(run)
         weights.assert_runs(run, request.version)
-    write(run.cluster, retirement(run, old, split), fence=partial(journal.assert_ours, run), clock=run.clock)
+        record = journal.write(run, "watch", told, names_before=_names(run))
+    return record
 
 
-def retirement(run: Run, old: str, split: Split) -> Edit:
-    """Without the old version, and without what the release left in the router's configuration."""
-    gone = names.application(run.request.model, old)
-    ours = frozenset({gone, names.router_application(run.request.model)})
-    return Edit(run.rayservice, lambda text: run.router.settled(rayservice.without_application(text, gone), split), ours, f"application {gone} goes")
+def _names(run: Run) -> NamesBefore:
+    """Stub and aliases as they are. That the registry cannot be asked stops nobody: champion was what users had."""
+    aliases = None
+    with contextlib.suppress(errors.KfpServingError):
+        aliases = run.registry.aliases(run.registered_name)
+    return NamesBefore(stub=manifests.stub_fields(run), aliases=aliases)
+
+
+def _retire(run: Run, record: Release, split: Split) -> None:
+    """The old version goes when its time is over, unless that is later than a run waits for.
+
+    In the same write what the release left in the router's configuration goes.
+    """
+    previous, switched_unix_s = record.previous, record.switched_unix_s
+    left_s = previous.until_unix_s - run.clock.now_unix_s() if previous is not None else 0.0
+    if previous is not None and switched_unix_s is not None and left_s > 0 and previous.until_unix_s - switched_unix_s > RUN_WAITS_S:
+        settle_router(run, split, gone=None)
+        return
+    if left_s > 0:
+        run.pause(left_s)
+        weights.assert_runs(run, run.request.version)
+    settle_router(run, split, gone=record.stable_version)
+    if previous is not None:
+        journal.write(run, "promote", f"{previous.version} is removed", previous=None)
+
+
+def settle_router(run: Run, split: Split | None, *, gone: str | None) -> None:
+    """One write: the version ``gone`` goes, and with it what the release left in the router's configuration."""
+    write(run.cluster, settlement(run, split, gone=gone), fence=partial(journal.assert_ours, run), clock=run.clock)
+
+
+def settlement(run: Run, split: Split | None, *, gone: str | None) -> Edit:
+    """Without the version ``gone``, and without what the release left in the router's configuration."""
+    removed = frozenset({names.application(run.request.model, gone)} if gone is not None else ())
+
+    def settled(text: str) -> str:
+        for application in removed:
+            text = rayservice.without_application(text, application)
+        return run.router.settled(text, split) if split is not None else text
+
+    why = f"application {', '.join(removed)} goes" if removed else "the router is as it is when no release runs"
+    return Edit(run.rayservice, settled, removed | {names.router_application(run.request.model)}, why)
 
 
 def _names_follow(run: Run, record: Release, split: Split) -> None:

@@ -11,16 +11,17 @@ from kfp_components.rollout.step import put_down, take
 
 
 def roll_back(run: Run, reason: str = "asked for") -> Release:
-    """Give up an unfinished release: all traffic to stable in one write, verified by probes, then tidy up.
+    """Give up a release: all traffic to stable in one write, verified by probes, then tidy up.
 
-    One that is being promoted goes back as long as its old version is there. A finished release is left as it is: then this only verifies that the
-    version that should answer does. Raises `ReleaseLeft` when it could not be finished: the same again goes on.
+    One that is being promoted, or is promoted, goes back as long as its old version is there: then the names go back too (registry, stub), before the
+    new version's application goes. Any other finished release is left as it is: then this only verifies that the version that should answer does.
+    Raises `ReleaseLeft` when it could not be finished: the same again goes on.
     """
     record = journal.read(run)
-    if record.done:
+    if not record.open:
         undo.verify(run, _serving(record), strict=True)
         return record
-    if take(run).done:
+    if not take(run, reopen=True).open:
         return journal.current(run)
     try:
         return undo.take_back(run, errors.RolledBack(f"model {record.model}: rolled back: {reason}"))

@@ -83,17 +83,17 @@ def _read(run: Run) -> Release:
         ) from error
 
 
-def take(run: Run) -> Release:
+def take(run: Run, *, reopen: bool = False) -> Release:
     """Take the Lease and, the first time, the release: an older process that wakes is refused from here on. `ReleaseHeld` names who has it.
 
-    Returns the record; one that another run has ended meanwhile is not taken.
+    Returns the record; one that another run has ended meanwhile is not taken, unless it is to ``reopen`` a promoted one whose old version is kept.
     """
     try:
         held = run.lease.held
         if not held:
             run.persist(run.lease.acquire)
         if run.epoch == 0:
-            adopt(run, run.persist(lambda: run.store.take_over(run.holder)))
+            adopt(run, run.persist(lambda: run.store.take_over(run.holder, reopen=reopen)))
         elif not held:  # it was anybody's meanwhile
             try:
                 _assert_not_taken_over(run, journal.read(run))
@@ -101,7 +101,7 @@ def take(run: Run) -> Release:
                 _stand_aside(run)
                 raise
         record = journal.current(run)
-        if record.done:
+        if record.done and not (reopen and record.open):
             run.persist(run.lease.release)
         return record
     except (errors.ReleaseHeld, errors.RecordTooNew):

@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from kfp_components import errors, names, probes
 from kfp_components.cluster import Ref
-from kfp_components.cluster.changes import Delete, Edit, write
+from kfp_components.cluster.changes import Apply, Delete, Edit, write
 from kfp_components.judge import counts
 from kfp_components.phases import Phase
+from kfp_components.registry import Alias
 from kfp_components.release import Failure, Held, Release, Rollback
 from kfp_components.request import SmokeCase
 from kfp_components.rollout import journal, manifests, weights
@@ -41,13 +43,22 @@ def take_back(run: Run, error: BaseException) -> Release:
     told = f"all traffic back to {stable}: " if back else "the router is not in serveConfigV2, users get what is in it now: " if stable else ""
     verdict = record.verdict
     record = journal.write(
-        run, "roll back", told + failure.message, ok=False, phase="rolling_back", failure=failure, weight_percent=0.0, held=None, verdict=verdict
+        run,
+        "roll back",
+        told + failure.message,
+        ok=False,
+        phase="rolling_back",
+        failure=failure,
+        weight_percent=0.0,
+        held=None,
+        previous=None,
+        verdict=verdict,
     )
-    if back is not None and stable is not None:
+    if back is not None and stable is not None and record.rollback is None:  # else it was verified before, and the alias may be gone by now
         weights.wait_applied(run, back)
         verify(run, stable, strict=False)
         seconds = round(run.clock.monotonic() - began, 2)
-        rollback = record.rollback or Rollback(seconds=seconds, leaked_requests=_leaked_requests(run, record), reason=failure.message)
+        rollback = Rollback(seconds=seconds, leaked_requests=_leaked_requests(run, record), reason=failure.message)
         record = journal.write(run, "roll back", f"{stable} answers everything after {seconds:.1f} s", rollback=rollback)
     left_behind = tidy_up(run, record, back)
     if left_behind:
@@ -139,11 +150,13 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
     """
     request, stable = run.request, record.stable_version
     fence = partial(journal.assert_ours, run)
-    removal = removal_change(run, record, back)
-    in_cluster: list[tuple[str, Callable[[], object]]] = [
-        (removal.why.removesuffix(" goes"), partial(write, run.cluster, removal, fence=fence, clock=run.clock, way_back=True))
-    ]
     service, stub = Ref("Service", names.alias(request.model), request.namespace), manifests.stub_ref(run)
+    in_cluster: list[tuple[str, Callable[[], object]]] = []
+    before = record.names_before
+    if before is not None and before.stub is not None and "InferenceService" not in record.made:
+        in_cluster.append((f"{stub} as it was", partial(write, run.cluster, Apply(before.stub, "as it was before the release"), fence=fence)))
+    removal = removal_change(run, record, back)
+    in_cluster.append((removal.why.removesuffix(" goes"), partial(write, run.cluster, removal, fence=fence, clock=run.clock, way_back=True)))
     made = "this release made it"
     if "Service" in record.made:
         in_cluster.append((str(service), partial(write, run.cluster, Delete(service, made), fence=fence)))
@@ -154,6 +167,7 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
     in_registry: list[tuple[str, Callable[[], object]]] = [
         ("registry alias candidate", partial(run.registry.move, run.registered_name, "candidate", None)),
         ("verdict in the registry", partial(_annotate, run, record)),
+        *_aliases_as_before(run, record),
     ]
     unfinished: list[errors.KfpServingError] = []
     left_behind: list[str] = []
@@ -189,6 +203,15 @@ def removal_change(run: Run, record: Release, back: Split | None) -> Edit:
     return edit if back is None else edit.and_then(lambda text: run.router.settled(text, back), frozenset({router}))
 
 
+def _aliases_as_before(run: Run, record: Release) -> list[tuple[str, Callable[[], object]]]:
+    """Only names that have followed the traffic are to be moved back."""
+    if record.names_before is None:
+        return []
+    before: Mapping[str, str | None] = record.names_before.aliases or {"champion": record.stable_version}
+    aliases: tuple[Alias, ...] = ("champion", "previous") if record.names_before.aliases is not None else ("champion",)
+    return [(f"registry alias {alias}", partial(run.registry.move, run.registered_name, alias, before.get(alias))) for alias in aliases]
+
+
 def verify(run: Run, version: str, *, strict: bool) -> None:
     """Probes through the alias must be answered by ``version``.
 
@@ -211,11 +234,12 @@ def verify(run: Run, version: str, *, strict: bool) -> None:
     journal.try_note(run, "roll back", f"{told.count(None)} of {PROBES} probes of {version} got no answer; the router sends it everything")
 
 
-def finish(run: Run, phase: Phase, message: str) -> Release:
+def finish(run: Run, phase: Phase, message: str, **fields: Any) -> Release:
     """The end of a release: nobody needs the Lease any more, then the record says so. Killed in between, the same command does the rest."""
+    now = run.clock.now_unix_s()
     with contextlib.suppress(errors.KfpServingError):  # it lapses by itself
         run.persist(run.lease.release)
-    record = journal.write(run, phase.replace("_", " "), message, ok=phase == "promoted", phase=phase, finished_unix_s=run.clock.now_unix_s())
+    record = journal.write(run, phase.replace("_", " "), message, ok=phase == "promoted", phase=phase, finished_unix_s=now, **fields)
     with contextlib.suppress(errors.KfpServingError):  # the history of the canary, for the report
         run.store.save_canary(record)
     return record
@@ -263,6 +287,8 @@ def _let_go(run: Run) -> None:
 
 
 def _who_serves(run: Run, record: Release) -> str:
+    if record.phase == "promoted":
+        return f"{record.candidate_version} serves all requests"
     if record.phase == "promoting":
         return f"all traffic is being moved from {record.stable_version or 'nothing'} to {record.candidate_version}; users get the one or the other"
     if record.phase == "canary":
@@ -277,7 +303,7 @@ def _how_to_go_on(record: Release) -> str:
 
 def _leaked_requests(run: Run, record: Release) -> int | None:
     """Users' requests that the candidate answered after the last look; None when nobody can say. The way back does not depend on it."""
-    if record.judge is None:
+    if record.judge is None or record.finished_unix_s is not None:  # promoted: since then all were its own
         return None
     try:
         seen = counts.requests_at(record.judge.cursor, record.candidate_version)

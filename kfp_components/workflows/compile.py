@@ -25,6 +25,7 @@ COMPONENTS = (
     "canary_step",
     "promote_model",
     "roll_back",
+    "tidy_release",
     "finish_release",
 )
 PIPELINES = ("deploy_model", "rollback")

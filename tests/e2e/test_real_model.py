@@ -69,7 +69,7 @@ def test_the_snippet_of_the_readme_promotes(bge: None, cluster: KubernetesCluste
     (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     here = snippet.replace('"ai-inference"', f'"{RAYSERVICE}"')
     judge = {"judge_latency": False, "error_margin_percent": 5, **STEADY}
-    quick = f'{{"args": {{"max_tokens": 128}}, "grace_s": 1, "judge": {judge}}}'
+    quick = f'{{"args": {{"max_tokens": 128}}, "watch_s": 1, "keep_previous_s": 1, "judge": {judge}}}'
     here = here.replace('{"args": {"max_tokens": 128}}', quick)
     assert here.count(quick) == 1
     with users("bge", RATE_PER_S) as sending:

@@ -57,7 +57,8 @@ def tiny(model: str, version: str, *, args: dict[str, Any] | None = None, **opti
     defaults = {
         "args": args or {},
         "judge": {"judge_latency": False, **MARGINS, "tick_s": 0.3, "max_minutes": 60.0, **STEADY},
-        "grace_s": 1.0,
+        "watch_s": 1.0,
+        "keep_previous_s": 1.0,
         "lease_s": seconds(30),
         "ready_timeout_s": seconds(120),
     }

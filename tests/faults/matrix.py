@@ -6,6 +6,7 @@ A case is a run that is disturbed at its n-th call, the time in which nobody run
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,11 +44,16 @@ class Scenario:
     own_failures: frozenset[str] = frozenset()
     """Versions whose own answers are bad."""
     before_again: Callable[[World], None] = lambda _world: None
+    before: Callable[[], World] | None = None
+    """As it was before the release, where ``make`` has begun one."""
+    beyond: str | None = None
+    """Only calls that come after those that are the other scenario's too are disturbed."""
 
 
 MARGINS = {name: 5.0 for name in ("error_margin_percent", "client_error_margin_percent", "disconnect_margin_percent")}
 REQUEST = asked("v2", lease_s=LEASE_S, judge={"judge_latency": False, "tick_s": 1.0, "max_minutes": 60.0, **MARGINS})
 QUIET = asked("v2", lease_s=LEASE_S, judge={"judge_latency": False, "tick_s": 5.0, "max_minutes": 0.2, **MARGINS})
+KEPT = asked("v2", lease_s=LEASE_S, judge={"judge_latency": False, "tick_s": 1.0, **MARGINS}, watch_s=2.0, keep_previous_s=86_400.0)
 WRONG = asked("v1", lease_s=LEASE_S, smoke=[{"name": "wrong", "path": "/", "expect": {"/count": 7}}])
 FIRST = asked("v1", lease_s=LEASE_S)
 
@@ -64,6 +70,19 @@ def _served(rate_per_s: float = 400.0, *, front: bool = False) -> World:
 def _bad() -> World:
     world = _served(front=True)
     world.serve.behaviour(f"{MODEL}-v2").answer = lambda n: 500 if n % 3 == 0 else 200
+    return world
+
+
+def _late() -> World:
+    """v2 is good as long as v1 gets requests too."""
+    world = _served()
+    world.serve.behaviour(f"{MODEL}-v2").answer = lambda _n: 500 if world.split()[0] == "v2" else 200
+    return world
+
+
+def _promoted() -> World:
+    world = _served(front=True)
+    world.promote(KEPT)
     return world
 
 
@@ -98,6 +117,27 @@ SCENARIOS = {
         ),
         Scenario("first", _empty, lambda p: p.deploy(FIRST), "promoted", "promoted", 0, works=((f"nothing at /{MODEL}",), ("v1",))),
         Scenario("first-bad", _empty, lambda p: p.deploy(WRONG), "rolled_back", "rolled_back", 4, works=((f"nothing at /{MODEL}",), ("v1",))),
+        Scenario(
+            "late-bad",
+            _late,
+            lambda p: p.promote(REQUEST),
+            "rolled_back",
+            "rolled_back",
+            4,
+            works=(("v1",), ("v2",)),
+            own_failures=frozenset({"v2"}),
+            beyond="good",
+        ),
+        Scenario(
+            "undo-promotion",
+            _promoted,
+            lambda p: p.roll_back(KEPT),
+            "rolled_back",
+            "rolled_back",
+            0,
+            works=(("v1",), ("v2",)),
+            before=functools.partial(_served, front=True),
+        ),
         Scenario("roll-back", _unfinished, lambda p: p.roll_back(REQUEST), "rolled_back", "rolled_back", 0),
     )
 }
@@ -164,7 +204,8 @@ class Case:
 
     def play(self) -> Case:
         world = self.world = self.scenario.make()
-        self.text, self.others, self.front, self.phase_before = world.text(), world.neighbours(), _front(world), _phase(world)
+        self.text, self.others, self.phase_before = world.text(), world.neighbours(), _phase(world)
+        self.front = _front(self.scenario.before() if self.scenario.before else world)
         self.fenced: dict[str, Any] = {}
         script = Disturbed(self.kind, self.at, world.clock, self._somebody_else)
         process = world.process(script)
@@ -230,7 +271,7 @@ class Case:
             self._must(http and self.kind == "denied", "fault", "a fault of the surroundings took a good version back")
         if scenario.ends != "held":
             self._must(code not in (5, 6) or http, "fault", f"exit {code} without a fault of the meter")
-        self._must("promoted" in (scenario.ends, scenario.then) or phase != "promoted", "fault", "a bad version was promoted")
+        self._must("promoted" in (scenario.ends, scenario.then, self.phase_before) or phase != "promoted", "fault", "a bad version was promoted")
 
     def _words(self, end: Outcome, got: tuple[str, ...]) -> None:
         if end.exit_code == 0 or _phase(self.world) == self.phase_before:
@@ -318,14 +359,16 @@ def different(scenario: str, kind: str) -> list[int]:
     """
     found: dict[Any, int] = {}
     written = 0
-    for call in calls(scenario):
+    known = calls(beyond) if (beyond := SCENARIOS[scenario].beyond) else ()
+    same = sum(1 for _ in itertools.takewhile(lambda pair: str(pair[0]) == str(pair[1]), zip(calls(scenario), known, strict=False)))
+    for call in calls(scenario)[same:]:
         if (call.write or call.owner == "registry") and "Event " not in call.what:
             written = call.number
         elif kind.startswith("killed") or kind == "answer-lost":
             continue
         what = "" if call.method == "may" else call.what
         found.setdefault((call.owner, call.method, what, written), call.number)
-    return sorted({1, *found.values()})
+    return sorted({same + 1, *found.values()})
 
 
 EVERY = 5

@@ -67,7 +67,16 @@ def asked(version: str = "v2", **options: Any) -> PromoteRequest:
             "rayservice": RAYSERVICE,
             "import_path": "acme.bge:build",
             "steps": [20, 50],
-            "options": {"judge": judge, "grace_s": 0.0, "ready_timeout_s": 120.0, "lease_s": 20.0, "protocol": "json", "smoke": [SMOKE], **options},
+            "options": {
+                "judge": judge,
+                "watch_s": 2.0,
+                "keep_previous_s": 2.0,
+                "ready_timeout_s": 120.0,
+                "lease_s": 20.0,
+                "protocol": "json",
+                "smoke": [SMOKE],
+                **options,
+            },
         }
     )
 

@@ -10,8 +10,8 @@ from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, Chosen, Process, 
 from kfp_components import errors, names, rollout, traffic
 from kfp_components.cluster import Ref
 from kfp_components.cluster.faults import Record
-from kfp_components.release import Release
-from kfp_components.request import PromoteRequest
+from kfp_components.release import Release, ReleaseStore
+from kfp_components.request import Options, PromoteRequest
 from kfp_components.serving import inference_service
 
 V2 = f"{MODEL}-v2"
@@ -205,18 +205,155 @@ def test_d6_a_candidate_that_dies_at_100_percent_goes_back_though_the_registry_i
     world.rayservice(live())
     script = Chosen(world.clock, lambda call: errors.Unreachable("away") if call.owner == "registry" and promoting else None)
     process = world.process(script, watch)
-    end = process.outcome(lambda: process.promote(asked(grace_s=30.0)))
+    end = process.outcome(lambda: process.promote(asked(watch_s=30.0, keep_previous_s=30.0)))
     assert end.exit_code == 4, str(end)
     assert world.users_get() == ("v1",) and world.record().phase == "rolled_back"
 
 
 def test_d6_a_promotion_that_stopped_can_be_rolled_back_while_the_old_version_is_there(world: World) -> None:
-    request = asked(grace_s=30.0)
+    request = asked(watch_s=30.0, keep_previous_s=30.0)
     world.rayservice(live())
     world.killed_when(lambda record: record.phase == "promoting", request)
     world.clock.sleep(60.0)
     assert world.process().roll_back(request).phase == "rolled_back"
     assert world.users_get() == ("v1",) and V2 not in world.serve.applications() and not world.serve.lost
+
+
+def late(world: World, status: int | None = 500) -> None:
+    """v2 is good as long as v1 gets requests too."""
+    answered = lambda _n: status if world.split()[0] == "v2" else 200  # noqa: E731
+    world.serve.behaviour(V2).answer = answered
+
+
+LONG = {"watch_s": 30.0, "keep_previous_s": 60.0}
+
+
+@pytest.mark.parametrize(("status", "metric"), [(500, "errors"), (404, "client errors"), (None, "clients that give up")])
+def test_d6_a_version_that_fails_only_when_it_has_all_traffic_goes_back_in_one_write(world: World, status: int | None, metric: str) -> None:
+    world.rayservice(live())
+    world.front()
+    before = stub(world)
+    late(world, status)
+    script = Chosen(world.clock, lambda _call: None)
+    process = world.process(script)
+    end = process.outcome(lambda: process.promote(asked(**LONG)))
+    assert end.exit_code == 4 and isinstance(end.error, errors.CanaryFailed), str(end)
+    assert "after the switch" in end.words and metric in end.words
+    assert world.users_get() == ("v1",) and V2 not in world.serve.applications() and not world.serve.lost
+    assert stub(world) == before and "champion" not in world.registry.aliases(f"{NAMESPACE}.{MODEL}"), "no name had followed"
+    record = world.record()
+    assert record.phase == "rolled_back" and "after the switch" in record.sentence and record.previous is None
+    assert world.serve.failed["v2"] <= 40, "found at the first look, a second after the switch"
+    assert record.rollback is not None
+
+
+def test_d6_the_old_version_is_kept_and_a_rollback_is_one_write_then_the_names(world: World) -> None:
+    request = asked(model_format="reranker", watch_s=5.0, keep_previous_s=3600.0)
+    world.rayservice(live())
+    world.front(model_format="embedding")
+    registered = f"{NAMESPACE}.{MODEL}"
+    for version in ("v0", "v1"):
+        world.registry.register(registered, version, f"s3://models/{version}", digest=None, properties={})
+    world.registry.move(registered, "champion", "v1")
+    world.registry.move(registered, "previous", "v0")
+    before, applications = stub(world), world.serve.applications()
+    began = world.clock.monotonic()
+    record = world.promote(request)
+    assert record.phase == "promoted" and world.clock.monotonic() - began < 60.0, "no run waits for an hour"
+    assert record.previous is not None and record.previous.version == "v1" and record.switched_unix_s is not None
+    assert record.previous.until_unix_s == record.switched_unix_s + 3600.0
+    assert f"{MODEL}-v1" in world.serve.applications() and world.users_get() == ("v2",)
+    assert world.registry.aliases(registered) == {"champion": "v2", "previous": "v1"} and stub(world) != before
+    world.clock.sleep(1800.0)
+    assert world.process().open_rollback(request) and world.process().roll_back(request).phase == "rolled_back"
+    assert world.users_get() == ("v1",) and V2 not in world.serve.applications()
+    assert world.registry.aliases(registered) == {"champion": "v1", "previous": "v0"} and stub(world) == before
+    assert world.serve.applications() == applications and not world.serve.lost and not world.serve.failed
+    assert world.cluster.get(Ref("Service", names.alias(MODEL), NAMESPACE)) is not None, "clients use it"
+    assert world.process().roll_back(request).phase == "rolled_back", "and again is harmless"
+
+
+def test_d6_what_a_promoted_release_made_stays_when_it_is_taken_back(world: World) -> None:
+    request = asked(watch_s=5.0, keep_previous_s=3600.0)
+    world.rayservice(live())
+    world.promote(request)
+    assert world.process().roll_back(request).phase == "rolled_back"
+    service, shown = Ref("Service", names.alias(MODEL), NAMESPACE), Ref("InferenceService", MODEL, NAMESPACE)
+    assert world.cluster.get(service) is not None and world.cluster.get(shown) is not None, "clients may use them by now"
+
+
+@pytest.mark.parametrize("who", ["tidy", "the same request", "another request"])
+def test_d6_the_old_version_goes_when_its_time_is_over(world: World, who: str) -> None:
+    request = asked(watch_s=5.0, keep_previous_s=3600.0)
+    world.rayservice(live())
+    world.promote(request)
+    assert tidied(world, request).previous is not None, "not yet"
+    assert world.promote(request).previous is not None, "not yet"
+    world.clock.sleep(3600.0)
+    if who == "tidy":
+        assert tidied(world, request).previous is None
+    else:
+        world.promote(request if who == "the same request" else asked("v3"))
+    assert f"{MODEL}-v1" not in world.serve.applications() and world.record().phase == "promoted"
+    assert world.users_get() == (("v3",) if who == "another request" else ("v2",)) and not world.serve.lost and world.lease() is None
+    with pytest.raises(errors.StepOutOfOrder, match="cannot become rolling back"):
+        to_rolling_back(world)
+
+
+def to_rolling_back(world: World) -> None:
+    record = world.record()
+    ReleaseStore(world.cluster, MODEL, NAMESPACE).update(lambda found: setattr(found, "phase", "rolling_back"), epoch=record.epoch)
+
+
+def tidied(world: World, request: PromoteRequest) -> Release:
+    return rollout.tidy_release(world.process().open_rollback(request))
+
+
+def test_d6_tidy_takes_a_candidate_back_that_was_held_for_too_long(world: World) -> None:
+    request = quiet(hold_ttl_s=3600.0)
+    world.rate_per_s = 0.0
+    world.rayservice(live())
+    process = world.process()
+    process.outcome(lambda: process.promote(request))
+    assert tidied(world, request).phase == "held", "not yet"
+    world.clock.sleep(3600.0)
+    assert tidied(world, request).phase == "rolled_back" and V2 not in world.serve.applications() and world.lease() is None
+
+
+def test_d6_a_default_run_ends_without_the_old_version(world: World) -> None:
+    options = Options()
+    world.rayservice(live())
+    record = world.promote(asked(watch_s=options.watch_s, keep_previous_s=options.keep_previous_s))
+    assert record.phase == "promoted" and record.previous is None and f"{MODEL}-v1" not in world.serve.applications()
+
+
+def test_d6_a_killed_watch_goes_on_with_what_is_left_of_it(world: World) -> None:
+    request = asked(watch_s=40.0, keep_previous_s=60.0)
+    world.rayservice(live())
+    world.killed_when(lambda record: record.judge is not None and record.judge.watch is not None and record.judge.watched_s >= 25.0, request)
+    world.clock.sleep(300.0)
+    looked: list[float] = []
+    process = world.process(watch=lambda record: looked.append(record.judge.watched_s) if record.judge and record.judge.watch else None)
+    assert process.promote(request).phase == "promoted"
+    assert looked and min(looked) >= 20.0 and max(looked) == 40.0
+    late_world = World(rate_per_s=40.0)
+    late_world.rayservice(live())
+    late_world.killed_when(lambda record: record.switched_unix_s is not None, request)
+    late(late_world)
+    process = late_world.process()
+    end = process.outcome(lambda: process.promote(request))
+    assert end.exit_code == 4 and late_world.users_get() == ("v1",), "the fault came while nobody watched"
+
+
+def test_d6_a_meter_that_is_broken_at_100_percent_is_not_the_versions_fault(world: World) -> None:
+    world.rayservice(live())
+
+    def watch(record: Release) -> None:
+        if record.phase == "promoting":
+            world.serve.page = lambda page: (500, {}, b"no") if page == "ledger" else None
+
+    assert world.promote(asked(**LONG), watch).phase == "promoted"
+    assert any("at 100 %, then no more" in event.message for event in world.record().events)
 
 
 # --- D7, case 19: too little traffic ----------------------------------------------------------------------------------------------------

@@ -261,7 +261,7 @@ CLI_CASES: dict[str, tuple[dict[str, Any] | str, str]] = {
     "not a mapping": ("- a\n", "expected a mapping"),
     "upper case": ({"model": "BGE"}, "model: 'BGE' is not a DNS-1035 label"),
     "falling weights": ({"steps": [50, 25]}, "steps: [50.0, 25.0]: the steps must rise"),
-    "a mistyped option": ({"options": {"grace": 3}}, "options.grace is not a known key; did you mean grace_s?"),
+    "a mistyped option": ({"options": {"watch": 3}}, "options.watch is not a known key; did you mean watch_s?"),
     "missing RayService": ({}, "RayService ai-ml/ai-inference: it does not exist"),
 }
 

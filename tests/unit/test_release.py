@@ -128,10 +128,11 @@ def test_there_is_one_list_of_phases_and_everything_that_shows_one_knows_all() -
 
 def test_a_phase_is_followed_by_what_the_table_says_or_by_itself() -> None:
     for now in get_args(Phase):
-        assert phases.may_follow(now, now)
-        assert {then for then in get_args(Phase) if phases.may_follow(now, then)} == {now, *phases.TRANSITIONS[now]}
-    assert all(phases.TRANSITIONS[final] == () for final in phases.FINAL)
-    assert all(phases.may_follow(a, b) for a, b in zip(phases.FORWARD, phases.FORWARD[1:], strict=False))
+        assert phases.may_follow(now, now, previous_kept=False)
+        assert {then for then in get_args(Phase) if phases.may_follow(now, then, previous_kept=True)} == {now, *phases.TRANSITIONS[now]}
+    assert phases.TRANSITIONS["rolled_back"] == () and phases.TRANSITIONS["promoted"] == ("rolling_back",)
+    assert not phases.may_follow("promoted", "rolling_back", previous_kept=False)
+    assert all(phases.may_follow(a, b, previous_kept=False) for a, b in zip(phases.FORWARD, phases.FORWARD[1:], strict=False))
 
 
 def test_held_has_come_as_far_as_canary_and_not_further() -> None:

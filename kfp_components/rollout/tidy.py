@@ -1,0 +1,60 @@
+"""What no run waits for: an old version whose time is over goes, and a candidate that was held for too long is taken back."""
+
+from __future__ import annotations
+
+from kfp_components import errors
+from kfp_components.release import Release
+from kfp_components.rollout import journal, undo, weights
+from kfp_components.rollout.promote import settle_router
+from kfp_components.rollout.run import Run
+from kfp_components.rollout.step import put_down, take
+
+
+def tidy_release(run: Run) -> Release:
+    """Remove a promoted release's old version when its time is over, or take a candidate back that was held for longer than ``hold_ttl_s``.
+
+    Anything else is left as it is. Raises `ReleaseHeld` when a run is at work on the release, `ReleaseLeft` when the surroundings did not let it
+    finish: the same again goes on, and users are served meanwhile.
+    """
+    record = journal.read(run)
+    if not due(run, record):
+        return record
+    try:
+        return put_away(run)
+    except errors.ReleaseHeld:
+        raise
+    except errors.KfpServingError as error:
+        raise undo.left(run, f"it could not be tidied up: {error}") from error
+    finally:
+        put_down(run)
+
+
+def due(run: Run, record: Release) -> bool:
+    """Whether there is something of it that nobody waits for any more."""
+    now = run.clock.now_unix_s()
+    if record.phase == "promoted" and record.previous is not None:
+        return now >= record.previous.until_unix_s
+    return record.phase == "held" and record.held is not None and now - record.held.since_unix_s >= record.asked().options.hold_ttl_s
+
+
+def put_away(run: Run) -> Release:
+    """The old version of a promoted release goes now; a held candidate is taken back. ``run`` is of the release's own request."""
+    record = take(run, reopen=True)
+    if not record.open:
+        return record
+    if record.phase != "promoted":
+        held_s = run.clock.now_unix_s() - (record.held.since_unix_s if record.held else record.started_unix_s)
+        return undo.take_back(run, errors.RolledBack(f"held for {held_s / 3600:.1f} hours for want of evidence; its time is over"))
+    assert record.previous is not None
+    old = record.previous.version
+    weights.assert_runs(run, record.candidate_version)
+    split = run.persist(run.router.current)
+    if split is not None and old in (split.stable, split.candidate):
+        raise errors.Conflict(
+            f"router of {record.model}: it was told to send users to {old}, which was to be removed; somebody else wrote that. {old} stays: "
+            f"`kfp-serving rollback {record.model}` goes back to it"
+        )
+    settle_router(run, split, gone=old)
+    record = journal.write(run, "tidy up", f"{old} is removed", previous=None)
+    run.persist(run.lease.release)
+    return record
