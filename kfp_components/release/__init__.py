@@ -5,8 +5,23 @@ A ConfigMap ``{model}-release`` is changed by compare-and-swap, along `kfp_compo
 """
 
 from kfp_components.phases import FINAL, FORWARD, TRANSITIONS, Phase
+from kfp_components.release.commands import Command
 from kfp_components.release.lease import Lease, local_holder
-from kfp_components.release.record import SCHEMA_VERSION, Event, Evidence, Failure, Held, JudgeState, PastRelease, Point, Release, Rollback
+from kfp_components.release.record import (
+    SCHEMA_VERSION,
+    Approved,
+    Event,
+    Evidence,
+    Failure,
+    Held,
+    JudgeState,
+    PastRelease,
+    Paused,
+    Point,
+    Release,
+    Rollback,
+    Waits,
+)
 from kfp_components.release.store import ReleaseStore
 
 __all__ = [
@@ -14,6 +29,8 @@ __all__ = [
     "FORWARD",
     "SCHEMA_VERSION",
     "TRANSITIONS",
+    "Approved",
+    "Command",
     "Event",
     "Evidence",
     "Failure",
@@ -21,10 +38,12 @@ __all__ = [
     "JudgeState",
     "Lease",
     "PastRelease",
+    "Paused",
     "Phase",
     "Point",
     "Release",
     "ReleaseStore",
     "Rollback",
+    "Waits",
     "local_holder",
 ]

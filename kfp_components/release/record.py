@@ -79,6 +79,29 @@ class Held(_Part):
     since_unix_s: float = 0.0
 
 
+class Paused(_Part):
+    """Who paused it, since when, and why."""
+
+    by: str
+    since_unix_s: float = 0.0
+    reason: str = ""
+
+
+class Waits(_Part):
+    """What it waits for approve before (``promote``, or a step such as ``25 %``), and until when."""
+
+    before: str
+    until_unix_s: float
+
+
+class Approved(_Part):
+    """What was approved, by whom, and when."""
+
+    before: str
+    by: str
+    at_unix_s: float = 0.0
+
+
 class Evidence(_Part):
     """The judge's last verdict. ``metrics`` holds ``e_fail`` and ``e_pass`` of each metric."""
 
@@ -138,6 +161,9 @@ class Release(BaseModel):
     judge: JudgeState | None = Field(None, description="lies apart, see `ReleaseStore.save_canary`")
     failure: Failure | None = None
     held: Held | None = Field(None, description="why it is held, while it is")
+    paused: Paused | None = Field(None, description="by whom, while it is")
+    waits: Waits | None = Field(None, description="for approve, while it does")
+    approved: list[Approved] = []
     rollback: Rollback | None = None
     made: list[str] = Field([], description="objects that this release created (alias, stub, rayservice), to be removed by its rollback")
     events: list[Event] = []
@@ -155,10 +181,18 @@ class Release(BaseModel):
         return self.candidate_version if self.phase == "promoted" else self.stable_version
 
     @property
+    def standing(self) -> str:
+        """Why it does not go on, and what to do: it is paused, or waits for approve. Empty when it does, and once it ended or goes back."""
+        if self.done or self.phase in phases.BACK:
+            return ""
+        paused = self.paused.model_dump() if self.paused else None
+        return phases.standing(self.model, paused, self.waits.model_dump() if self.waits else None)
+
+    @property
     def sentence(self) -> str:
-        """What a person is told about it: why it is held, else the judge's last verdict, else what failed. Empty when nothing is known."""
+        """What a person is told about it: why it stands or is held, else the judge's last verdict, else what failed. Empty when nothing is known."""
         held = self.held.message if self.held and self.phase == "held" else ""
-        return held or (self.verdict.sentence if self.verdict else "") or (self.failure.message if self.failure else "")
+        return self.standing or held or (self.verdict.sentence if self.verdict else "") or (self.failure.message if self.failure else "")
 
     @property
     def identity(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import asdict
+from functools import partial
 
 from kfp_components import errors, names
 from kfp_components.plan import Change, Plan
@@ -60,6 +61,8 @@ def begin(run: Run, *, first_version: bool = False) -> Release:
             return begin(run, first_version=first_version)
         raise
     run.persist(run.lease.acquire)
+    if (stale := run.lease.command) is not None:  # of an earlier release, whose Lease was left
+        run.persist(partial(run.lease.take_off, stale))
     if _state(run.persist(run.store.load_record)) != _state(found):  # another run began or ended a release while this one looked
         run.persist(run.lease.release)
         return begin(run, first_version=first_version)

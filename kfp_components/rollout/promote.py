@@ -10,6 +10,7 @@ from kfp_components import errors, names
 from kfp_components.apply import apply, change_serve_config
 from kfp_components.release import Release
 from kfp_components.rollout import journal, manifests, undo, weights
+from kfp_components.rollout.canary import stand_by
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.step import step
 from kfp_components.serving import rayservice
@@ -23,9 +24,11 @@ def promote_model(run: Run) -> Release:
     `ApplicationRemoved`). `StepOutOfOrder`, and nothing is written, when a step has not passed. `ReleaseLeft` in phase ``promoting``: the candidate
     has all traffic, and the same command finishes.
     """
-    with step(run, "promote", until="promoted") as record:
+    with step(run, "promote", until="promoted", stands=False) as record:
         if record is not None:
             _require_passed(record)
+            if record.phase != "promoting":
+                record = stand_by(run, "promote")
             old = record.stable_version
             weights.assert_runs(run, run.request.version)
             if record.phase != "promoting":

@@ -31,17 +31,19 @@ def wait_applied(run: Run, wanted: Split) -> float:
     Raises `WaitTimeout` saying what it does instead.
     """
     began = run.clock.monotonic()
-    slice_s = run.request.options.lease_s / 3
+    renewed = began
     while True:
         left_s = APPLY_TIMEOUT_S - (run.clock.monotonic() - began)
         try:
-            run.router.wait_until_applied(wanted, max(0.1, min(left_s, slice_s)))
+            run.router.wait_until_applied(wanted, max(0.1, min(left_s, run.tick_s)))
             return run.clock.monotonic() - began
         except errors.WaitTimeout:
-            if left_s <= slice_s:
+            if left_s <= run.tick_s:
                 raise
         run.keep()
-        if wanted.candidate is not None and wanted.weight_percent:
+        due = run.clock.monotonic() - renewed >= run.request.options.lease_s / 3
+        if wanted.candidate is not None and wanted.weight_percent and due:
+            renewed = run.clock.monotonic()
             wanted = split(run, stable=wanted.stable, candidate=wanted.candidate, weight_percent=wanted.weight_percent)
             run.router.set_weight(wanted)
 
@@ -65,7 +67,7 @@ def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bo
         left_s = end - run.clock.monotonic()
         try:
             failed = rayservice.failed(application) if at_once else _never
-            run.cluster.wait(run.rayservice, ready=runs, failed=failed, timeout_s=max(0.1, min(left_s, run.request.options.lease_s / 4)))
+            run.cluster.wait(run.rayservice, ready=runs, failed=failed, timeout_s=max(0.1, min(left_s, run.tick_s)))
             return
         except errors.WaitTimeout:
             if run.clock.monotonic() >= end:
