@@ -22,8 +22,10 @@
         │   ├── DeployFailed                 it did not start
         │   ├── ApplicationRemoved           somebody else took its application, or the router's, out of the RayService
         │   ├── SmokeFailed                  it started and answered wrongly
-        │   └── CanaryFailed                 it did worse than stable under real traffic
+        │   ├── CanaryFailed                 it did worse than stable under real traffic
+        │   └── Aborted                      somebody asked for it
         ├── Inconclusive                 5   the budget was spent before the evidence sufficed: held at 0 %, evidence kept
+        │   └── NotApproved                  nobody approved in time: held at 0 %
         └── MeterBroken                  6   the counts cannot be trusted: held at 0 %; says nothing about the candidate
 
 A message names the object, what was found and what to do.
@@ -122,10 +124,18 @@ class CanaryFailed(RolledBack):
     """The candidate did worse than stable under real traffic."""
 
 
+class Aborted(RolledBack):
+    """Somebody asked for the release to be given up (`kfp-serving abort`); says nothing about the candidate."""
+
+
 class Inconclusive(RolloutStopped):
     """The budget of requests or time was spent before the evidence sufficed; the candidate is held at 0 % and the same command goes on."""
 
     exit_code = 5
+
+
+class NotApproved(Inconclusive):
+    """Nobody approved in time; the candidate is held at 0 % and the same command goes on, or `approve` promotes it."""
 
 
 class MeterBroken(RolloutStopped):

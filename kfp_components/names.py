@@ -21,6 +21,12 @@ ALLOWED_IMPORTS = "kfp-serving/allowed-import-paths"
 ALLOW_RUNTIME_ENV = "kfp-serving/allow-runtime-env"
 """Annotation on a RayService: ``true`` lets requests bring pip packages or code by ``runtime_env``."""
 
+COMMAND = "kfp-serving/command"
+"""Annotation on a release's Lease: ``abort``, ``pause``, ``resume`` or ``approve``, obeyed by the step that runs and taken off by it."""
+
+COMMAND_BY, COMMAND_AT, COMMAND_REASON = "kfp-serving/command-by", "kfp-serving/command-at", "kfp-serving/command-reason"
+"""Annotations beside it: who asked, when, and why; left out by kubectl, whose name and time stand in managedFields."""
+
 CREATED_BY_RELEASE = "kfp-serving/created-by-release"
 """Annotation on a RayService that a release created: which one, so that its rollback removes that object and no other."""
 

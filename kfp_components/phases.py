@@ -4,15 +4,17 @@
                                                     ^    |
                                                     held <      from every one but the last: rolling_back -> rolled_back
 
-``held``: the candidate is deployed, gets 0 %, and its evidence is kept, because that did not suffice or the meter is broken.
-The same command goes on. ``promoted`` may go back for as long as its old version is kept beside it.
+``held``: the candidate is deployed, gets 0 %, and its evidence is kept, because that did not suffice, the meter is broken, or nobody approved
+in time (that may be before its first request too). The same command goes on. ``promoted`` may go back for as long as its old version is kept
+beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 Phase = Literal["prepared", "registered", "deployed", "smoked", "canary", "held", "promoting", "promoted", "rolling_back", "rolled_back"]
 
@@ -30,7 +32,7 @@ TRANSITIONS: Mapping[Phase, tuple[Phase, ...]] = MappingProxyType(
         "prepared": ("registered", "rolling_back"),
         "registered": ("deployed", "rolling_back"),
         "deployed": ("smoked", "rolling_back"),
-        "smoked": ("canary", "promoting", "rolling_back"),
+        "smoked": ("canary", "held", "promoting", "rolling_back"),
         "canary": ("held", "promoting", "rolling_back"),
         "held": ("canary", "promoting", "rolling_back"),
         "promoting": ("promoted", "rolling_back"),
@@ -47,7 +49,24 @@ OLDER: Mapping[str, Phase] = MappingProxyType({"inconclusive": "rolled_back"})
 
 def how_to_go_on(model: str) -> str:
     """What a person is told while a release is held."""
-    return f"Stable serves all requests. The same command goes on; `kfp-serving rollback {model}` gives it up."
+    return (
+        f"Stable serves all requests. The same command goes on; `kfp-serving approve {model}` promotes it as it is, "
+        f"`kfp-serving rollback {model}` gives it up."
+    )
+
+
+def standing(model: str, paused: Mapping[str, Any] | None, waits: Mapping[str, Any] | None) -> str:
+    """Why a release that runs does not go on, and what to do; empty when it does. Both are of the record, as JSON."""
+    if paused:
+        why = f" ({paused['reason']})" if paused.get("reason") else ""
+        return f"Paused by {paused.get('by')} since {_utc(paused.get('since_unix_s'))}{why}; `kfp-serving resume {model}` goes on."
+    if waits:
+        return f"Waits for approve before {waits.get('before')} until {_utc(waits.get('until_unix_s'))}; `kfp-serving approve {model}` goes on."
+    return ""
+
+
+def _utc(unix_s: Any) -> str:
+    return datetime.fromtimestamp(float(unix_s or 0.0), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def may_follow(now: Phase, then: Phase, *, previous_kept: bool) -> bool:

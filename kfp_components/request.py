@@ -125,6 +125,25 @@ class JudgeRules(_Part):
         return self.latency_fail_margins_percent or (p50 / 2, p95 / 2, p99 / 2)
 
 
+class Approval(_Part):
+    """Where a release waits until somebody approves."""
+
+    before: tuple[Literal["promote"] | float, ...] = Field(("promote",), min_length=1, description="promote, or weights of steps, in percent")
+    timeout_s: float = Field(86_400.0, gt=0, description="for each approve; time in which the release is paused does not count")
+    on_timeout: Literal["hold", "roll_back", "promote"] = Field(
+        "hold", description="when nobody approved in time: hold it at 0 %, take it back, or go on as if it was approved"
+    )
+
+    @field_validator("before", mode="before")
+    @classmethod
+    def _places(cls, value: Any) -> Any:
+        places = [value] if isinstance(value, str | int | float) else value
+        for place in places if isinstance(places, list | tuple) else []:
+            if place != "promote" and (not isinstance(place, int | float) or isinstance(place, bool)):
+                raise ValueError(f"{place!r} is neither the word promote nor the weight of a step")
+        return places
+
+
 class Options(_Part):
     """Everything with a sensible default: one struct in the pipeline's run form, each wrong key named."""
 
@@ -146,6 +165,7 @@ class Options(_Part):
         "hold",
         description="when a step's budget is spent without enough evidence: hold it at 0 %, take it back, or go on as if it passed",
     )
+    approval: Approval | None = Field(None, description="where it waits for `approve`; default nowhere")
     hold_ttl_s: float = Field(86_400.0, gt=0, description="after so long at 0 % a held candidate gives way to the next request")
     sticky_header: str | None = Field(None, description="requests with the same value of this header see the same version")
     lease_s: float = Field(60.0, ge=10, le=3600, description="after so long without a running step the router itself goes back to stable")
@@ -298,6 +318,14 @@ class PromoteRequest(ModelTarget):
     def plain(self) -> dict[str, Any]:
         """What differs from the defaults, as JSON without nulls, which KFP's struct parameters do not take."""
         return self.model_dump(mode="json", exclude_defaults=True)
+
+    @model_validator(mode="after")
+    def _gates(self) -> PromoteRequest:
+        places = self.options.approval.before if self.options.approval else ()
+        unknown = [place for place in places if place != "promote" and place not in self.steps]
+        if unknown:
+            raise ValueError(f"options.approval.before: {unknown[0]:g} is not one of the steps {list(self.steps)}; nobody would wait there")
+        return self
 
     @model_validator(mode="after")
     def _together(self) -> PromoteRequest:

@@ -7,9 +7,11 @@ A ConfigMap ``{model}-release`` is changed by compare-and-swap, along `kfp_compo
 from collections.abc import Callable
 
 from kfp_components.phases import FINAL, FORWARD, TRANSITIONS, Phase
+from kfp_components.release.commands import Command
 from kfp_components.release.lease import Lease, local_holder
 from kfp_components.release.record import (
     SCHEMA_VERSION,
+    Approved,
     Event,
     Evidence,
     Failure,
@@ -17,10 +19,12 @@ from kfp_components.release.record import (
     JudgeState,
     NamesBefore,
     PastRelease,
+    Paused,
     Point,
     Previous,
     Release,
     Rollback,
+    Waits,
 )
 from kfp_components.release.store import ReleaseStore
 
@@ -32,6 +36,8 @@ __all__ = [
     "FORWARD",
     "SCHEMA_VERSION",
     "TRANSITIONS",
+    "Approved",
+    "Command",
     "Event",
     "Evidence",
     "Failure",
@@ -40,12 +46,14 @@ __all__ = [
     "Lease",
     "NamesBefore",
     "PastRelease",
+    "Paused",
     "Phase",
     "Point",
     "Previous",
     "Release",
     "ReleaseStore",
     "Rollback",
+    "Waits",
     "Watcher",
     "local_holder",
 ]

@@ -21,9 +21,10 @@ import psutil
 from kfp_components import errors, names
 from kfp_components.clock import Clock, SystemClock
 from kfp_components.cluster import Cluster, Manifest, Ref
+from kfp_components.release import commands
 
 POLL_S = 1.0
-"""How often the Lease of another holder is looked at."""
+"""How often a Lease is looked at: another holder's, and one's own while a step works, for what is asked of it (`commands`)."""
 
 RENEW_SHARE, DEADLINE_SHARE = 1 / 4, 2 / 3
 """Of the Lease's length: when it is renewed, and until when a renewal may fail (client-go's renew deadline)."""
@@ -44,8 +45,13 @@ class Lease:
         self.lease_s = lease_s
         self._clock: Clock = clock or SystemClock()
         self._written: Manifest | None = None
-        """The object as this process wrote it last; None while it does not hold it."""
-        self._renewed_s = self._tried_s = -math.inf
+        """The object as this process wrote or read it last; None while it does not hold it."""
+        self._renewed_s = self._looked_s = -math.inf
+
+    @property
+    def command(self) -> commands.Command | None:
+        """What is asked of the process that holds it, as it looked last; None also while this one does not hold it."""
+        return commands.find(self._written)
 
     @property
     def held(self) -> bool:
@@ -90,7 +96,7 @@ class Lease:
             self._clock.sleep(min(POLL_S, max(0.05, seen_s + lasts_s - now_s)))
 
     def keep(self) -> None:
-        """Renew when a quarter of ``lease_s`` has passed since the last renewal; to be called often while a step works.
+        """Look at it once a second, and renew when a quarter of ``lease_s`` has passed since the last renewal; to be called often while a step works.
 
         Raises `ReleaseHeld` when somebody else has it or it was deleted, and `Unreachable` when renewing has failed for two thirds of ``lease_s``:
         then the step stops while nobody can have taken the Lease yet. A later call may still renew it.
@@ -98,11 +104,13 @@ class Lease:
         now_s = self._clock.monotonic()
         if self._written is None:
             raise errors.ReleaseHeld(f"{self.ref}: not held by this process; acquire it first")
-        if now_s - self._renewed_s < self.lease_s * RENEW_SHARE or now_s - self._tried_s < min(1.0, self.lease_s / 20):
+        if now_s - self._looked_s < min(POLL_S, self.lease_s / 20):
             return
-        self._tried_s = now_s
+        self._looked_s = now_s
         try:
-            self._renew(now_s)
+            self._look()
+            if now_s - self._renewed_s >= self.lease_s * RENEW_SHARE:
+                self._renew(now_s)
         except (errors.Unreachable, errors.Conflict) as error:
             if now_s - self._renewed_s >= self.lease_s * DEADLINE_SHARE:
                 raise errors.Unreachable(
@@ -120,19 +128,35 @@ class Lease:
         """Delete it if it is this process's, or parked by its run. Raises `Unreachable`: then it is gone, or lapses."""
         self._end(self._delete)
 
+    def take_off(self, command: commands.Command) -> None:
+        """The command was obeyed: off the Lease with it, in one write that renews too. Another one that came meanwhile stays.
+
+        Raises `Unreachable`: then it may still be on it. Nothing when the Lease is not ours any more.
+        """
+        if self.command != command:
+            return
+        now_s = self._clock.monotonic()
+        with contextlib.suppress(errors.Conflict, errors.NotFound):
+            return self._write(commands.without, now_s)
+        self._look()
+        if self.command == command:
+            with contextlib.suppress(errors.Conflict):  # seen again at the next look
+                self._write(commands.without, now_s)
+
     def _delete(self, found: Manifest) -> None:
         metadata = found["metadata"]
         self.cluster.delete(self.ref, uid=metadata["uid"], resource_version=metadata["resourceVersion"])
 
     def _end(self, act: Callable[[Manifest], object]) -> None:
-        self._written = None
+        known, self._written = self._written, None
         while True:
-            found = self.cluster.get(self.ref)
-            if found is None or _holder(found) not in (self.identity, self.run):
+            found = known or self.cluster.get(self.ref)
+            if found is None or holder_of(found) not in (self.identity, self.run):
                 return
             with contextlib.suppress(errors.Conflict, errors.NotFound):  # it changed in between: look whose it is now
                 act(found)
                 return
+            known = None
 
     def _may_take_at_once(self, holder: str) -> bool:
         return holder in ("", self.run, self.identity) or _is_dead_here(holder)
@@ -143,20 +167,28 @@ class Lease:
             self._written = self.cluster.create(manifest)
         else:
             self._written = self.cluster.replace(manifest)
-        self._renewed_s = self._tried_s = now_s
+        self._renewed_s = self._looked_s = now_s
+
+    def _look(self) -> None:
+        """Read it. Raises `ReleaseHeld` when it is not ours any more."""
+        found = self.cluster.get(self.ref)
+        if found is None or holder_of(found) != self.identity:
+            self._written = None
+            lost_to = holder_of(found) if found else "nobody (it was deleted)"
+            raise errors.ReleaseHeld(f"{self.ref}: lost to {lost_to}; this run stops here")
+        self._written = found
 
     def _renew(self, now_s: float) -> None:
         """One write; after a conflict the object is read, and written again when it is still ours."""
-        assert self._written is not None
         try:
-            self._written = self.cluster.replace(self._manifest(self._written, self.identity))
+            self._write(lambda found: found, now_s)
         except (errors.Conflict, errors.NotFound):
-            found = self.cluster.get(self.ref)
-            if found is None or _holder(found) != self.identity:
-                self._written = None
-                lost_to = _holder(found) if found else "nobody (it was deleted)"
-                raise errors.ReleaseHeld(f"{self.ref}: lost to {lost_to}; this run stops here") from None
-            self._written = self.cluster.replace(self._manifest(found, self.identity))
+            self._look()
+            self._write(lambda found: found, now_s)
+
+    def _write(self, change: Callable[[Manifest], Manifest], now_s: float) -> None:
+        assert self._written is not None
+        self._written = self.cluster.replace(self._manifest(change(self._written), self.identity))
         self._renewed_s = now_s
 
     def _manifest(self, found: Manifest | None, holder: str) -> Manifest:
@@ -178,8 +210,15 @@ def local_holder() -> str:
     return f"{socket.gethostname()}/{os.getpid()}/{int(psutil.Process().create_time())}"
 
 
-def _holder(found: Manifest) -> str:
+def holder_of(found: Manifest) -> str:
+    """Who holds a Lease; empty when nobody does."""
     return str((found.get("spec") or {}).get("holderIdentity") or "")
+
+
+def at_work(found: Manifest | None) -> bool:
+    """Whether a process holds a Lease, as far as its name tells: it is not parked, and not in the name of a process that died on this host."""
+    holder = holder_of(found or {})
+    return "#" in holder and not _is_dead_here(holder)
 
 
 def _is_dead_here(holder: str) -> bool:

@@ -94,6 +94,29 @@ class NamesBefore(_Part):
     aliases: dict[str, str] | None = None
 
 
+class Paused(_Part):
+    """Who paused it, since when, and why."""
+
+    by: str
+    since_unix_s: float = 0.0
+    reason: str = ""
+
+
+class Waits(_Part):
+    """What it waits for approve before (``promote``, or a step such as ``25 %``), and until when."""
+
+    before: str
+    until_unix_s: float
+
+
+class Approved(_Part):
+    """What was approved, by whom, and when."""
+
+    before: str
+    by: str
+    at_unix_s: float = 0.0
+
+
 class Evidence(_Part):
     """The judge's last verdict. ``metrics`` holds ``e_fail`` and ``e_pass`` of each metric."""
 
@@ -154,6 +177,9 @@ class Release(BaseModel):
     judge: JudgeState | None = Field(None, description="lies apart, see `ReleaseStore.save_canary`")
     failure: Failure | None = None
     held: Held | None = Field(None, description="why it is held, while it is")
+    paused: Paused | None = Field(None, description="by whom, while it is")
+    waits: Waits | None = Field(None, description="for approve, while it does")
+    approved: list[Approved] = []
     rollback: Rollback | None = None
     switched_unix_s: float | None = Field(None, description="when the candidate had all traffic")
     previous: Previous | None = Field(None, description="the old version, from the switch until it is removed")
@@ -181,12 +207,20 @@ class Release(BaseModel):
         return not self.done or (self.phase == "promoted" and self.previous is not None)
 
     @property
+    def standing(self) -> str:
+        """Why it does not go on, and what to do: it is paused, or waits for approve. Empty when it does, and once it ended or goes back."""
+        if self.done or self.phase in phases.BACK:
+            return ""
+        paused = self.paused.model_dump() if self.paused else None
+        return phases.standing(self.model, paused, self.waits.model_dump() if self.waits else None)
+
+    @property
     def sentence(self) -> str:
-        """What a person is told: why it is held, what failed after the switch, else the last verdict, else what failed. Empty: nothing known."""
+        """What a person is told: why it stands, is held or failed after the switch, else the last verdict or what failed; empty if unknown."""
         held = self.held.message if self.held and self.phase == "held" else ""
         failed = self.failure.message if self.failure else ""
         late = failed if self.phase in phases.BACK and self.switched_unix_s is not None else ""
-        return held or late or (self.verdict.sentence if self.verdict else "") or failed
+        return self.standing or held or late or (self.verdict.sentence if self.verdict else "") or failed
 
     @property
     def identity(self) -> str:

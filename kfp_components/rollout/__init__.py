@@ -8,11 +8,15 @@
 Every step re-reads the release record, so a step that is run again goes on where it stood, in any process. What a fault means is one table
 (`rollout.policy`); the step that finds it acts itself, before it raises. Nobody running: the router gives all traffic back to stable when the
 weight's lease lapses.
+
+A release that runs is steered from any other process, `open_rollback` connects it: `abort_release`, `pause_release`, `resume_release`,
+`approve_release`.
 """
 
 from kfp_components.release import Release, ReleaseStore, Watcher
 from kfp_components.rollout.begin import register_model
 from kfp_components.rollout.canary import canary_step, judge_canary, shift_traffic
+from kfp_components.rollout.command import abort_release, approve_release, pause_release, resume_release
 from kfp_components.rollout.deploy import deploy_rayservice
 from kfp_components.rollout.front import create_alias, create_inference_service
 from kfp_components.rollout.plan import plan
@@ -53,6 +57,8 @@ __all__ = [
     "ReleaseStore",
     "Run",
     "Watcher",
+    "abort_release",
+    "approve_release",
     "canary_step",
     "create_alias",
     "create_inference_service",
@@ -62,10 +68,12 @@ __all__ = [
     "judge_canary",
     "open_rollback",
     "open_run",
+    "pause_release",
     "plan",
     "promote_model",
     "promote_with_canary",
     "register_model",
+    "resume_release",
     "roll_back",
     "shift_traffic",
     "smoke_cases",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import asdict
+from functools import partial
 
 from kfp_components import errors
 from kfp_components.release import Release
@@ -55,6 +56,8 @@ def _begin(run: Run, first_version: bool) -> Release:
     if found is not None and found.open:  # it is promoted: its old version goes, this release may go back to the newer one
         found = _put_away(run, found)
     run.persist(run.lease.acquire)
+    if (stale := run.lease.command) is not None:  # of an earlier release, whose Lease was left
+        run.persist(partial(run.lease.take_off, stale))
     try:
         record = run.persist(lambda: run.store.start(_opened(run, found, split, situation, first_version)))
     except errors.KfpServingError as error:

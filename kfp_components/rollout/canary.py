@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kfp_components import errors
 from kfp_components.judge import counts
 from kfp_components.release import Evidence, JudgeState, Point, Release
-from kfp_components.rollout import journal, manifests, weights
+from kfp_components.rollout import journal, listen, manifests, weights
 from kfp_components.rollout.run import PATIENCE_S, Run
 from kfp_components.rollout.step import step
 
@@ -31,9 +31,10 @@ def canary_step(run: Run, index: int) -> Release:
     steps = run.request.steps
     if index >= len(steps):
         return journal.read(run)  # the compiled pipeline has more boxes than this request has steps
-    with step(run, f"canary {steps[index]:g} %", until="promoting") as record:
+    with step(run, f"canary {steps[index]:g} %", until="promoting", stands=False) as record:
         if record is not None and record.step_index <= index:
             _require_turn(record, index)
+            record = stand_by(run, listen.name_of(steps[index]))
             _shift(run, record, steps[index])
             _Look(run, index).until_decided()
     return journal.current(run)
@@ -44,11 +45,12 @@ def shift_traffic(run: Run, weight_percent: float) -> Release:
 
     Raises `StepOutOfOrder`, and nothing is written, for a share above that of the step whose turn it is.
     """
-    with step(run, "shift", until="promoting") as record:
+    with step(run, "shift", until="promoting", stands=False) as record:
         if record is not None:
             turn = run.request.steps[min(record.step_index, len(run.request.steps) - 1)]
             if weight_percent > turn:
                 raise errors.StepOutOfOrder(f"model {record.model}: {weight_percent:g} % is above the step whose turn it is ({turn:g} %)")
+            record = stand_by(run, listen.name_of(turn))
             _shift(run, record, weight_percent)
     return journal.current(run)
 
@@ -58,7 +60,7 @@ def judge_canary(run: Run, index: int) -> Release:
     steps = run.request.steps
     if index >= len(steps):
         return journal.read(run)
-    with step(run, f"judge {steps[index]:g} %", until="promoting") as record:
+    with step(run, f"judge {steps[index]:g} %", until="promoting", stands=False) as record:
         if record is not None and record.step_index <= index:
             _require_turn(record, index)
             if record.judge is None or record.weight_percent != steps[index]:
@@ -66,8 +68,31 @@ def judge_canary(run: Run, index: int) -> Release:
                     f"model {record.model}: the weight is {record.weight_percent:g} %, step {index} is about {steps[index]:g} %; call shift_traffic "
                     f"with {steps[index]:g} first, or canary_step, which does both"
                 )
+            stand_by(run, listen.name_of(steps[index]))
             _Look(run, index).until_decided()
     return journal.current(run)
+
+
+def stand_by(run: Run, before: str) -> Release:
+    """Wait while the release is paused, or for the approve that the request wants before ``before``; returns the record as it is then.
+
+    A weight that the router still applies is kept, and the candidate judged by it. Raises as `listen.stands` and, then, as `judge_canary`.
+    """
+    listen.open_gate(run, before)
+    if listen.stands(run) and _has_weight(run):
+        steps, weight_percent = run.request.steps, journal.current(run).weight_percent
+        index = steps.index(weight_percent) if weight_percent in steps else min(journal.current(run).step_index, len(steps) - 1)
+        _Look(run, index, weight_percent).while_it_stands()
+    listen.stand(run)
+    return journal.current(run)
+
+
+def _has_weight(run: Run) -> bool:
+    """Whether the router still applies the weight that the record says, so that it may be kept."""
+    record = journal.current(run)
+    if record.phase != "canary" or record.judge is None or not record.weight_percent:
+        return False
+    return run.persist(run.router.observed_weight).weight_percent == record.weight_percent
 
 
 def _require_turn(record: Release, index: int) -> None:
@@ -110,14 +135,14 @@ def _begin(run: Run, record: Release, stable: str) -> JudgeState:
 class _Look:
     """Renews the weight, reads the counts and judges, look after look."""
 
-    def __init__(self, run: Run, index: int) -> None:
+    def __init__(self, run: Run, index: int, weight_percent: float | None = None) -> None:
         from kfp_components.judge.verdict import Judge
 
         record = journal.current(run)
         assert record.stable_version is not None and record.judge is not None  # the step has set the weight
         self.run, self.index, self.rules = run, index, run.request.options.judge
         self.stable, self.candidate = record.stable_version, record.candidate_version
-        self.weight_percent = run.request.steps[index]
+        self.weight_percent = run.request.steps[index] if weight_percent is None else weight_percent
         self.judge = Judge(self.rules, record.judge.state)
         self.cursor = record.judge.cursor
         self.watched_s = record.judge.watched_s if record.judge.step == index else 0.0
@@ -133,25 +158,36 @@ class _Look:
 
         run, steps = self.run, self.run.request.steps
         while True:
-            run.pause(self.rules.tick_s)
-            verdict = self._look()
-            if verdict is None:
+            verdict = self._next()
+            if verdict is None or listen.stands(run):
                 continue
             over = self._budget_spent()
-            on_promote = over is not None and run.request.options.on_inconclusive == "promote" and verdict.kind not in ("fail", "error")
-            if verdict.kind == "fail":
-                raise errors.CanaryFailed(f"model {run.request.model}: {verdict.sentence}")
-            if verdict.kind == "error":
-                raise errors.MeterBroken(f"model {run.request.model}: {verdict.sentence}")
+            on_promote = over is not None and run.request.options.on_inconclusive == "promote"
             if weight.may_advance(steps, self.index, verdict) or on_promote:
                 self._pass(verdict, over if on_promote else None)
                 return
             if over:
                 raise errors.Inconclusive(f"model {run.request.model}: {over}; {verdict.sentence}")
-            if run.clock.monotonic() - self.saved_at >= SAVE_S:
-                self.saved_at = run.clock.monotonic()
-                with contextlib.suppress(errors.TemporaryError):
-                    run.store.save_canary(journal.current(run))
+
+    def while_it_stands(self) -> None:
+        """Watch at the weight as it is, until it goes on. Raises as `until_decided`, and as `listen.stands`."""
+        while listen.stands(self.run):
+            self._next()
+
+    def _next(self) -> Verdict | None:
+        """A tick, and the look after it. Raises `CanaryFailed` and `MeterBroken`."""
+        run = self.run
+        run.pause(self.rules.tick_s)
+        verdict = self._look()
+        if verdict is not None and verdict.kind == "fail":
+            raise errors.CanaryFailed(f"model {run.request.model}: {verdict.sentence}")
+        if verdict is not None and verdict.kind == "error":
+            raise errors.MeterBroken(f"model {run.request.model}: {verdict.sentence}")
+        if run.clock.monotonic() - self.saved_at >= SAVE_S:
+            self.saved_at = run.clock.monotonic()
+            with contextlib.suppress(errors.TemporaryError):
+                run.store.save_canary(journal.current(run))
+        return verdict
 
     def _look(self) -> Verdict | None:
         """One look; None when the counts cannot be read just now."""
@@ -167,10 +203,15 @@ class _Look:
             return None
         now = run.clock.monotonic()
         self.readable_at = now
-        self.watched_s += self.rules.tick_s if self.looked_at is None else min(now - self.looked_at, 3 * self.rules.tick_s)
+        passed_s = self.rules.tick_s if self.looked_at is None else min(now - self.looked_at, 3 * self.rules.tick_s)
         self.looked_at = now
         sticky = run.request.options.sticky_header is not None
+        seen = self.judge.candidate_requests
         verdict = self.judge.observe(tick, weight_percent=self.weight_percent, sticky=sticky, unwatched=self.unwatched)
+        if journal.current(run).standing:  # budgets do not run
+            self.requests_before += self.judge.candidate_requests - seen
+        else:
+            self.watched_s += passed_s
         self.cursor, self.unwatched = cursor, False
         self._show(verdict)
         return verdict

@@ -25,6 +25,7 @@ TABLE: tuple[tuple[type[BaseException], tuple[Phase, ...], Action], ...] = (
     (errors.StepOutOfOrder, ANY, "stand aside"),
     (errors.KfpServingError, ("rolling_back",), "take back"),
     (errors.RolledBack, ANY, "take back"),
+    (errors.NotApproved, ("smoked", "canary", "held"), "hold"),
     (errors.Inconclusive, ("canary",), "hold"),
     (errors.MeterBroken, ("canary",), "hold"),
     (BaseException, ANY, "leave"),
@@ -33,6 +34,6 @@ TABLE: tuple[tuple[type[BaseException], tuple[Phase, ...], Action], ...] = (
 
 def decide(error: BaseException, phase: Phase, *, on_inconclusive: str = "hold") -> Action:
     """The first row that fits. ``on_inconclusive`` is the request's option; with ``roll_back`` too little evidence takes the candidate back."""
-    if isinstance(error, errors.Inconclusive) and on_inconclusive == "roll_back":
+    if isinstance(error, errors.Inconclusive) and not isinstance(error, errors.NotApproved) and on_inconclusive == "roll_back":
         return "take back"
     return next(action for kind, phases, action in TABLE if isinstance(error, kind) and (not phases or phase in phases))

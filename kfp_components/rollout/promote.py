@@ -10,6 +10,7 @@ from kfp_components import errors, names
 from kfp_components.cluster.changes import Edit, write
 from kfp_components.release import NamesBefore, Previous, Release
 from kfp_components.rollout import journal, manifests, undo, weights
+from kfp_components.rollout.canary import stand_by
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.step import step
 from kfp_components.rollout.watch import watch
@@ -28,9 +29,11 @@ def promote_model(run: Run) -> Release:
     ``promoting``: the candidate has all traffic, and the same command finishes. ``previous`` in the record it ends with is an old version that is
     still kept, for `roll_back`; the next run of the model, or `tidy_release`, removes it.
     """
-    with step(run, "promote", until="promoted") as record:
+    with step(run, "promote", until="promoted", stands=False) as record:
         if record is not None:
             _require_passed(record)
+            if record.phase != "promoting":
+                record = stand_by(run, "promote")
             weights.assert_runs(run, run.request.version)
             if record.phase != "promoting":
                 record = journal.advance(run, "promoting", f"all traffic goes to {run.request.version}", weight_percent=100.0, held=None)

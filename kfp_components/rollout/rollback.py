@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kfp_components import errors
 from kfp_components.release import Release
-from kfp_components.rollout import journal, undo
+from kfp_components.rollout import journal, listen, undo
 from kfp_components.rollout.promote import promote_model
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.step import put_down, take
@@ -21,14 +21,19 @@ def roll_back(run: Run, reason: str = "asked for") -> Release:
     if not record.open:
         undo.verify(run, _serving(record), strict=True)
         return record
+    return give_up(run, errors.RolledBack(f"model {record.model}: rolled back: {reason}"))
+
+
+def give_up(run: Run, error: errors.RolledBack) -> Release:
+    """Take the release over and the candidate back, for what ``error`` says. Raises as `roll_back`."""
     if not take(run, reopen=True).open:
         return journal.current(run)
     try:
-        return undo.take_back(run, errors.RolledBack(f"model {record.model}: rolled back: {reason}"))
+        return undo.take_back(run, error)
     except errors.ReleaseHeld:
         raise
-    except errors.KfpServingError as error:
-        raise undo.left(run, f"the way back is not finished: {error}") from error
+    except errors.KfpServingError as second:
+        raise undo.left(run, f"the way back is not finished: {second}") from second
     finally:
         put_down(run)
 
@@ -49,6 +54,9 @@ def finish_release(run: Run) -> Release | None:
         if record.phase == "promoting":
             return promote_model(run)
         record = take(run)
+        command = run.lease.command
+        if command is not None and command.kind == "abort":  # it came when no step looked any more
+            return undo.take_back(run, listen.aborted(record, command))
         if record.phase == "rolling_back":
             return undo.take_back(run, undo.as_error(record))
         if record.phase == "canary":

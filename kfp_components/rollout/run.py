@@ -13,7 +13,7 @@ from kfp_components.cluster import Cluster, Ref
 from kfp_components.cluster.patience import Patience, patient, persist
 from kfp_components.registry import ModelRegistry
 from kfp_components.registry import connect as connect_registry
-from kfp_components.release import Lease, Release, ReleaseStore, Watcher, local_holder
+from kfp_components.release import Command, Lease, Release, ReleaseStore, Watcher, local_holder
 from kfp_components.request import ModelTarget, PromoteRequest
 from kfp_components.rollout import preflight
 from kfp_components.traffic import TrafficStrategy
@@ -54,6 +54,8 @@ class Run:
     record: Release | None = field(default=None, repr=False)
     epoch: int = 0
     """The release's as this run took it over; 0 before."""
+    obey: Callable[[Command], None] | None = field(default=None, repr=False)
+    """What is done about a command on the Lease; None while nobody listens."""
 
     @property
     def registered_name(self) -> str:
@@ -75,22 +77,33 @@ class Run:
         return persist(call, self.clock, self.patience)
 
     def keep(self) -> None:
-        """Renew the Lease when it is time. Raises `ReleaseHeld` when another run has taken it.
+        """Look at the Lease, renew it when it is time, and obey what it asks. Raises `ReleaseHeld` when another run has taken it, `Aborted`.
 
         That it cannot be renewed just now stops nobody: it is seen when it can, and what this run writes carries its epoch.
         """
         with contextlib.suppress(errors.Unreachable):
             self.lease.keep()
+        self.heed()
+
+    def heed(self) -> None:
+        """Obey what the Lease asks, as it was seen last. Raises `Aborted`."""
+        if self.obey is not None and (command := self.lease.command) is not None:
+            self.obey(command)
+
+    @property
+    def tick_s(self) -> float:
+        """Seconds after which the Lease is looked at again while something is waited for."""
+        return min(max(1.0, self.request.options.judge.tick_s), self.request.options.lease_s / 4)
 
     def pause(self, seconds: float) -> None:
-        """Wait, and keep the Lease meanwhile. Raises `ReleaseHeld` when another run has taken it."""
+        """Wait, and keep the Lease meanwhile. Raises as `keep`."""
         end = self.clock.monotonic() + seconds
         while True:
             self.keep()
             left_s = end - self.clock.monotonic()
             if left_s <= 0:
                 return
-            self.clock.sleep(min(left_s, self.request.options.lease_s / 4))
+            self.clock.sleep(min(left_s, self.tick_s))
 
 
 def open_run(
@@ -141,12 +154,12 @@ def open_rollback(
     registry: ModelRegistry | None = None,
     transport: httpx.BaseTransport | None = None,
 ) -> Run:
-    """A run for `roll_back` and `finish_release`: the request is the one in the release record. Raises `NotFound` when there is none."""
+    """A run for `roll_back`, `finish_release` and commands: the request is the one in the release record. Raises `NotFound` when there is none."""
     cluster = cluster or _connected()
     steady = patient(cluster, clock or SystemClock(), Patience(DOOR_PATIENCE_S))
     record = ReleaseStore(steady, target.model, target.namespace, clock).load()
     if record is None:
-        raise errors.NotFound(f"model {target.namespace}/{target.model}: there is no release of it; nothing to roll back")
+        raise errors.NotFound(f"model {target.namespace}/{target.model}: there is no release of it, so there is nothing to end or to steer")
     return open_run(record.asked(), cluster, holder=holder, watch=watch, clock=clock, registry=registry, transport=transport)
 
 

@@ -11,13 +11,15 @@ from types import FrameType
 from kfp_components import errors
 from kfp_components.phases import Phase
 from kfp_components.release import Release
-from kfp_components.rollout import journal, policy, undo
+from kfp_components.rollout import journal, listen, policy, undo
 from kfp_components.rollout.run import PATIENCE_S, Run
 
 
 @contextlib.contextmanager
-def step(run: Run, name: str, *, until: Phase, begun: Release | None = None) -> Iterator[Release | None]:
+def step(run: Run, name: str, *, until: Phase, stands: bool = True, begun: Release | None = None) -> Iterator[Release | None]:
     """Yields the record, or None when the step is done already (a retried pod, a rerun). ``begun`` is the record as it was just read or written.
+
+    It obeys what is asked of it (`listen`). While the release is paused it does not begin; without ``stands`` the step sees to that itself.
 
     A fault is settled by the fault table (`policy`) before it is raised: then users are on a version that works, or will be when the candidate's
     weight lapses, and the record says where to go on. `ReleaseHeld` when another request or another run is in charge; what stopped a release that
@@ -39,9 +41,13 @@ def step(run: Run, name: str, *, until: Phase, begun: Release | None = None) -> 
         try:
             if record.phase == "rolling_back":  # the process that began this was killed: finish it
                 raise undo.as_error(record)
-            yield None if record.reached(until) else record
-            if not journal.current(run).done:
-                run.keep()
+            with listen.listening(run):
+                open_still = not journal.current(run).reached(until)
+                if open_still and stands:
+                    listen.stand(run)
+                yield journal.current(run) if open_still else None
+                if not journal.current(run).done:
+                    run.keep()
         except BaseException as error:
             settled = settle(run, name, error)
             if isinstance(settled, errors.ReleaseHeld):

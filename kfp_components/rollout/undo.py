@@ -79,7 +79,7 @@ def hold(run: Run, error: BaseException) -> Release:
     with contextlib.suppress(errors.TemporaryError):  # what came since stands in the router's counts
         run.store.save_canary(record)
     _say_stable_serves(run, record, back)
-    error.add_note(f"{_how_to_go_on(record)} {record.stable_version} serves all requests.")
+    error.add_note(f"{_how_to_go_on(record)} {_who_serves(run, record)}.")
     _let_go(run)
     return record
 

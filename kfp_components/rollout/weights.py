@@ -34,14 +34,13 @@ def wait_applied(run: Run, wanted: Split) -> float:
     Raises `WaitTimeout` saying what it does instead.
     """
     began = run.clock.monotonic()
-    slice_s = run.request.options.lease_s / 3
     while True:
         left_s = APPLY_TIMEOUT_S - (run.clock.monotonic() - began)
         try:
-            run.router.wait_until_applied(wanted, max(0.1, min(left_s, slice_s)))
+            run.router.wait_until_applied(wanted, max(0.1, min(left_s, run.tick_s)))
             return run.clock.monotonic() - began
         except errors.WaitTimeout:
-            if left_s <= slice_s:
+            if left_s <= run.tick_s:
                 raise
         run.keep()
         if wanted.weight_percent:  # it may come to the router when the lease that was written is over
@@ -68,7 +67,7 @@ def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bo
         left_s = end - run.clock.monotonic()
         try:
             failed = rayservice.failed(application) if at_once else _never
-            run.cluster.wait(run.rayservice, ready=runs, failed=failed, timeout_s=max(0.1, min(left_s, run.request.options.lease_s / 4)))
+            run.cluster.wait(run.rayservice, ready=runs, failed=failed, timeout_s=max(0.1, min(left_s, run.tick_s)))
             return
         except errors.WaitTimeout:
             if run.clock.monotonic() >= end:
