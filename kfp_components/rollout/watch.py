@@ -15,7 +15,7 @@ from kfp_components.rollout.run import Run
 if TYPE_CHECKING:
     from kfp_components.judge.counts import Cursor
 
-SAVE_S = 10.0
+SAVE_S = 30.0
 """How often what was seen is written down; a process that comes after a kill watches what is left then."""
 
 
