@@ -33,7 +33,7 @@ def run(embedded: Embedded, cluster_of_module: KubernetesCluster) -> Iterator[ro
     """v1 stable, v2 beside it and smoke-tested, at weight 0; given up at the end."""
     first(cluster_of_module, tiny(MODEL, "v1"))
     run = rollout.open_run(tiny(MODEL, "v2", request_timeout_s=TIMEOUT_S, sticky_header="x-user", lease_s=3600.0), cluster_of_module)
-    rollout._all_steps(run, first_version=False)
+    rollout._deploy_and_smoke(run, first_version=False)
     yield run
     rollout.roll_back(run, "the tests are over")
     clean(embedded)
@@ -177,6 +177,72 @@ def test_a_lapsed_lease_gives_everything_to_stable(run: rollout.Run, client: htt
     assert router(run).observed_weight().weight_percent == 0.0
 
 
+def router_replicas() -> list[psutil.Process]:
+    return [process for process in psutil.process_iter(["cmdline"]) if f"{MODEL}-router:Router" in " ".join(process.info["cmdline"] or [])]
+
+
+def kill_router(run: rollout.Run) -> None:
+    """And wait for the next replica."""
+    before = router(run).read("router")["replica"]
+    victims = router_replicas()
+    assert victims
+    for victim in victims:
+        victim.send_signal(signal.SIGKILL)
+    until(lambda: router(run).read("router")["replica"] != before, "a new router")
+
+
+def test_d5_heartbeats_hold_a_weight_and_a_router_that_restarts_waits_for_the_next_one(run: rollout.Run, client: httpx.Client) -> None:
+    def who() -> set[str]:
+        return {client.get("/v2/health/live").headers["x-model-version"] for _ in range(20)}
+
+    ends = time.time() + seconds(20)
+    split = Split("v1", "v2", 100.0, ends, None, TIMEOUT_S, lease_s=3600.0)
+    run.router.set_weight(split)
+    run.router.wait_until_applied(split, seconds(60))
+    assert client.post("/-/heartbeat").status_code == 401
+    assert client.post("/-/heartbeat", headers={"authorization": "Bearer guessed"}, content=b"x" * (5 << 20)).status_code == 401
+    assert client.get("/-/heartbeat").status_code == 405
+    assert run.router.renew(split) in ("renewed", "lapsed")
+    until(lambda: time.time() > ends, "what was written to be over")
+    assert who() == {"v2"} and run.router.renew(split) == "renewed"
+    kill_router(run)
+    assert run.router.observed_weight().weight_percent == 0.0 and who() == {"v1"}
+    assert run.router.renew(split) == "lapsed" and who() == {"v2"}
+    other = RayRouter(run.cluster, run.request)
+    assert other.renew(split) == "refused"
+    set_split(run, 0)
+    assert run.router.renew(split) == "refused" and client.post("/-/heartbeat").status_code == 409
+
+
+def test_d20_a_version_that_hangs_does_not_starve_the_other(run: rollout.Run, client: httpx.Client) -> None:
+    from kfp_components.apply import change_serve_config
+    from kfp_components.serving import rayservice
+
+    application = names.router_application(MODEL)
+
+    def limit(args: dict[str, Any]) -> None:
+        """The same router with other arguments: Serve starts another replica."""
+
+        def change(text: str) -> str:
+            return rayservice.with_application(text, {**rayservice.applications(text)[application], "args": {"model": MODEL, **args}})
+
+        before = router(run).read("router")["replica"]
+        change_serve_config(run.cluster, NAMESPACE, RAYSERVICE, change, changed={application})
+        until(lambda: router(run).read("router")["replica"] != before, "a router with other arguments")
+
+    set_split(run, 0)
+    limit({"max_in_flight_per_version": 2})
+    v2 = {"x-model-version": "v2"}
+    with client.stream("GET", "/stream/first", headers=v2) as first_one, client.stream("GET", "/stream/second", headers=v2) as second:
+        assert first_one.status_code == second.status_code == 200
+        full = client.get("/v2/health/live", headers=v2)
+        assert (full.status_code, full.headers["retry-after"], full.headers["x-model-version"]) == (503, "1", "v2")
+        assert client.get("/v2/health/live").headers["x-model-version"] == "v1"
+        assert counted(run, "v2")["in_flight"] == 2 and router(run).read("router")["weight_percent"] == 0.0
+    until(lambda: client.get("/v2/health/live", headers=v2).status_code == 200, "room for v2")
+    limit({})
+
+
 def test_its_own_pages_only_tell(client: httpx.Client) -> None:
     assert client.get("/-/router").json()["stable"]["version"] == "v1"
     assert client.post("/-/router", json={"weight_percent": 100}).status_code == 405
@@ -209,18 +275,8 @@ def test_a_killed_router_comes_back_and_nothing_is_counted_twice(run: rollout.Ru
         client.get("/v2/health/live")
     tick, cursor = counts.advance(cursor, router(run).ledger(), "v1", "v2")
     assert tick.stable.requests + tick.candidate.requests == 20
-    victims = [process for process in psutil.process_iter(["cmdline"]) if f"{MODEL}-router:Router" in " ".join(process.info["cmdline"] or [])]
-    for victim in victims:
-        victim.send_signal(signal.SIGKILL)
-    assert victims
-
-    def fresh_page() -> dict[str, Any] | None:
-        found = router(run).ledger()
-        return found if set(found["replicas"]) - set(cursor) else None
-
-    page = until(fresh_page, "a new router")
-    assert page is not None
-    tick, cursor = counts.advance(cursor, page, "v1", "v2")
+    kill_router(run)
+    tick, cursor = counts.advance(cursor, router(run).ledger(), "v1", "v2")
     assert tick.broken is None and tick.stable.requests + tick.candidate.requests == 0
     for _ in range(10):
         assert client.get("/v2/health/live").status_code == 200

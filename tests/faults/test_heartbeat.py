@@ -51,6 +51,11 @@ def foreign_write(world: World, change: Callable[[dict[str, Any]], dict[str, Any
     world.rayservice(rayservice.with_user_config(world.text(), f"{MODEL}-router", "Router", change(config(world))))
 
 
+def well(process: Process, command: Callable[[], Release]) -> None:
+    end = process.outcome(command)
+    assert end.exit_code == 0, str(end)
+
+
 def takes_over(world: World) -> Process:
     """The same command by another process, when the first one's Lease is over; killed once it has shifted."""
     world.clock.sleep(2 * LEASE_S)
@@ -66,7 +71,7 @@ def test_d22_while_a_step_judges_the_rayservice_is_not_written(world: World) -> 
     script = Script(clock=world.clock)
     process = Process(world, process.holder, script)
     began = world.clock.monotonic()
-    rollout.canary_step(process.open(REQUEST), 0)
+    well(process, lambda: rollout.canary_step(process.open(REQUEST), 0))
     assert world.clock.monotonic() - began > 1.5 * LEASE_S, "the weight would have lapsed"
     assert heartbeats(script) > 9 and len(rayservice_writes(script)) == 1, "the write that shifts"
     assert all(point.weight_percent == 20.0 for point in world.record().timeline) and not world.serve.failed
@@ -78,7 +83,7 @@ def test_d22_a_process_that_judges_what_another_one_shifted_writes_once(world: W
     before = config(world)["heartbeat_sha256"]
     script = Script(clock=world.clock)
     process = Process(world, run.holder, script)
-    rollout.judge_canary(process.open(REQUEST), 0)
+    well(process, lambda: rollout.judge_canary(process.open(REQUEST), 0))
     assert len(rayservice_writes(script)) == 1, "its token has to stand there"
     assert config(world)["heartbeat_sha256"] != before and heartbeats(script) > 9
 
@@ -98,7 +103,7 @@ def test_d22_a_router_that_is_slow_to_take_a_weight_up_gets_a_heartbeat_and_no_w
     world.serve.page = slow
     script = Script(clock=world.clock)
     process = Process(world, run.holder, script)
-    rollout.shift_traffic(process.open(REQUEST), 20.0)
+    well(process, lambda: rollout.shift_traffic(process.open(REQUEST), 20.0))
     assert told[-1] - told[0] >= 30.0 and len(rayservice_writes(script)) == 1 and heartbeats(script) >= 3
     assert world.users_get() == ("v1", "v2"), "it has not lapsed, though what was written has"
 
@@ -268,7 +273,7 @@ def test_d5_after_somebody_elses_write_the_run_puts_its_own_back_once(world: Wor
     _, run = smoked(world, REQUEST)
     script = Script(clock=world.clock)
     process = Process(world, run.holder, script, once_in_canary(somebody))
-    rollout.canary_step(process.open(REQUEST), 0)
+    well(process, lambda: rollout.canary_step(process.open(REQUEST), 0))
     assert len(rayservice_writes(script)) == 2, "the shift, and putting it back"
     for key in ("weight_percent", "heartbeat_sha256", "lease_s"):
         assert config(world)[key] == before[0][key]

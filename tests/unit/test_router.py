@@ -225,7 +225,12 @@ def test_d20_a_version_that_hangs_fills_its_own_bulkhead_and_no_other(pinned: bo
         waiting = [asyncio.ensure_future(ask(router, "/embed", **to_v2)) for _ in range(2)]
         for _ in waiting:
             await backend.held.get()
-        full = await ask(router, "/embed", **to_v2)
+        third = asyncio.ensure_future(ask(router, "/embed", **to_v2))
+        reached = asyncio.ensure_future(backend.held.get())
+        await asyncio.wait({third, reached}, return_when=asyncio.FIRST_COMPLETED)
+        assert not reached.done(), "it hangs with the others"
+        reached.cancel()
+        full = await third
         assert (full.status, full.headers["retry-after"], full.headers["x-model-version"]) == (503, "1", "v2")
         assert "version v2 has 2 requests in flight, which is its limit" in full.json["error"]
         for page, method in (("router", "GET"), ("ledger", "GET"), ("heartbeat", "POST")):
