@@ -19,6 +19,7 @@ from kfp_components.rollout.promote import promote_model
 from kfp_components.rollout.rollback import finish_release, roll_back
 from kfp_components.rollout.run import Run, Watcher, open_rollback, open_run
 from kfp_components.rollout.smoke import smoke_cases, smoke_inference
+from kfp_components.rollout.status import Status, read_status
 from kfp_components.rollout.tidy import tidy_release
 
 
@@ -51,6 +52,7 @@ __all__ = [
     "Release",
     "ReleaseStore",
     "Run",
+    "Status",
     "Watcher",
     "begin",
     "canary_step",
@@ -65,6 +67,7 @@ __all__ = [
     "plan",
     "promote_model",
     "promote_with_canary",
+    "read_status",
     "register_model",
     "roll_back",
     "shift_traffic",

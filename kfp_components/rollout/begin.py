@@ -10,11 +10,20 @@ from kfp_components.plan import Change, Plan
 from kfp_components.release import Release
 from kfp_components.rollout import deploy, journal, manifests, preflight, tidy
 from kfp_components.rollout.run import Run
+from kfp_components.rollout.status import without_router
 from kfp_components.rollout.step import adopt, put_down, step, take
 
 
-def register_model(run: Run, *, first_version: bool = False) -> Release:
-    """Make the version known to the registry, as ``candidate``. Opens the release, or continues it."""
+def register_model(run: Run, *, first_version: bool = False, boxes: int | None = None) -> Release:
+    """Make the version known to the registry, as ``candidate``. Opens the release, or continues it.
+
+    ``boxes``: how many canary steps the pipeline has that calls this. `RequestInvalid`, and nothing is written, when the request has more.
+    """
+    if boxes is not None and len(run.request.steps) > boxes:
+        raise errors.RequestInvalid(
+            f"steps: {len(run.request.steps)} are asked for, but this pipeline was compiled with {boxes} canary step(s); give at most {boxes}, or "
+            f"compile it with --steps {','.join(f'{weight:g}' for weight in run.request.steps)} and upload that"
+        )
     begin(run, first_version=first_version)
     with step(run, "register", until="registered") as record:
         if record is not None:
@@ -55,7 +64,9 @@ def begin(run: Run, *, first_version: bool = False) -> Release:
         )
     try:
         situation = preflight.check(run.cluster, run.registry, request, stable_version=stable, first_version=first_version)
-    except errors.InputError:
+    except errors.InputError as error:
+        if split is None and found is not None and found.stable_now is not None and (served := run.cluster.get(run.rayservice)) is not None:
+            error.add_note(f"The last release left users on {found.stable_now}, but {without_router(served, request.model)}.")
         if _state(run.persist(run.store.load_record)) != _state(found):  # it was looked at while another run changed it
             return begin(run, first_version=first_version)
         raise

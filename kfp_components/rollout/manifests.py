@@ -44,12 +44,12 @@ def stub_fields(run: Run) -> Manifest | None:
     return fields
 
 
-def show_traffic(run: Run, shares: dict[str, float], message: str) -> None:
+def show_traffic(run: Run, shares: dict[str, float], message: str, *, ready: bool = True) -> None:
     """The stub's status: URL, conditions, live split. Forced, because KServe writes conditions Unknown once."""
     request = run.request
     found = run.cluster.get(stub_ref(run))
     now = journal.timestamp(run)
-    wanted = inference_service.status(request.model, request.namespace, traffic=shares, ready=True, message=message, now=now, previous=found)
+    wanted = inference_service.status(request.model, request.namespace, traffic=shares, ready=ready, message=message, now=now, previous=found)
     apply(run.cluster, Plan((Change("status", wanted, message, names.MANAGER, force=True, before=found),)))
 
 
