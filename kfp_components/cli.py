@@ -1,7 +1,7 @@
 """``kfp-serving``: the same functions as notebooks and pipelines, from a terminal.
 
-Exit codes: 0 done, 1 the demo did not go as it should, 2 bad input (nothing was touched), 3 try again, 4 rolled back,
-5 inconclusive (stable serves), 6 the meter is broken (stable serves).
+Exit codes: 0 done, 1 the demo did not go as it should or users are not served (status), 2 bad input (nothing was touched), 3 try again,
+4 rolled back, 5 inconclusive (stable serves), 6 the meter is broken (stable serves).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kfp_components import errors, names, request, rollout
-from kfp_components.cluster import Cluster, Ref
+from kfp_components.cluster import Cluster
 from kfp_components.release import Release, ReleaseStore
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -132,21 +133,35 @@ def status(
     report_to: Annotated[Path | None, typer.Option("--report", help="write the report of the model's last release here (HTML)")] = None,
     as_json: Json = False,
 ) -> None:
-    """Models of a namespace: versions, weights, phase of the last release, address."""
+    """Models of a namespace: what the router does now, beside what was written last; exit 1 when users are not served, 3 when that is not known."""
     if report_to is not None and model is None:
         raise errors.RequestInvalid("--report writes the report of one model; name the model too")
     cluster = _cluster(kubeconfig)
-    rows = [_row(cluster, record) for record in _records(cluster, namespace, model)]
+    found = [(record, rollout.read_status(cluster, record)) for record in _records(cluster, namespace, model)]
     if report_to is not None and model:
         _write_report(ReleaseStore(cluster, model, namespace), report_to)
     if as_json:
-        print(json.dumps(rows))
-        return
-    table = Table("model", "rayservice", "traffic", "last release", "phase", "verdict")
-    for row in rows:
-        traffic = ", ".join(f"{version} {share:g} %" for version, share in row["traffic"].items())
-        table.add_row(row["model"], row["rayservice"], traffic, row["candidate_version"], row["phase"], row["sentence"])
-    Console().print(table)
+        print(json.dumps([_row(record, status) for record, status in found]))
+    else:
+        _tell_status(Console(), found)
+    states = [status.ready for _, status in found]
+    if not all(states):
+        raise typer.Exit(1 if False in states else 3)
+
+
+def _tell_status(console: Console, found: list[tuple[Release, rollout.Status]]) -> None:
+    table = Table("model", "rayservice", "traffic", "ready", "last release", "phase", "verdict")
+    for record, status in found:
+        traffic = "not known" if status.traffic is None else ", ".join(f"{version} {share:g} %" for version, share in status.traffic.items())
+        ready = {True: "yes", False: "NO", None: "not known"}[status.ready]
+        table.add_row(record.model, record.rayservice, traffic, ready, record.candidate_version, record.phase, record.sentence)
+    console.print(table)
+    for record, status in found:
+        for note in status.notes:
+            console.print(f"{record.model}: {note}", soft_wrap=True, markup=False)
+        if record.previous is not None:
+            until = datetime.fromtimestamp(record.previous.until_unix_s, UTC).isoformat(timespec="seconds")
+            console.print(f"{record.model}: {record.previous.version} is kept until {until}; until then `kfp-serving rollback` is one write")
 
 
 @app.command()
@@ -299,16 +314,11 @@ def _records(cluster: Cluster, namespace: str, model: str | None) -> list[Releas
     return [record for record in records if record is not None]
 
 
-def _row(cluster: Cluster, record: Release) -> dict[str, Any]:
-    stub = cluster.get(Ref("InferenceService", record.model, record.namespace)) or {}
-    predictor = ((stub.get("status") or {}).get("components") or {}).get("predictor") or {}
+def _row(record: Release, status: rollout.Status) -> dict[str, Any]:
     return {
-        "model": record.model,
-        "namespace": record.namespace,
-        "rayservice": record.rayservice,
         "url": names.public_url(record.model, record.namespace),
-        "traffic": {entry["tag"]: entry["percent"] for entry in predictor.get("traffic") or []},
-        "stable_version": record.stable_now,
+        "previous": record.previous.model_dump() if record.previous else None,
+        **status.as_dict(),
         **record.summary(),
     }
 

@@ -74,6 +74,12 @@ def version_route(model: str, version: str) -> str:
     return f"/.versions/{model}/{version}"
 
 
+def model_of_version_route(route: str) -> str | None:
+    """The model whose version has that internal route; None for any other route."""
+    parts = route.split("/")
+    return parts[2] if len(parts) == 4 and parts[:2] == ["", ".versions"] else None
+
+
 def application(model: str, version: str) -> str:
     """Name of the Serve application that holds one version."""
     return f"{model}-{version}"

@@ -17,6 +17,7 @@ def register_model(
     options: dict = {},  # noqa: B006
     run_id: str = "",
     first_version: bool = False,
+    boxes: int = 0,
 ) -> dict:
     """Check everything, register the version as `candidate` and open the release record; nothing is written when a check fails.
 
@@ -31,6 +32,7 @@ def register_model(
         options: everything with a default; each wrong key is named (see kfp_components.request.Options).
         run_id: identity of the run, so that a retried pod goes on and a second run is refused.
         first_version: the model has no stable version yet.
+        boxes: canary steps of the pipeline; a request with more is refused (0: not checked).
 
     Returns:
         The checked request, which the other steps take.
@@ -40,5 +42,5 @@ def register_model(
 
     values = {"model": model, "version": version, "uri": uri, "namespace": namespace, "rayservice": rayservice}
     run = runtime.open_run({**values, "import_path": import_path, "steps": steps, "options": options}, run_id)
-    rollout.register_model(run, first_version=first_version)
+    rollout.register_model(run, first_version=first_version, boxes=boxes or None)
     return run.request.plain

@@ -24,6 +24,7 @@ from kfp_components.rollout.promote import promote_model
 from kfp_components.rollout.rollback import finish_release, roll_back
 from kfp_components.rollout.run import Run, open_rollback, open_run
 from kfp_components.rollout.smoke import smoke_cases, smoke_inference
+from kfp_components.rollout.status import Status, read_status
 from kfp_components.rollout.tidy import tidy_release
 
 
@@ -56,6 +57,7 @@ __all__ = [
     "Release",
     "ReleaseStore",
     "Run",
+    "Status",
     "Watcher",
     "abort_release",
     "approve_release",
@@ -72,6 +74,7 @@ __all__ = [
     "plan",
     "promote_model",
     "promote_with_canary",
+    "read_status",
     "register_model",
     "resume_release",
     "roll_back",

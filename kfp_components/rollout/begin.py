@@ -10,15 +10,22 @@ from kfp_components import errors
 from kfp_components.release import Release
 from kfp_components.rollout import journal, preflight, tidy
 from kfp_components.rollout.run import Run
+from kfp_components.rollout.status import without_router
 from kfp_components.rollout.step import adopt, step, take
 from kfp_components.traffic import Split
 
 
-def register_model(run: Run, *, first_version: bool = False) -> Release:
+def register_model(run: Run, *, first_version: bool = False, boxes: int | None = None) -> Release:
     """Make the version known to the registry, as ``candidate``. Opens the release, or continues it.
 
-    Raises an `InputError` before anything is written; `ReleaseHeld` when another run is at it, or another request's release is unfinished.
+    ``boxes``: how many canary steps the pipeline has that calls this; `RequestInvalid` when the request has more. Raises an `InputError` before
+    anything is written; `ReleaseHeld` when another run is at it, or another request's release is unfinished.
     """
+    if boxes is not None and len(run.request.steps) > boxes:
+        raise errors.RequestInvalid(
+            f"steps: {len(run.request.steps)} are asked for, but this pipeline was compiled with {boxes} canary step(s); give at most {boxes}, or "
+            f"compile it with --steps {','.join(f'{weight:g}' for weight in run.request.steps)} and upload that"
+        )
     with step(run, "register", until="registered", begun=_begin(run, first_version)) as record:
         if record is not None:
             request = run.request
@@ -49,7 +56,9 @@ def _begin(run: Run, first_version: bool) -> Release:
     try:
         assert_new(run, stable, first_version)
         situation = preflight.check(run.cluster, run.registry, request, found=rayservice, stable_version=stable, first_version=first_version)
-    except errors.InputError:
+    except errors.InputError as error:
+        if split is None and found is not None and found.stable_now is not None and rayservice is not None:
+            error.add_note(f"The last release left users on {found.stable_now}, but {without_router(rayservice, request.model)}.")
         if _state(run.persist(run.store.load_record)) != _state(found):  # it was looked at while another run changed it
             return _begin(run, first_version)
         raise

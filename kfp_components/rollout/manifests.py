@@ -38,10 +38,10 @@ def stub_fields(run: Run) -> Manifest | None:
     return fields
 
 
-def traffic_change(run: Run, shares: dict[str, float], message: str, found: Manifest | None) -> Apply:
+def traffic_change(run: Run, shares: dict[str, float], message: str, found: Manifest | None, *, ready: bool = True) -> Apply:
     """The stub's status: URL, conditions, live split. Forced, because KServe writes conditions Unknown once."""
     request, now = run.request, journal.timestamp(run)
-    wanted = inference_service.status(request.model, request.namespace, traffic=shares, ready=True, message=message, now=now, previous=found)
+    wanted = inference_service.status(request.model, request.namespace, traffic=shares, ready=ready, message=message, now=now, previous=found)
     return Apply(wanted, message, status=True, force=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kfp_components import errors, names, request
@@ -101,7 +102,11 @@ def _check_routes(asked: request.PromoteRequest, ref: str, applications: dict[st
     for name, entry in applications.items():
         route = entry.get("route_prefix")
         if name in ours and route != ours[name]:
-            raise errors.NameTaken(f"{ref}: application {name} is there already, at {route}; it is not of this library: rename it or the version")
+            other = _other_model(str(route), entry)
+            raise errors.NameTaken(
+                f"{ref}: application {name} is there already, at {route}; "
+                + (f"it belongs to model {other}: give the version another name" if other else "it is not of this library: rename it or the version")
+            )
         if name == names.router_application(asked.model) and entry.get("import_path") != names.ROUTER_IMPORT_PATH:
             raise errors.NameTaken(
                 f"{ref}: application {name} is there already, from {entry.get('import_path')}; it is not the router of this library: rename it"
@@ -111,3 +116,10 @@ def _check_routes(asked: request.PromoteRequest, ref: str, applications: dict[st
                 f"{ref}: route {route} belongs to application {name}, which is not of this library; "
                 "give that application another route_prefix, or choose another model name"
             )
+
+
+def _other_model(route: str, entry: Mapping[str, object]) -> str | None:
+    """The model that an application of this library belongs to: `bge` with version `large-v1` is named as `bge-large` with `v1`."""
+    if entry.get("import_path") == names.ROUTER_IMPORT_PATH:
+        return route.removeprefix("/")
+    return names.model_of_version_route(route)

@@ -7,6 +7,7 @@ from kfp_components.release import Release
 from kfp_components.rollout import journal, listen, undo
 from kfp_components.rollout.promote import promote_model
 from kfp_components.rollout.run import Run
+from kfp_components.rollout.status import without_router
 from kfp_components.rollout.step import put_down, take
 
 
@@ -19,7 +20,11 @@ def roll_back(run: Run, reason: str = "asked for") -> Release:
     """
     record = journal.read(run)
     if not record.open:
-        undo.verify(run, _serving(record), strict=True)
+        serving = _serving(record)
+        if run.persist(run.router.current) is None:
+            served = run.cluster.get(run.rayservice)
+            raise errors.NotFound(f"{run.rayservice}: {without_router(served, record.model) if served else 'it does not exist any more'}")
+        undo.verify(run, serving, strict=True)
         return record
     return give_up(run, errors.RolledBack(f"model {record.model}: rolled back: {reason}"))
 

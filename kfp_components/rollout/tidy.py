@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from kfp_components import errors
 from kfp_components.release import Release
-from kfp_components.rollout import journal, undo, weights
+from kfp_components.rollout import journal, manifests, undo, weights
 from kfp_components.rollout.promote import settle_router
 from kfp_components.rollout.run import Run
+from kfp_components.rollout.status import read_status
 from kfp_components.rollout.step import put_down, take
 
 
 def tidy_release(run: Run) -> Release:
     """Remove a promoted release's old version when its time is over, or take a candidate back that was held for longer than ``hold_ttl_s``.
 
-    Anything else is left as it is. Raises `ReleaseHeld` when a run is at work on the release, `ReleaseLeft` when the surroundings did not let it
-    finish: the same again goes on, and users are served meanwhile.
+    The stub is made to show what is, where nobody works on the release. Anything else is left as it is. Raises `ReleaseHeld` when a run is at work
+    on the release, `ReleaseLeft` when the surroundings did not let it finish: the same again goes on, and users are served meanwhile.
     """
     record = journal.read(run)
-    if not due(run, record):
-        return record
     try:
-        return put_away(run)
+        if due(run, record):
+            record = put_away(run)
+        _show_what_is(run, record)
+        return record
     except errors.ReleaseHeld:
         raise
     except errors.KfpServingError as error:
@@ -58,3 +60,16 @@ def put_away(run: Run) -> Release:
     record = journal.write(run, "tidy up", f"{old} is removed", previous=None)
     run.persist(run.lease.release)
     return record
+
+
+def _show_what_is(run: Run, record: Release) -> None:
+    """A weight that lapsed, or a router that somebody took away, is shown by the stub. A live canary shows itself; nothing is guessed."""
+    status = read_status(run.cluster, record, clock=run.clock, transport=run.transport)
+    traffic = status.traffic or {}
+    split = sum(share > 0 for share in traffic.values()) > 1
+    if status.shown is None or status.ready is None or split:
+        return
+    serving = {version: share for version, share in traffic.items() if share > 0} if status.ready else {}
+    if {version: share for version, share in status.shown.items() if share > 0} != serving:
+        message = "; ".join(status.notes) or f"version {', '.join(serving)} serves all requests"
+        manifests.show_traffic(run, serving, message, ready=status.ready)

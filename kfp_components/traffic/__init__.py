@@ -89,6 +89,9 @@ class TrafficStrategy(Protocol):
     def observed_weight(self) -> Split:
         """The split that the data plane applies now. Raises `Unreachable` when it does not answer."""
 
+    def refused_config(self) -> str | None:
+        """Why the data plane goes on with another configuration than the one that it was given last, None when it does not. Raises `Unreachable`."""
+
     def wait_until_applied(self, split: Split, timeout_s: float) -> float:
         """Seconds until `observed_weight` was the split that was written. Raises `WaitTimeout` saying what it is instead."""
 

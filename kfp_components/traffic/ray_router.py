@@ -134,6 +134,11 @@ class RayRouter:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise errors.Unreachable(f"router of {self.target.model}: /-/router is not a router's state: {str(state)[:200]}") from error
 
+    def refused_config(self) -> str | None:
+        """Why it goes on with an older configuration."""
+        refused = self.read("router").get("refused_config")
+        return str(refused) if refused else None
+
     def wait_until_applied(self, split: Split, timeout_s: float) -> float:
         """Wait until the router routes by ``split``; seconds that it took. Raises `WaitTimeout` saying what it does instead."""
         started = self._clock.monotonic()
@@ -153,7 +158,7 @@ class RayRouter:
     def _why_not(self) -> str:
         """What to look at when the router does not do what is written."""
         try:
-            refused = self.read("router").get("refused_config")
+            refused = self.refused_config()
         except errors.TemporaryError:
             refused = None
         if refused:

@@ -42,6 +42,7 @@ def build(steps: tuple[int, ...] = DEFAULT_STEPS) -> Callable[..., Any]:
                     steps=steps,
                     options=options,
                     run_id=RUN_ID,
+                    boxes=boxes,
                 )
             )
             request = deploy_and_smoke(registered)

@@ -216,6 +216,7 @@ def test_d5_heartbeats_hold_a_weight_and_a_router_that_restarts_waits_for_the_ne
 
 def test_d20_a_version_that_hangs_does_not_starve_the_other(run: rollout.Run, client: httpx.Client) -> None:
     from kfp_components.apply import change_serve_config
+
     from kfp_components.serving import rayservice
 
     application = names.router_application(MODEL)

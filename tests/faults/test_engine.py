@@ -5,14 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, Chosen, Process, World, application, asked, live
+from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, Chosen, Process, Transport, World, application, asked, live
 
 from kfp_components import errors, names, rollout, traffic
 from kfp_components.cluster import Ref
 from kfp_components.cluster.faults import Record
 from kfp_components.release import Release, ReleaseStore
-from kfp_components.request import Options, PromoteRequest
-from kfp_components.serving import inference_service
+from kfp_components.request import Options, PromoteRequest, parse
+from kfp_components.serving import inference_service, rayservice
 
 V2 = f"{MODEL}-v2"
 FLUX = {"kustomize.toolkit.fluxcd.io/name": "serving"}
@@ -668,3 +668,130 @@ def test_a_router_that_refuses_its_configuration_says_why(world: World) -> None:
     end = process.outcome(lambda: process.promote(asked()))
     assert end.exit_code == 3 and "it refused its configuration: 'epoch' is not a known key" in end.words
     assert world.users_get() == ("v1",)
+
+
+# --- case 14, D18: what is, not what was written last -----------------------------------------------------------------------------------
+
+
+def seen(world: World) -> rollout.Status:
+    return rollout.read_status(world.cluster, world.record(), clock=world.clock, transport=Transport(world.serve))
+
+
+def owners_file() -> str:
+    """As it was before the adoption."""
+    return "applications:\n" + OTHERS + application("v1").replace(f"{MODEL}-v1", "bge").replace("/.versions/bge/v1", "/bge")
+
+
+def test_case_14_a_router_that_is_gone_is_said_by_status_and_by_the_commands(world: World) -> None:
+    world.rayservice(live())
+    world.promote(asked())
+    before = seen(world)
+    assert (before.ready, before.traffic, before.written, before.shown, before.notes) == (True, {"v2": 100.0}, {"v2": 100.0}, {"v2": 100}, [])
+    world.rayservice(owners_file())
+    now = seen(world)
+    gone = "the router of bge is not in serveConfigV2: users get application bge at /bge, uncounted. serveConfigV2 was written by owner at "
+    assert now.ready is False and now.traffic is None and now.written is None and len(now.notes) == 1 and now.notes[0].startswith(gone)
+    process = world.process()
+    back = process.outcome(lambda: process.roll_back(asked()))
+    assert back.exit_code == 2 and gone in back.words
+    following = process.outcome(lambda: process.promote(asked("v3")))
+    assert following.exit_code == 2 and gone in following.words and "v2" in following.words
+    assert tidied(world, asked()).phase == "promoted"
+    shown = world.cluster.get(Ref("InferenceService", MODEL, NAMESPACE))
+    assert shown is not None and seen(world).shown == {}
+    assert {(c["type"], c["status"]) for c in shown["status"]["conditions"]} == {("PredictorReady", "False"), ("Ready", "False")}
+    assert gone in shown["status"]["conditions"][0]["message"]
+
+
+def test_case_14_a_weight_that_lapsed_is_shown_as_it_is(world: World) -> None:
+    world.rayservice(live())
+    world.killed_when(in_canary, asked(judge=PATIENT))
+    live_canary = seen(world)
+    assert live_canary.traffic == live_canary.written == {"v1": 80.0, "v2": 20.0} and not live_canary.notes
+    world.clock.sleep(60.0)
+    now = seen(world)
+    assert now.written == {"v1": 80.0, "v2": 20.0} and now.traffic == {"v1": 100.0, "v2": 0.0} and now.ready is True
+    assert now.notes == ["the weight of v2 has lapsed: nobody runs the release, and v1 serves all requests"]
+    assert tidied(world, asked(judge=PATIENT)).phase == "canary" and seen(world).shown == {"v1": 100}
+    goes_on(world, asked(judge=PATIENT))
+
+
+def test_case_14_a_promotion_that_is_stuck_shows_who_serves(world: World) -> None:
+    world.rayservice(live())
+    world.killed_when(lambda record: record.switched_unix_s is not None, asked())
+    now = seen(world)
+    assert world.record().phase == "promoting" and (now.stable_version, now.traffic, now.ready) == ("v2", {"v2": 100.0}, True)
+
+
+def test_case_14_what_cannot_be_asked_is_said_and_not_guessed(world: World) -> None:
+    world.rayservice(live())
+    world.promote(asked())
+    world.serve.page = lambda _page: (502, {}, b"away")
+    now = seen(world)
+    assert (now.ready, now.traffic, now.written) == (None, None, {"v2": 100.0})
+    assert len(now.notes) == 1 and "what users get is not known" in now.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("dies", "application bge-v2 is UNHEALTHY: told by the test"),
+        ("is taken out", "application bge-v2 is not in serveConfigV2. serveConfigV2 was written by owner at "),
+        ("refuses", "the router refused its configuration and goes on with the one before: "),
+        ("all is gone", "RayService ai-ml/ai-inference does not exist any more"),
+    ],
+)
+def test_case_14_whatever_else_is_not_as_the_release_left_it(world: World, what: str, told: str) -> None:
+    world.rayservice(live())
+    world.promote(asked())
+    if what == "dies":
+        world.serve.behaviour(V2).status = "UNHEALTHY"
+    elif what == "is taken out":
+        world.rayservice(rayservice.without_application(world.text(), V2))
+    elif what == "refuses":
+        world.rayservice(world.text().replace("request_timeout_s", "request_timeout"))
+    else:
+        world.cluster.delete(world.serve.ref)
+    now = seen(world)
+    assert any(note.startswith(told) for note in now.notes), now.notes
+    assert now.ready is (what == "refuses"), "the router goes on"
+
+
+# --- D12, D21: refused at the door ------------------------------------------------------------------------------------------------------
+
+
+def test_d12_more_steps_than_the_pipeline_has_boxes_are_refused_at_the_door(world: World) -> None:
+    world.rayservice(live())
+    text = world.text()
+    run = world.process().open(asked())
+    with pytest.raises(errors.RequestInvalid, match=r"steps: 2 are asked for, but this pipeline was compiled with 1 canary step\(s\).*--steps 20,50"):
+        rollout.register_model(run, boxes=1)
+    assert world.stored() is None and world.text() == text and world.lease() is None
+    assert rollout.register_model(run, boxes=2).phase == "registered"
+
+
+def clashing(model: str, version: str) -> PromoteRequest:
+    return parse({**asked().model_dump(mode="json"), "model": model, "version": version})
+
+
+@pytest.mark.parametrize(("model", "version"), [(MODEL, "large-v1"), (MODEL, "large-router")], ids=["a version", "a router"])
+def test_d21_a_version_whose_application_is_named_as_another_models_is_refused(world: World, model: str, version: str) -> None:
+    world.rayservice("applications: []\n")
+    world.deploy(clashing(f"{MODEL}-large", "v1"))
+    text = world.text()
+    first = "applications:\n" + text.split("applications:\n", 1)[1] + live().split("import_path: acme.whisper:app\n", 1)[1]
+    world.rayservice(first)
+    text = world.text()
+    with pytest.raises(errors.NameTaken, match=f"application {model}-{version} is there already, at .*; it belongs to model {MODEL}-large"):
+        world.promote(clashing(model, version))
+    assert world.text() == text and world.stored() is None
+
+
+def test_d21_a_model_whose_router_is_named_as_another_models_version_is_refused(world: World) -> None:
+    """`bge` version `x-router` is there: the router of a model `bge-x` would have its name."""
+    world.rayservice(live())
+    world.promote(clashing(MODEL, "x-router"))
+    text = world.text()
+    with pytest.raises(errors.NameTaken, match=f"application {MODEL}-x-router is there already, at .*; it belongs to model {MODEL}: "):
+        world.deploy(clashing(f"{MODEL}-x", "v1"))
+    assert world.text() == text

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+import typer
 
 from kfp_components import cli, errors
 from kfp_components.cluster.memory import MemoryCluster
@@ -25,7 +26,9 @@ def kept(cluster: MemoryCluster, model: str, phase: Phase) -> None:
 
 
 def rows(capsys: pytest.CaptureFixture[str], **options: Any) -> list[dict[str, Any]]:
-    cli.status("default", as_json=True, **options)
+    with pytest.raises(typer.Exit) as ended:  # there is no RayService
+        cli.status("default", as_json=True, **options)
+    assert ended.value.exit_code == 1
     found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     return found
 
@@ -39,11 +42,22 @@ def test_d18_status_says_which_version_users_have_once_for_each_model(cluster: M
         ("whisper", "v1", "v2", "held"),
     ]
     assert [row["model"] for row in rows(capsys, model="bge")] == ["bge"]
+    assert {(row["ready"], row["traffic"], *row["notes"]) for row in found} == {(False, None, "RayService default/rs does not exist any more")}
+
+
+def test_tidy_goes_through_all_models_of_a_namespace(cluster: MemoryCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    kept(cluster, "bge", "promoted")
+    kept(cluster, "whisper", "held")
+    with pytest.raises(errors.RequestInvalid, match="the stored request"):
+        cli.tidy("default", as_json=True)
+    told = capsys.readouterr().err
+    assert "bge: model default/bge" in told and "whisper: model default/whisper" in told
 
 
 def test_d18_a_report_without_a_model_is_refused(cluster: MemoryCluster, tmp_path: Any) -> None:
     with pytest.raises(errors.RequestInvalid, match="name the model too"):
         cli.status("default", report_to=tmp_path / "report.html")
     kept(cluster, "bge", "promoted")
-    cli.status("default", model="bge", report_to=tmp_path / "report.html", as_json=True)
+    with pytest.raises(typer.Exit):
+        cli.status("default", model="bge", report_to=tmp_path / "report.html", as_json=True)
     assert "bge v1 to v2" in (tmp_path / "report.html").read_text()
