@@ -26,6 +26,10 @@ COMPONENTS = (
     "promote_model",
     "roll_back",
     "finish_release",
+    "abort_release",
+    "pause_release",
+    "resume_release",
+    "approve_release",
 )
 PIPELINES = ("deploy_model", "rollback")
 
