@@ -126,6 +126,82 @@ def tidy(
 
 
 @app.command()
+def abort(
+    model: Model,
+    namespace: Namespace,
+    rayservice: RayServiceName,
+    reason: Annotated[str, typer.Option(help="recorded with the release")] = "",
+    timeout_s: Annotated[float, typer.Option(help="how long to wait until the step that runs has ended the release")] = 300.0,
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """Give up a release that runs, or that nobody runs: all traffic to stable, the candidate goes. Waits until it is so."""
+    _command("abort", model, namespace, rayservice, reason, timeout_s, kubeconfig, as_json)
+
+
+@app.command()
+def pause(
+    model: Model,
+    namespace: Namespace,
+    rayservice: RayServiceName,
+    reason: Annotated[str, typer.Option(help="recorded with the release")] = "",
+    timeout_s: Annotated[float, typer.Option(help="how long to wait until the step that runs has obeyed")] = 60.0,
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """A release stays where it is: the candidate keeps its weight and is watched, and budgets do not run."""
+    _command("pause", model, namespace, rayservice, reason, timeout_s, kubeconfig, as_json)
+
+
+@app.command()
+def resume(
+    model: Model,
+    namespace: Namespace,
+    rayservice: RayServiceName,
+    reason: Annotated[str, typer.Option(help="recorded with the release")] = "",
+    timeout_s: Annotated[float, typer.Option(help="how long to wait until the step that runs has obeyed")] = 60.0,
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """A paused release goes on."""
+    _command("resume", model, namespace, rayservice, reason, timeout_s, kubeconfig, as_json)
+
+
+@app.command()
+def approve(
+    model: Model,
+    namespace: Namespace,
+    rayservice: RayServiceName,
+    reason: Annotated[str, typer.Option(help="recorded with the release")] = "",
+    timeout_s: Annotated[float, typer.Option(help="how long to wait until the step that runs has obeyed")] = 60.0,
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """A release that waits for approve goes on; one that is held is promoted as it is."""
+    _command("approve", model, namespace, rayservice, reason, timeout_s, kubeconfig, as_json)
+
+
+def _command(kind: str, model: str, namespace: str, rayservice: str, reason: str, timeout_s: float, kubeconfig: Path | None, as_json: bool) -> None:
+    from kfp_components import live
+
+    console = Console(stderr=as_json)
+    target = request.parse_target({"model": model, "namespace": namespace, "rayservice": rayservice})
+    shown, watcher = live.view(console)
+    commands = {
+        "abort": rollout.abort_release,
+        "pause": rollout.pause_release,
+        "resume": rollout.resume_release,
+        "approve": rollout.approve_release,
+    }
+    run = rollout.open_rollback(target, _cluster(kubeconfig), watch=watcher)
+    with shown:
+        record = commands[kind](run, reason, timeout_s=timeout_s)
+    if not record.done and record.standing == "":
+        console.print(f"{kind}: see below; what is asked of a release between two steps is obeyed when the next one begins")
+    _told(record, as_json, console)
+
+
+@app.command()
 def status(
     namespace: Namespace,
     model: Annotated[str | None, typer.Argument(help="one model; default: all of the namespace")] = None,
@@ -328,7 +404,7 @@ def _told(record: Release, as_json: bool, console: Console) -> None:
         rollback = record.rollback.model_dump() if record.rollback else None
         print(json.dumps({"model": record.model, "namespace": record.namespace, "rollback": rollback, **record.summary()}))
     else:
-        sentence = record.summary()["sentence"]
+        sentence = record.sentence
         console.print(f"{record.model} {record.candidate_version}: {record.phase.replace('_', ' ')}. {sentence}", soft_wrap=True, markup=False)
 
 

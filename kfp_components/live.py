@@ -71,7 +71,9 @@ def render(record: Release) -> RenderableType:
         events.append(f"{event.step}: ", "bold" if event.ok else "bold red")
         events.append(event.message[:200] + "\n")
     parts.append(events)
-    if record.phase == "held":
+    if record.standing:
+        parts.append(Text(record.standing, "yellow"))
+    elif record.phase == "held":
         parts.append(Text(f"{record.sentence}\n{phases.how_to_go_on(record.model)}", "yellow"))
     title = f"{record.namespace}/{record.model}: {record.stable_version or 'nothing'} -> {record.candidate_version}"
     return Panel(Group(*parts), title=title, subtitle=record.phase.replace("_", " "), border_style=COLOURS[record.phase])

@@ -87,6 +87,9 @@ def sentence(release: Mapping[str, Any]) -> str:
     """Why the release ended as it did: what failed, else the verdict; why it is held and what to do. Empty when nothing is known yet."""
     failure = (release.get("failure") or {}).get("message") or (release.get("rollback") or {}).get("reason")
     verdict = (release.get("verdict") or {}).get("sentence")
+    standing = phases.standing(str(release.get("model", "MODEL")), release.get("paused"), release.get("waits"))
+    if standing and _now(release) not in (*phases.FINAL, *phases.BACK):
+        return standing
     if _now(release) == "held":
         why = str((release.get("held") or {}).get("message") or verdict or "the evidence did not suffice").rstrip(". ")
         return f"{why}. {phases.how_to_go_on(str(release.get('model', 'MODEL')))}"

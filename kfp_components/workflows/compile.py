@@ -27,6 +27,10 @@ COMPONENTS = (
     "roll_back",
     "tidy_release",
     "finish_release",
+    "abort_release",
+    "pause_release",
+    "resume_release",
+    "approve_release",
 )
 PIPELINES = ("deploy_model", "rollback")
 

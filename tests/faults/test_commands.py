@@ -27,6 +27,7 @@ class Stage(World):
     def __init__(self, rate_per_s: float = 40.0) -> None:
         super().__init__(rate_per_s=rate_per_s)
         self.rayservice(live())
+        self.front()
         self.planned: list[tuple[float, Callable[[], None]]] = []
         lived = self.clock.second
 
@@ -94,10 +95,11 @@ def outcome(stage: Stage, request: PromoteRequest, watch: Callable[[Release], No
     return process.outcome(lambda: process.promote(request))
 
 
-def is_aborted(stage: Stage, by: str) -> None:
+def is_aborted(stage: Stage, by: str, end: Any = "") -> None:
     assert stage.users_get() == ("v1",) and not stage.serve.lost and not stage.serve.failed
     record = stage.record()
-    assert record.phase == "rolled_back" and V2 not in stage.serve.applications() and stage.lease() is None
+    assert record.phase == "rolled_back", f"{end}"
+    assert V2 not in stage.serve.applications() and stage.lease() is None
     assert record.failure is not None and record.failure.error == "Aborted" and f"asked for by {by}" in record.failure.message
 
 
@@ -126,11 +128,11 @@ def test_d8_abort_is_obeyed_within_a_second_wherever_the_release_is(stage: Stage
     stage.serve.behaviour(V2).starts_after_s = 30.0
     end = outcome(stage, asked(judge=SLOW, grace_s=20.0), watch)
     assert isinstance(end.error, errors.Aborted) and end.exit_code == 4, str(end)
-    is_aborted(stage, "kubectl-annotate" if how == "kubectl" else "")
+    is_aborted(stage, "kubectl-annotate" if how == "kubectl" else "", end)
     assert asked_s and told_s and told_s[0] - asked_s[0] <= 2.1
     assert "v1 serves all requests" in end.words
     if how == "kubectl":
-        assert "2025-06-15T15:" in end.words
+        assert "asked for by kubectl-annotate at 20" in end.words
     else:
         assert ": because" in end.words and "@" in end.words
 
@@ -249,16 +251,16 @@ def test_d8_a_pause_longer_than_the_budget_keeps_the_weight_and_then_it_passes(s
         assert record.paused is not None and record.standing.startswith("Paused by ") and record.sentence == record.standing and not stage.annotated()
         assert record.phase == "canary" and stage.split() == ("v1", "v2", 20.0)
         weights.add(stage.users_get())
-        if stage.clock.monotonic() < 4000:
+        if stage.clock.monotonic() < 700:
             stage.after(60.0, look)
         else:
             stage.kubectl("resume") if how == "kubectl" else stage.asks("resume")
 
-    budget = {**JUDGE, "max_minutes": 5.0, "max_candidate_requests": 20_000}
+    budget = {**JUDGE, "max_minutes": 5.0, "max_candidate_requests": 5_000}
     end = outcome(stage, asked(judge=budget), stage.when(at(20.0), pause, after_s=2.5))
     assert end.exit_code == 0, str(end)
     record = stage.record()
-    assert stage.clock.monotonic() > 4000 and record.paused is None and weights == {("v1", "v2")}
+    assert stage.clock.monotonic() > 700 and record.paused is None and weights == {("v1", "v2")}
     assert stage.users_get() == ("v2",) and not stage.serve.failed and not stage.serve.lost
     assert len(stage.messages("pause")) == len(stage.messages("resume")) == 1
 
@@ -302,7 +304,6 @@ def test_d8_a_pause_between_two_steps_holds_the_next_one(stage: Stage, until: st
 
 def test_d8_a_pause_survives_a_kill_and_is_lifted_without_anybody_running(stage: Stage) -> None:
     """The weight lapsed meanwhile: while it is paused nobody writes one."""
-    stage.killed_when(lambda record: record.paused is not None, asked(judge=SLOW)) if False else None
     script = Script(clock=stage.clock)
 
     def killed(record: Release) -> None:
@@ -333,11 +334,13 @@ def test_d8_pause_and_resume_of_a_release_that_nobody_runs_are_in_the_record_at_
         rollout.promote_with_canary(run)
     assert stage.lease() is None
     assert stage.cli("pause", "wait for me").paused is not None
+    stage.clock.sleep(1.0)
     with pytest.raises(errors.StepOutOfOrder, match="it is paused already"):
         stage.cli("pause")
     with pytest.raises(errors.StepOutOfOrder, match="resume it first"):
         stage.cli("approve")
     assert stage.cli("resume").paused is None
+    stage.clock.sleep(1.0)
     with pytest.raises(errors.StepOutOfOrder, match="it is not paused"):
         stage.cli("resume")
 
@@ -346,15 +349,18 @@ def test_d8_pause_and_resume_of_a_release_that_nobody_runs_are_in_the_record_at_
 @pytest.mark.parametrize("fault", ["killed before", "killed after", "answer lost"])
 def test_d8_a_command_whose_process_dies_between_record_and_lease_is_obeyed_once(stage: Stage, kind: str, fault: str) -> None:
     def ask() -> None:
-        if kind == "resume":
-            stage.kubectl("pause")
-            stage.after(3.0, lambda: stage.kubectl("resume"))
-        else:
-            stage.kubectl(kind)
+        stage.kubectl("abort" if kind == "abort" else "pause")
+        if kind != "abort":
+            stage.after(5.0, resume)
 
-    for offset in range(6):
-        here = Stage()
-        stage = here
+    def resume() -> None:
+        if stage.record().paused is not None:
+            stage.kubectl("resume")
+        else:
+            stage.after(5.0, resume)
+
+    for offset in range(4):
+        here = stage = Stage()
         script = Script(clock=here.clock)
         first: list[int] = []
 
@@ -369,12 +375,7 @@ def test_d8_a_command_whose_process_dies_between_record_and_lease_is_obeyed_once
         watch = here.when(at(20.0), ask)
         end = outcome(here, asked(judge=JUDGE), watch, script)
         if end.killed:
-            here.clock.sleep(60.0)
-            if (kind == "pause" and here.record().paused is not None) or (kind == "pause" and here.annotated()):
-                here.after(30.0, functools.partial(here.kubectl, "resume"))
             end = outcome(here, asked(judge=JUDGE))
-        elif kind == "pause":
-            continue
         assert end.exit_code == (4 if kind == "abort" else 0), f"{offset}: {end}"
         record = here.record()
         assert sum(event.step == kind for event in record.events) == (0 if kind == "abort" else 1), [e.message for e in record.events]
@@ -400,7 +401,7 @@ def test_d8_a_gate_waits_at_the_weight_that_it_has_and_goes_on_at_once(stage: St
         approved_s.append(stage.clock.monotonic())
 
     gone_on: list[float] = []
-    asks = stage.when(lambda record: record.waits is not None, look, after_s=3600.0)
+    asks = stage.when(lambda record: record.waits is not None, look, after_s=300.0)
 
     def watch(record: Release) -> None:
         asks(record)
@@ -411,15 +412,15 @@ def test_d8_a_gate_waits_at_the_weight_that_it_has_and_goes_on_at_once(stage: St
     assert end.exit_code == 0 and stage.users_get() == ("v2",) and not stage.serve.failed, str(end)
     (approved,) = stage.record().approved
     assert approved.before == ("promote" if before == "promote" else f"{before} %") and approved.by and approved.at_unix_s > 1_750_000_000
-    assert gone_on[0] - approved_s[0] <= 2.1 and stage.clock.monotonic() > 3600
+    assert gone_on[0] - approved_s[0] <= 2.1 and stage.clock.monotonic() > 300
 
 
 @pytest.mark.parametrize("before", ["promote", 20, 50])
 @pytest.mark.parametrize("then", ["hold", "roll_back", "promote"])
 def test_d8_nobody_approves_in_time(stage: Stage, before: Any, then: str) -> None:
-    end = outcome(stage, gated(before, timeout_s=600.0, on_timeout=then))
+    end = outcome(stage, gated(before, timeout_s=200.0, on_timeout=then))
     record = stage.record()
-    assert record.waits is None and 600 <= stage.clock.monotonic() < 1200 and not stage.serve.failed
+    assert record.waits is None and 200 <= stage.clock.monotonic() < 800 and not stage.serve.failed
     if then == "promote":
         assert end.exit_code == 0 and stage.users_get() == ("v2",)
         return
@@ -447,7 +448,7 @@ def test_d8_the_first_version_waits_too(stage: Stage) -> None:
 def test_d7_a_held_release_that_is_approved_is_promoted(stage: Stage) -> None:
     stage.rate_per_s = 0.0
     end = outcome(stage, asked(judge={**JUDGE, "max_minutes": 0.1}))
-    assert (end.exit_code == 5 and "approve" in stage.record().sentence) or end.exit_code == 5
+    assert end.exit_code == 5
     record = stage.cli("approve", "I looked at it myself")
     assert record.phase == "promoted" and stage.users_get() == ("v2",) and stage.lease() is None
     (told,) = stage.messages("approve")

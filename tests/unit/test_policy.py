@@ -21,7 +21,7 @@ def test_where_another_run_is_in_charge_or_nothing_was_begun_nothing_is_written(
 
 
 @pytest.mark.parametrize("phase", OPEN)
-@pytest.mark.parametrize("kind", [errors.DeployFailed, errors.SmokeFailed, errors.CanaryFailed, errors.ApplicationRemoved, errors.RolledBack])
+@pytest.mark.parametrize("kind", [errors.DeployFailed, errors.SmokeFailed, errors.CanaryFailed, errors.ApplicationRemoved, errors.Aborted])
 def test_the_candidates_own_fault_takes_it_back(kind: type[errors.RolledBack], phase: Phase) -> None:
     assert policy.decide(kind("x"), phase) == "take back"
 
@@ -30,6 +30,8 @@ def test_too_little_evidence_and_a_broken_meter_hold() -> None:
     assert policy.decide(errors.Inconclusive("x"), "canary") == policy.decide(errors.MeterBroken("x"), "canary") == "hold"
     assert policy.decide(errors.Inconclusive("x"), "canary", on_inconclusive="roll_back") == "take back"
     assert policy.decide(errors.MeterBroken("x"), "canary", on_inconclusive="roll_back") == "hold"
+    for phase in ("smoked", "canary", "held"):
+        assert policy.decide(errors.NotApproved("x"), phase, on_inconclusive="roll_back") == "hold"  # type: ignore[arg-type]
 
 
 SURROUNDINGS = [

@@ -36,7 +36,9 @@ EXIT_CODES = {
     "ApplicationRemoved": 4,
     "SmokeFailed": 4,
     "CanaryFailed": 4,
+    "Aborted": 4,
     "Inconclusive": 5,
+    "NotApproved": 5,
     "MeterBroken": 6,
 }
 

@@ -1,0 +1,27 @@
+"""Keep a release where it is."""
+
+from kfp import dsl
+
+from kfp_components.ops.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def pause_release(
+    model: str, namespace: str, rayservice: str, report: dsl.Output[dsl.HTML], reason: str = "", run_id: str = "", timeout_s: float = 60.0
+):
+    """The candidate keeps the weight that it has and is watched, and budgets do not run, until resume_release.
+
+    Args:
+        model: the model whose release it is.
+        namespace: namespace of the RayService.
+        rayservice: name of the RayService.
+        reason: recorded with the release, beside who asked and when.
+        run_id: identity of the run that asks.
+        timeout_s: how long the step that runs may take to obey.
+        report: the release as a page.
+    """
+    from kfp_components import rollout
+    from kfp_components.ops import runtime
+
+    release = rollout.pause_release(runtime.open_unfinished(model, namespace, rayservice, run_id), reason, timeout_s=timeout_s)
+    runtime.write_report(release, report.path)
