@@ -33,7 +33,9 @@ def roll_back(run: Run, reason: str = "asked for") -> Release:
     except errors.ReleaseHeld:
         raise
     except errors.KfpServingError as error:
-        raise undo.left(run, f"the way back is not finished: {error}") from error
+        now = journal.current(run)
+        moving = f"all traffic is being moved back from {now.candidate_version} to {now.stable_version}; users get the one or the other"
+        raise undo.left(run, f"the way back is not finished: {error}", moving if now.phase == "promoted" else "") from error
     finally:
         put_down(run)
 
