@@ -24,6 +24,9 @@ ALLOW_RUNTIME_ENV = "kfp-serving/allow-runtime-env"
 CREATED_BY_RELEASE = "kfp-serving/created-by-release"
 """Annotation on a RayService that a release created: which one, so that its rollback removes that object and no other."""
 
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+"""Annotation in which ``kubectl apply`` keeps what it was given."""
+
 SERVE_PORT = 8000
 VERSION_HEADER = "x-model-version"
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")

@@ -110,10 +110,12 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
     after = deploy.with_version(run, before, stable)
     whole = situation.rayservice or manifests.new_rayservice(run, before)
     metadata = {"name": whole["metadata"]["name"], "namespace": whole["metadata"]["namespace"]}
+    applied = "serveConfigV2" in str((whole["metadata"].get("annotations") or {}).get(names.LAST_APPLIED, ""))
+    warning = ". Its owner applied serveConfigV2 with kubectl: the next `kubectl apply` of that file takes all of this back" if applied else ""
     change = Change(
         "apply",
         {"apiVersion": whole["apiVersion"], "kind": whole["kind"], "metadata": metadata, "spec": {"serveConfigV2": after}},
-        f"application {deploy.application(run)} beside the others, which stay as they are",
+        f"application {deploy.application(run)} beside the others, which stay as they are{warning}",
         names.MANAGER,
         before=situation.rayservice,
     )
