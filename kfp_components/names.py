@@ -30,6 +30,9 @@ COMMAND_BY, COMMAND_AT, COMMAND_REASON = "kfp-serving/command-by", "kfp-serving/
 CREATED_BY_RELEASE = "kfp-serving/created-by-release"
 """Annotation on a RayService that a release created: which one, so that its rollback removes that object and no other."""
 
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+"""Annotation in which ``kubectl apply`` keeps what it was given."""
+
 SERVE_PORT = 8000
 VERSION_HEADER = "x-model-version"
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")

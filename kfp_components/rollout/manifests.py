@@ -55,11 +55,11 @@ def all_message(version: str) -> str:
     return f"version {version} serves all requests"
 
 
-def show(run: Run, shares: dict[str, float], message: str) -> None:
+def show(run: Run, shares: dict[str, float], message: str, *, ready: bool = True) -> None:
     """Write the split on the stub; nothing where there is none."""
     found = run.cluster.get(stub_ref(run))
     if found is not None:
-        write(run.cluster, traffic_change(run, shares, message, found))
+        write(run.cluster, traffic_change(run, shares, message, found, ready=ready))
 
 
 def new_rayservice(run: Run, release: str) -> Apply:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from kfp_components import names
+from kfp_components.cluster import Manifest
 from kfp_components.cluster.changes import Change, Plan
 from kfp_components.rollout import deploy, manifests, preflight, promote, weights
 from kfp_components.rollout.begin import assert_new
@@ -22,7 +26,8 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
     alias = manifests.alias_change(run)
     serving = stable or version
     changes: list[Change] = [] if rayservice is not None else [manifests.new_rayservice(run, "a new release")]
-    changes += [deploy.version_change(run, stable), alias]
+    deployed = deploy.version_change(run, stable)
+    changes += [replace(deployed, why=deployed.why + _kubectl_warning(rayservice)), alias]
     if stable is None or found.stub is None:
         changes.append(manifests.stub_change(run, serving, found.stub))
     changes.append(manifests.traffic_change(run, {serving: 100.0}, "waits for smoke inference", found.stub))
@@ -41,3 +46,11 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
         changes += [shown, promote.settlement(run, whole, gone=None if kept else stable)]
     changes += [manifests.stub_change(run, version, found.stub), shown]
     return Plan(tuple(changes), {run.rayservice: rayservice, alias.ref: found.service, manifests.stub_ref(run): found.stub})
+
+
+def _kubectl_warning(rayservice: Manifest | None) -> str:
+    """Where the owner applies ``serveConfigV2`` from a file with kubectl."""
+    annotations = ((rayservice or {}).get("metadata") or {}).get("annotations") or {}
+    if "serveConfigV2" not in str(annotations.get(names.LAST_APPLIED, "")):
+        return ""
+    return ". Its owner applied serveConfigV2 with kubectl: the next `kubectl apply` of that file takes all of this back"

@@ -38,7 +38,9 @@ def give_up(run: Run, error: errors.RolledBack) -> Release:
     except errors.ReleaseHeld:
         raise
     except errors.KfpServingError as second:
-        raise undo.left(run, f"the way back is not finished: {second}") from second
+        now = journal.current(run)
+        moving = f"all traffic is being moved back from {now.candidate_version} to {now.stable_version}; users get the one or the other"
+        raise undo.left(run, f"the way back is not finished: {second}", moving if now.phase == "promoted" else "") from second
     finally:
         put_down(run)
 

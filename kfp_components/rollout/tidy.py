@@ -71,5 +71,4 @@ def _show_what_is(run: Run, record: Release) -> None:
         return
     serving = {version: share for version, share in traffic.items() if share > 0} if status.ready else {}
     if {version: share for version, share in status.shown.items() if share > 0} != serving:
-        message = "; ".join(status.notes) or f"version {', '.join(serving)} serves all requests"
-        manifests.show_traffic(run, serving, message, ready=status.ready)
+        manifests.show(run, serving, "; ".join(status.notes) or manifests.all_message(", ".join(serving)), ready=status.ready)

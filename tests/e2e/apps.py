@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import hashlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -30,6 +31,8 @@ async def _embed(request: Request) -> JSONResponse:
     global _asked
     body = await request.json()
     _asked += 1
+    if "fails_while" in _settings and Path(_settings["fails_while"]).exists():
+        return JSONResponse({"error": "declared fault"}, status_code=500)
     fail_every = _settings.get("fail_every")
     if fail_every and _asked % fail_every == 0:
         return JSONResponse({"error": "declared fault"}, status_code=500)

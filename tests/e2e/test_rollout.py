@@ -17,6 +17,7 @@ from world import NAMESPACE, RAYSERVICE, STEADY, command, first, promote_and_die
 from kfp_components import errors, names, registry, rollout
 from kfp_components.cluster import Ref
 from kfp_components.cluster.kubernetes import KubernetesCluster
+from kfp_components.release import Release
 from kfp_components.request import parse_target
 from kfp_components.serving import rayservice
 from kfp_components.traffic.ray_router import RayRouter
@@ -84,6 +85,25 @@ def test_a_bad_version_is_rolled_back_and_leaves_nothing(cluster: KubernetesClus
     with users("erring"):
         rollout.promote_with_canary(rollout.open_run(tiny("erring", "v3"), cluster))
     assert_promoted(cluster, "erring", "v3", "v1")
+
+
+def test_a_version_that_fails_only_when_it_has_all_traffic_goes_back(cluster: KubernetesCluster, users: Callable[..., Any], tmp_path: Path) -> None:
+    first(cluster, tiny("late", "v1"))
+    before, fault = snapshot(cluster), tmp_path / "fault"
+
+    def watch(record: Release) -> None:
+        if record.switched_unix_s is not None:
+            fault.touch()
+
+    request = tiny("late", "v2", args={"fails_while": str(fault)}, watch_s=seconds(60), keep_previous_s=seconds(60))
+    with users("late") as sending:
+        with pytest.raises(errors.CanaryFailed, match="failed after the switch, when it had all traffic: worse in errors"):
+            rollout.promote_with_canary(rollout.open_run(request, cluster, watch=watch))
+        sending.wait_for_answers(20)
+        tally = sending.stop()
+    assert all(kind.startswith("v2 ") for kind in tally.failed), tally
+    assert record_of(cluster, "late")["phase"] == "rolled_back" and snapshot(cluster) == before
+    assert registry.connect().aliases(f"{NAMESPACE}.late") == {"champion": "v1"}
 
 
 def test_a_version_that_does_not_start_is_diagnosed(cluster: KubernetesCluster, users: Callable[..., Any]) -> None:

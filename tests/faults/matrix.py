@@ -220,6 +220,10 @@ class Case:
         self._users("when nobody ran")
         got = world.users_get()
         self._must(got in self.scenario.works, "users", f"they get {', '.join(got)} when the lease has lapsed")
+        if self.scenario.name == "late-bad" and _phase(world) == "promoted":  # nobody could see that it is bad
+            blind = self.kind in ("away", "denied") and "/-/ledger" in self.call
+            self._must(blind and any("at 100 %, then no more" in event.message for event in world.record().events), "fault", "promoted unwatched")
+            return self
         if not end.killed:
             self._exit_code(end)
             self._words(end, got)
@@ -258,7 +262,7 @@ class Case:
         fits = {
             0: phase == scenario.ends and scenario.exit_code == 0,
             2: untouched,
-            3: phase not in FINAL or held or untouched,
+            3: phase not in FINAL or phase == self.phase_before or held or untouched,
             4: phase in ("rolled_back", "rolling_back"),
             5: phase == "held",
             6: phase == "held",

@@ -795,3 +795,12 @@ def test_d21_a_model_whose_router_is_named_as_another_models_version_is_refused(
     with pytest.raises(errors.NameTaken, match=f"application {MODEL}-x-router is there already, at .*; it belongs to model {MODEL}: "):
         world.deploy(clashing(f"{MODEL}-x", "v1"))
     assert world.text() == text
+
+
+def test_case_14_the_plan_warns_of_a_file_that_kubectl_applies(world: World) -> None:
+    world.rayservice(live())
+    warning = "the next `kubectl apply` of that file takes all of this back"
+    assert warning not in str(rollout.plan(world.process().open(asked())))
+    metadata = {"name": RAYSERVICE, "namespace": NAMESPACE, "annotations": {names.LAST_APPLIED: '{"spec":{"serveConfigV2":"applications: []"}}'}}
+    world.cluster.apply({"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata}, manager="kubectl-client-side-apply", force=True)
+    assert warning in str(rollout.plan(world.process().open(asked())))

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,10 +11,15 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from kfp_components.router import app, policy
+from kfp_components.router import policy
 from kfp_components.router.control import Control
 from kfp_components.traffic import Split
 from kfp_components.traffic.ray_router import from_user_config, new_token, to_user_config
+
+_path = list(sys.path)
+from kfp_components.router import app  # noqa: E402
+
+sys.path[:] = _path  # Ray puts packages of its own in front, and other tests look which ones are installed
 
 TOKEN = "what only the run knows"
 SHA256 = hashlib.sha256(TOKEN.encode()).hexdigest()
