@@ -73,7 +73,7 @@ def render(record: Release) -> RenderableType:
         events.append(event.message[:200] + "\n")
     parts.append(events)
     if record.phase == "held":
-        parts.append(Text(f"{record.sentence}\n{phases.how_to_go_on(record.model)}", "yellow"))
+        parts.append(Text(f"{record.sentence}\n{phases.how_to_go_on(record.model, record.candidate_version)}", "yellow"))
     title = f"{record.namespace}/{record.model}: {record.stable_version or 'nothing'} -> {record.candidate_version}"
     return Panel(Group(*parts), title=title, subtitle=record.phase.replace("_", " "), border_style=COLOURS[record.phase])
 

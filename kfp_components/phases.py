@@ -45,9 +45,9 @@ OLDER: Mapping[str, Phase] = MappingProxyType({"inconclusive": "rolled_back"})
 """Phases that records of older versions hold, and what they are called now."""
 
 
-def how_to_go_on(model: str) -> str:
-    """What a person is told while a release is held."""
-    return f"Stable serves all requests. The same command goes on; `kfp-serving rollback {model}` gives it up."
+def how_to_go_on(model: str, version: str) -> str:
+    """What a person is told about a release that has stopped and is not over."""
+    return f"The same command goes on; `kfp-serving rollback {model}` gives {version} up."
 
 
 def may_follow(now: Phase, then: Phase, *, previous_kept: bool) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, Chosen, Process, Transport, World, application, asked, live
 
-from kfp_components import errors, names, rollout, traffic
+from kfp_components import errors, names, report, rollout, traffic
 from kfp_components.cluster import Ref
 from kfp_components.cluster.faults import Record
 from kfp_components.release import Release, ReleaseStore
@@ -244,7 +244,9 @@ def test_d6_a_version_that_fails_only_when_it_has_all_traffic_goes_back_in_one_w
     record = world.record()
     assert record.phase == "rolled_back" and "after the switch" in record.sentence and record.previous is None
     assert world.serve.failed["v2"] <= 40, "found at the first look, a second after the switch"
-    assert record.rollback is not None
+    assert record.rollback is not None and record.timeline[-1].weight_percent == 100.0 and record.timeline[-1].e_fail
+    assert report.flow(record.model_dump(mode="json"))[-1] == {"name": "rolled back", "state": "bad"}
+    assert "after the switch" in report.render(record.model_dump(mode="json"))
 
 
 def test_d6_the_old_version_is_kept_and_a_rollback_is_one_write_then_the_names(world: World) -> None:
@@ -352,7 +354,9 @@ def test_d6_a_meter_that_is_broken_at_100_percent_is_not_the_versions_fault(worl
         if record.phase == "promoting":
             world.serve.page = lambda page: (500, {}, b"no") if page == "ledger" else None
 
-    assert world.promote(asked(**LONG), watch).phase == "promoted"
+    process = world.process(watch=watch)
+    end = process.outcome(lambda: process.promote(asked(**LONG)))
+    assert end.exit_code == 0 and world.record().phase == "promoted", str(end)
     assert any("at 100 %, then no more" in event.message for event in world.record().events)
 
 
