@@ -47,12 +47,10 @@ OLDER: Mapping[str, Phase] = MappingProxyType({"inconclusive": "rolled_back"})
 """Phases that records of older versions hold, and what they are called now."""
 
 
-def how_to_go_on(model: str) -> str:
-    """What a person is told while a release is held."""
-    return (
-        f"Stable serves all requests. The same command goes on; `kfp-serving approve {model}` promotes it as it is, "
-        f"`kfp-serving rollback {model}` gives it up."
-    )
+def how_to_go_on(model: str, version: str, *, held: bool = False) -> str:
+    """What a person is told about a release that has stopped and is not over."""
+    approve = f" `kfp-serving approve {model}` promotes it as it is," if held else ""
+    return f"The same command goes on;{approve} `kfp-serving rollback {model}` gives {version} up."
 
 
 def standing(model: str, paused: Mapping[str, Any] | None, waits: Mapping[str, Any] | None) -> str:

@@ -92,7 +92,8 @@ def sentence(release: Mapping[str, Any]) -> str:
         return standing
     if _now(release) == "held":
         why = str((release.get("held") or {}).get("message") or verdict or "the evidence did not suffice").rstrip(". ")
-        return f"{why}. {phases.how_to_go_on(str(release.get('model', 'MODEL')))}"
+        model, version = str(release.get("model", "MODEL")), str(release.get("candidate_version", "it"))
+        return f"{why}. Stable serves all requests. {phases.how_to_go_on(model, version, held=True)}"
     if _now(release) in phases.BACK:
         return str(failure or verdict or "")
     return str(verdict or failure or "")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from kfp_components import errors, names, probes
+from kfp_components import errors, names, phases, probes
 from kfp_components.cluster import Ref
 from kfp_components.cluster.changes import Apply, Delete, Edit, write
 from kfp_components.judge import counts
@@ -79,7 +79,8 @@ def hold(run: Run, error: BaseException) -> Release:
     with contextlib.suppress(errors.TemporaryError):  # what came since stands in the router's counts
         run.store.save_canary(record)
     _say_stable_serves(run, record, back)
-    error.add_note(f"{_how_to_go_on(record)} {_who_serves(run, record)}.")
+    go_on = phases.how_to_go_on(record.model, record.candidate_version, held=True)
+    error.add_note(f"{go_on} {_who_serves(run, record)}.")
     _let_go(run)
     return record
 
@@ -106,14 +107,14 @@ def leave(run: Run, step: str, error: BaseException) -> BaseException:
     _let_go(run)
     if isinstance(error, errors.KfpServingError):
         return left(run, str(error), users)
-    error.add_note(f"{users}. {_how_to_go_on(record)}")
+    error.add_note(f"{users}. {phases.how_to_go_on(record.model, record.candidate_version)}")
     return error
 
 
 def left(run: Run, why: str, users: str = "") -> errors.ReleaseLeft:
     """The error that says what users have and how to go on."""
     record = journal.current(run)
-    return errors.ReleaseLeft(f"{why}. {users or _who_serves(run, record)}. {_how_to_go_on(record)}")
+    return errors.ReleaseLeft(f"{why}. {users or _who_serves(run, record)}. {phases.how_to_go_on(record.model, record.candidate_version)}")
 
 
 def give_back(run: Run, record: Release) -> Split | None:
@@ -295,10 +296,6 @@ def _who_serves(run: Run, record: Release) -> str:
         lease_s = run.request.options.lease_s
         return f"{record.stable_version} gets all requests again by itself within {lease_s:g} s, when the candidate's weight lapses"
     return f"{record.stable_version} serves all requests, as before" if record.stable_version else "no version serves yet"
-
-
-def _how_to_go_on(record: Release) -> str:
-    return f"The same command goes on; `kfp-serving rollback {record.model}` gives {record.candidate_version} up."
 
 
 def _leaked_requests(run: Run, record: Release) -> int | None:

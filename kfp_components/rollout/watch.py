@@ -70,15 +70,14 @@ class _Watch:
         page = run.router.ledger()
         if self.cursor is None:
             self.cursor = counts.start(page)
-            self._keep()
+            self._keep(None)
             return
         tick, cursor = counts.advance(self.cursor, page, record.stable_version, record.candidate_version)
         if tick.broken:
             raise errors.MeterBroken(tick.broken)
-        self._judge(tick.candidate)
         self.cursor = cursor
         self.watched_s += since_s
-        self._keep()
+        self._judge(tick.candidate)
 
     def _judge(self, since: counts.ArmCounts) -> None:
         from kfp_components.judge import alone
@@ -88,6 +87,7 @@ class _Watch:
         self.state = alone.update(self.state, since)
         metrics = alone.evidence(self.state)
         e_fail, worst = alone.combined(metrics)
+        self._keep(e_fail)
         if e_fail >= 1 / run.request.options.judge.alpha_fail:
             sentence = (
                 f"{run.request.version} failed after the switch, when it had all traffic: worse in {NAMES[worst]} than stable was in the canary; "
@@ -104,14 +104,15 @@ class _Watch:
         gave_up = f", {seen['disconnects']:,} gave up" if seen["disconnects"] else ""
         return f"it failed {seen['failures']:,} of {seen['requests']:,} requests{refused}{gave_up}"
 
-    def _keep(self) -> None:
+    def _keep(self, e_fail: float | None) -> None:
         """The record as it is known here, for the watcher and for what is written next."""
         record, known = journal.current(self.run), self.known
         assert self.cursor is not None
         record.judge = known.model_copy(update={"cursor": self.cursor, "watch": self.state, "watched_s": self.watched_s})
         before = known.state["candidate"]
         totals = {key: {"stable": known.state["stable"].get(key, 0), "candidate": before.get(key, 0) + self.state[key]} for key in COUNTED}
-        record.timeline.append(Point.model_validate({"unix_s": self.run.clock.now_unix_s(), "weight_percent": 100.0, **totals}))
+        point = {"unix_s": self.run.clock.now_unix_s(), "weight_percent": 100.0, "e_fail": e_fail, **totals}
+        record.timeline.append(Point.model_validate(point))
         journal.tell(self.run, record)
 
 

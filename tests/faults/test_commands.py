@@ -120,13 +120,13 @@ def test_d8_abort_is_obeyed_within_a_second_wherever_the_release_is(stage: Stage
     told_s: list[float] = []
 
     def watch(record: Release) -> None:
-        STATION(record)
+        ask_there(record)
         if record.phase == "rolling_back" and not told_s:
             told_s.append(stage.clock.monotonic())
 
-    STATION = stage.when(STATIONS[station], ask)
+    ask_there = stage.when(STATIONS[station], ask)
     stage.serve.behaviour(V2).starts_after_s = 30.0
-    end = outcome(stage, asked(judge=SLOW, grace_s=20.0), watch)
+    end = outcome(stage, asked(judge=SLOW, keep_previous_s=20.0, watch_s=0.0), watch)
     assert isinstance(end.error, errors.Aborted) and end.exit_code == 4, str(end)
     is_aborted(stage, "kubectl-annotate" if how == "kubectl" else "", end)
     assert asked_s and told_s and told_s[0] - asked_s[0] <= 2.1

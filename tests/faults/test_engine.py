@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, Chosen, Process, Transport, World, application, asked, live
 
-from kfp_components import errors, names, rollout, traffic
+from kfp_components import errors, names, report, rollout, traffic
 from kfp_components.cluster import Ref
 from kfp_components.cluster.faults import Record
 from kfp_components.release import Release, ReleaseStore
@@ -244,7 +244,9 @@ def test_d6_a_version_that_fails_only_when_it_has_all_traffic_goes_back_in_one_w
     record = world.record()
     assert record.phase == "rolled_back" and "after the switch" in record.sentence and record.previous is None
     assert world.serve.failed["v2"] <= 40, "found at the first look, a second after the switch"
-    assert record.rollback is not None
+    assert record.rollback is not None and record.timeline[-1].weight_percent == 100.0 and record.timeline[-1].e_fail
+    assert report.flow(record.model_dump(mode="json"))[-1] == {"name": "rolled back", "state": "bad"}
+    assert "after the switch" in report.render(record.model_dump(mode="json"))
 
 
 def test_d6_the_old_version_is_kept_and_a_rollback_is_one_write_then_the_names(world: World) -> None:
@@ -328,14 +330,14 @@ def test_d6_a_default_run_ends_without_the_old_version(world: World) -> None:
 
 
 def test_d6_a_killed_watch_goes_on_with_what_is_left_of_it(world: World) -> None:
-    request = asked(watch_s=40.0, keep_previous_s=60.0)
+    request = asked(watch_s=80.0, keep_previous_s=90.0)
     world.rayservice(live())
-    world.killed_when(lambda record: record.judge is not None and record.judge.watch is not None and record.judge.watched_s >= 25.0, request)
+    world.killed_when(lambda record: record.judge is not None and record.judge.watch is not None and record.judge.watched_s >= 50.0, request)
     world.clock.sleep(300.0)
     looked: list[float] = []
     process = world.process(watch=lambda record: looked.append(record.judge.watched_s) if record.judge and record.judge.watch else None)
     assert process.promote(request).phase == "promoted"
-    assert looked and min(looked) >= 20.0 and max(looked) == 40.0
+    assert looked and min(looked) >= 20.0 and max(looked) == 80.0
     late_world = World(rate_per_s=40.0)
     late_world.rayservice(live())
     late_world.killed_when(lambda record: record.switched_unix_s is not None, request)
@@ -352,7 +354,9 @@ def test_d6_a_meter_that_is_broken_at_100_percent_is_not_the_versions_fault(worl
         if record.phase == "promoting":
             world.serve.page = lambda page: (500, {}, b"no") if page == "ledger" else None
 
-    assert world.promote(asked(**LONG), watch).phase == "promoted"
+    process = world.process(watch=watch)
+    end = process.outcome(lambda: process.promote(asked(**LONG)))
+    assert end.exit_code == 0 and world.record().phase == "promoted", str(end)
     assert any("at 100 %, then no more" in event.message for event in world.record().events)
 
 
