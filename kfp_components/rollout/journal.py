@@ -5,13 +5,34 @@ from __future__ import annotations
 import contextlib
 import logging
 from datetime import UTC, datetime
-from typing import Any
+from typing import TypedDict, Unpack
 
 from kfp_components import errors, names
 from kfp_components.cluster import Manifest
 from kfp_components.phases import Phase
-from kfp_components.release import Event, Release
+from kfp_components.release import Approved, Event, Evidence, Failure, Held, NamesBefore, Paused, Previous, Release, Rollback, Waits
 from kfp_components.rollout.run import Run, nobody
+
+
+class Fields(TypedDict, total=False):
+    """What of a record changes beside its events, by the names that it has there."""
+
+    phase: Phase
+    step_index: int
+    weight_percent: float
+    verdict: Evidence | None
+    failure: Failure | None
+    held: Held | None
+    paused: Paused | None
+    waits: Waits | None
+    approved: list[Approved]
+    rollback: Rollback | None
+    switched_unix_s: float | None
+    finished_unix_s: float | None
+    previous: Previous | None
+    names_before: NamesBefore | None
+    made: list[str]
+    stub_uid: str | None
 
 
 def read(run: Run) -> Release:
@@ -48,12 +69,13 @@ def assert_ours(run: Run) -> None:
         )
 
 
-def advance(run: Run, phase: Phase, message: str, **fields: Any) -> Release:
+def advance(run: Run, phase: Phase, message: str, /, **fields: Unpack[Fields]) -> Release:
     """Go to the next phase. Raises what `ReleaseStore.update` does."""
-    return write(run, phase.replace("_", " "), message, phase=phase, **fields)
+    fields["phase"] = phase
+    return write(run, phase.replace("_", " "), message, **fields)
 
 
-def note(run: Run, step: str, message: str, *, ok: bool = True, **fields: Any) -> Release:
+def note(run: Run, step: str, message: str, *, ok: bool = True, **fields: Unpack[Fields]) -> Release:
     """Add a line."""
     return write(run, step, message, ok=ok, **fields)
 
@@ -68,7 +90,7 @@ def try_note(run: Run, step: str, message: str) -> None:
         return
 
 
-def write(run: Run, step: str, message: str, *, ok: bool = True, **fields: Any) -> Release:
+def write(run: Run, step: str, message: str, *, ok: bool = True, **fields: Unpack[Fields]) -> Release:
     """Change the record, put an Event on the stub, and tell the watcher."""
     event = Event(unix_s=run.clock.now_unix_s(), step=step, message=message, ok=ok)
 
@@ -80,7 +102,7 @@ def write(run: Run, step: str, message: str, *, ok: bool = True, **fields: Any) 
     kept = run.record
     record = run.persist(lambda: run.store.update(change, epoch=run.epoch))
     if kept is not None:  # what lies apart is newer here than there
-        record.timeline, record.judge = kept.timeline, fields.get("judge", kept.judge)
+        record.timeline, record.judge = kept.timeline, kept.judge
     run.record = record
     _put_event(run, record, event)
     tell(run, record)

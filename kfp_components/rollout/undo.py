@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Unpack
 
 from kfp_components import errors, names, phases, probes
 from kfp_components.cluster import Ref
@@ -235,12 +235,13 @@ def verify(run: Run, version: str, *, strict: bool) -> None:
     journal.try_note(run, "roll back", f"{told.count(None)} of {PROBES} probes of {version} got no answer; the router sends it everything")
 
 
-def finish(run: Run, phase: Phase, message: str, **fields: Any) -> Release:
+def finish(run: Run, phase: Phase, message: str, /, **fields: Unpack[journal.Fields]) -> Release:
     """The end of a release: nobody needs the Lease any more, then the record says so. Killed in between, the same command does the rest."""
     now = run.clock.now_unix_s()
     with contextlib.suppress(errors.KfpServingError):  # it lapses by itself
         run.persist(run.lease.release)
-    record = journal.write(run, phase.replace("_", " "), message, ok=phase == "promoted", phase=phase, finished_unix_s=now, **fields)
+    fields["phase"], fields["finished_unix_s"] = phase, now
+    record = journal.write(run, phase.replace("_", " "), message, ok=phase == "promoted", **fields)
     with contextlib.suppress(errors.KfpServingError):  # the history of the canary, for the report
         run.store.save_canary(record)
     return record
