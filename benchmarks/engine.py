@@ -3,7 +3,7 @@
     python benchmarks/engine.py             writes benchmarks/RESULTS.md (5 minutes)
     python benchmarks/engine.py --print     writes nothing
 
-See `engine_world` for the world. A wait is a list and a watch, an access review a call.
+See `engine_world` for the world. A wait is a list and a watch, or one read a second, an access review a call.
 """
 
 from __future__ import annotations

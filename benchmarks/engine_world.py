@@ -110,8 +110,8 @@ class Cluster:
         self._count("watch", ref.kind)
         yield deepcopy(self.objects.get((ref.kind, ref.name)))
 
-    def wait(self, ref: Any, *, ready: Any, failed: Any, timeout_s: float) -> dict[str, Any]:
-        for found in self.watch(ref, timeout_s=timeout_s):
+    def wait(self, ref: Any, *, ready: Any, failed: Any, timeout_s: float, meanwhile: Any = None) -> dict[str, Any]:
+        for found in [self.get(ref)] if meanwhile else self.watch(ref, timeout_s=timeout_s):
             if found is not None and ready(found):
                 return found
         raise self.errors.WaitTimeout(f"{ref} is not ready")

@@ -196,8 +196,9 @@ def _command(kind: str, model: str, namespace: str, rayservice: str, reason: str
     run = rollout.open_rollback(target, _cluster(kubeconfig), watch=watcher)
     with shown:
         record = commands[kind](run, reason, timeout_s=timeout_s)
-    if not record.done and record.standing == "":
-        console.print(f"{kind}: see below; what is asked of a release between two steps is obeyed when the next one begins")
+    obeyed = {"pause": record.paused is not None, "resume": record.paused is None, "approve": record.waits is None}.get(kind, True)
+    if not record.done and not obeyed:
+        console.print(f"{kind} is written on the Lease. No step runs just now; the next one does it before anything else.", soft_wrap=True)
     _told(record, as_json, console)
 
 

@@ -126,8 +126,19 @@ class Cluster(Protocol):
     def watch(self, ref: Ref, *, timeout_s: float) -> Iterator[Manifest | None]:
         """The object now and after each change, None while it does not exist, until ``timeout_s`` is over."""
 
-    def wait(self, ref: Ref, *, ready: Callable[[Manifest], bool], failed: Callable[[Manifest], str | None], timeout_s: float) -> Manifest:
-        """The first state that is ready. Raises `DeployFailed` with the diagnosis as soon as ``failed`` gives one, else `WaitTimeout`."""
+    def wait(
+        self,
+        ref: Ref,
+        *,
+        ready: Callable[[Manifest], bool],
+        failed: Callable[[Manifest], str | None],
+        timeout_s: float,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Manifest:
+        """The first state that is ready. Raises `DeployFailed` with the diagnosis as soon as ``failed`` gives one, else `WaitTimeout`.
+
+        With ``meanwhile`` it looks once a second, by one read, instead of being told; that is called between two looks. What it raises ends the wait.
+        """
 
     def endpoint(self, service: str, namespace: str, port: int) -> Endpoint:
         """Walk a Service (an ExternalName alias too) to an address; `NotFound` says at which hop it broke."""

@@ -15,10 +15,11 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from kfp_components import errors, names
+from kfp_components.clock import SystemClock
 from kfp_components.cluster import KINDS, Endpoint, Manifest, Permission, Ref, delete_options
 from kfp_components.cluster.endpoints import walk
 from kfp_components.cluster.refusals import error_of, unknown_kind
-from kfp_components.cluster.waiting import first_ready
+from kfp_components.cluster.waiting import first_ready, looks
 
 READ_TIMEOUT_S = 30.0
 Query = list[tuple[str, str]]
@@ -147,9 +148,21 @@ class KubernetesCluster:
             response.release_conn()
             response.close()
 
-    def wait(self, ref: Ref, *, ready: Callable[[Manifest], bool], failed: Callable[[Manifest], str | None], timeout_s: float) -> Manifest:
+    def wait(
+        self,
+        ref: Ref,
+        *,
+        ready: Callable[[Manifest], bool],
+        failed: Callable[[Manifest], str | None],
+        timeout_s: float,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Manifest:
         """The first state that is ready; `DeployFailed` with the diagnosis, or `WaitTimeout` with the last one."""
-        return first_ready(self.watch(ref, timeout_s=timeout_s), ref, ready=ready, failed=failed, timeout_s=timeout_s)
+        if meanwhile is None:
+            states = self.watch(ref, timeout_s=timeout_s)
+        else:
+            states = looks(lambda: self.get(ref), timeout_s=timeout_s, meanwhile=meanwhile, clock=SystemClock())
+        return first_ready(states, ref, ready=ready, failed=failed, timeout_s=timeout_s)
 
     def endpoint(self, service: str, namespace: str, port: int) -> Endpoint:
         """Walk a Service to an address: its DNS name inside a cluster, else a ready address; `NotFound` says at which hop it broke."""

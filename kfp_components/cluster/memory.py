@@ -21,7 +21,7 @@ from kfp_components.clock import Clock, SystemClock
 from kfp_components.cluster import KINDS, Endpoint, Manifest, Permission, Ref, delete_options
 from kfp_components.cluster.endpoints import walk
 from kfp_components.cluster.refusals import error_of
-from kfp_components.cluster.waiting import first_ready
+from kfp_components.cluster.waiting import first_ready, looks
 from kfp_components.kube_api import failure, kinds
 from kfp_components.kube_api.access import ADMIN, Account
 from kfp_components.kube_api.selectors import matcher
@@ -145,9 +145,28 @@ class MemoryCluster:
                 states, seen = changes(seen)
             yield from states
 
-    def wait(self, ref: Ref, *, ready: Callable[[Manifest], bool], failed: Callable[[Manifest], str | None], timeout_s: float) -> Manifest:
+    def wait(
+        self,
+        ref: Ref,
+        *,
+        ready: Callable[[Manifest], bool],
+        failed: Callable[[Manifest], str | None],
+        timeout_s: float,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Manifest:
         """The first state that is ready; `DeployFailed` with the diagnosis, or `WaitTimeout` with the last one."""
-        return first_ready(self.watch(ref, timeout_s=timeout_s), ref, ready=ready, failed=failed, timeout_s=timeout_s)
+        if meanwhile is None:
+            states = self.watch(ref, timeout_s=timeout_s)
+        else:
+            others = meanwhile
+
+            def between() -> None:
+                if self._tick:
+                    self._tick(self.as_account(ADMIN))
+                others()
+
+            states = looks(lambda: self.get(ref), timeout_s=timeout_s, meanwhile=between, clock=self._clock)
+        return first_ready(states, ref, ready=ready, failed=failed, timeout_s=timeout_s)
 
     def endpoint(self, service: str, namespace: str, port: int) -> Endpoint:
         """Walk a Service to a ready address; `NotFound` says at which hop it broke."""

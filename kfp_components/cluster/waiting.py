@@ -1,12 +1,28 @@
-"""Waiting for an object, over the states that a watch gives."""
+"""Waiting for an object, over the states that a watch or one look after the other gives."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from kfp_components import errors
+from kfp_components.clock import Clock
 from kfp_components.cluster import Manifest, Ref
+
+LOOK_S = 1.0
+"""Between two looks, where somebody has something to do meanwhile."""
+
+
+def looks(look: Callable[[], Manifest | None], *, timeout_s: float, meanwhile: Callable[[], None], clock: Clock) -> Iterator[Manifest | None]:
+    """What ``look`` gives, now and once a second until ``timeout_s`` is over; ``meanwhile`` is called between two looks."""
+    end = clock.monotonic() + timeout_s
+    while True:
+        yield look()
+        left_s = end - clock.monotonic()
+        if left_s <= 0:
+            return
+        clock.sleep(min(LOOK_S, left_s))
+        meanwhile()
 
 
 def first_ready(

@@ -76,7 +76,7 @@ def judge_canary(run: Run, index: int) -> Release:
 def stand_by(run: Run, before: str) -> Release:
     """Wait while the release is paused, or for the approve that the request wants before ``before``; returns the record as it is then.
 
-    A weight that the router still applies is kept, and the candidate judged by it. Raises as `listen.stands` and, then, as `judge_canary`.
+    The weight that the record says is kept, and the candidate judged by it. Raises as `listen.stands` and, then, as `judge_canary`.
     """
     listen.open_gate(run, before)
     if listen.stands(run) and _has_weight(run):
@@ -88,11 +88,20 @@ def stand_by(run: Run, before: str) -> Release:
 
 
 def _has_weight(run: Run) -> bool:
-    """Whether the router still applies the weight that the record says, so that it may be kept."""
+    """Whether the candidate has the weight that the record says. One that lapsed, because the process that renewed it was killed, is written again.
+
+    Raises as `weights.assert_runs`, and as the router's ``set_weight``.
+    """
     record = journal.current(run)
-    if record.phase != "canary" or record.judge is None or not record.weight_percent:
+    if record.phase != "canary" or record.judge is None or record.stable_version is None or not record.weight_percent:
         return False
-    return run.persist(run.router.observed_weight).weight_percent == record.weight_percent
+    if run.persist(run.router.observed_weight).weight_percent != record.weight_percent:
+        weights.assert_runs(run, record.candidate_version)
+        split = weights.split(run, stable=record.stable_version, candidate=record.candidate_version, weight_percent=record.weight_percent)
+        run.router.set_weight(split)
+        weights.wait_applied(run, split)
+        journal.note(run, "canary", f"{record.weight_percent:g} % of the requests go to {record.candidate_version} again, as before")
+    return True
 
 
 def _require_turn(record: Release, index: int) -> None:

@@ -63,11 +63,12 @@ def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bo
             )
         return rayservice.ready(application)(found)
 
+    failed = rayservice.failed(application) if at_once else _never
     while True:
         left_s = end - run.clock.monotonic()
-        try:
-            failed = rayservice.failed(application) if at_once else _never
-            run.cluster.wait(run.rayservice, ready=runs, failed=failed, timeout_s=max(0.1, min(left_s, run.tick_s)))
+        try:  # in slices: patience with an API that does not answer is for one call, and that is the wait
+            slice_s = max(0.1, min(left_s, run.request.options.lease_s / 4))
+            run.cluster.wait(run.rayservice, ready=runs, failed=failed, timeout_s=slice_s, meanwhile=run.keep)
             return
         except errors.WaitTimeout:
             if run.clock.monotonic() >= end:
@@ -75,7 +76,6 @@ def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bo
                 if diagnosis:
                     raise errors.DeployFailed(diagnosis) from None
                 raise
-        run.keep()
 
 
 def assert_runs(run: Run, version: str) -> None:

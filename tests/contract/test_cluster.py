@@ -375,6 +375,41 @@ class TestWait:
         with pytest.raises(errors.WaitTimeout, match=f"ConfigMap {place.namespace}/a: not ready within 1 s; it does not exist"):
             place.cluster.wait(place.ref(), ready=running, failed=broken, timeout_s=1)
 
+    def test_meanwhile(self, place: Place) -> None:
+        place.create()
+        done: list[int] = []
+
+        def meanwhile() -> None:
+            done.append(1)
+            if len(done) == 2:
+                place.cluster.patch(place.ref(), {"data": {"state": "running"}}, manager="controller")
+
+        assert running(place.cluster.wait(place.ref(), ready=running, failed=broken, timeout_s=seconds(30), meanwhile=meanwhile))
+        assert len(done) == 2
+
+    def test_ready_now_has_no_meanwhile(self, place: Place) -> None:
+        made = place.create(data={"state": "running"})
+        done: list[int] = []
+        assert place.cluster.wait(place.ref(), ready=running, failed=broken, timeout_s=30, meanwhile=lambda: done.append(1)) == made
+        assert not done
+
+    def test_what_is_raised_meanwhile_ends_it(self, place: Place) -> None:
+        def lost() -> None:
+            raise errors.ReleaseHeld("lost")
+
+        for _ in ("not there", "not ready"):
+            with pytest.raises(errors.ReleaseHeld, match="lost"):
+                place.cluster.wait(place.ref(), ready=running, failed=broken, timeout_s=seconds(30), meanwhile=lost)
+            place.create(name="a" if place.cluster.get(place.ref()) is None else "b")
+
+    def test_too_long_or_broken_with_meanwhile(self, place: Place) -> None:
+        place.create()
+        with pytest.raises(errors.WaitTimeout, match=f"ConfigMap {place.namespace}/a: not ready within 1 s; its last status was {{}}"):
+            place.cluster.wait(place.ref(), ready=running, failed=broken, timeout_s=1, meanwhile=lambda: None)
+        place.cluster.patch(place.ref(), {"data": {"state": "broken"}}, manager="controller")
+        with pytest.raises(errors.DeployFailed, match=r"^No module named 'xgboost'$"):
+            place.cluster.wait(place.ref(), ready=running, failed=broken, timeout_s=seconds(30), meanwhile=lambda: None)
+
 
 class TestEndpoint:
     def test_through_an_alias(self, place: Place) -> None:

@@ -19,6 +19,7 @@ from kfp_components.clock import Clock
 from kfp_components.cluster import Ref
 from kfp_components.cluster.faults import Fault, Record, Script, T
 from kfp_components.release import Release
+from kfp_components.request import PromoteRequest
 
 LEASE_S = 20.0
 AWAY_S = 600.0
@@ -53,6 +54,12 @@ class Scenario:
 MARGINS = {name: 5.0 for name in ("error_margin_percent", "client_error_margin_percent", "disconnect_margin_percent")}
 REQUEST = asked("v2", lease_s=LEASE_S, judge={"judge_latency": False, "tick_s": 1.0, "max_minutes": 60.0, **MARGINS})
 QUIET = asked("v2", lease_s=LEASE_S, judge={"judge_latency": False, "tick_s": 5.0, "max_minutes": 0.2, **MARGINS})
+GATED = asked(
+    "v2",
+    lease_s=LEASE_S,
+    judge={"judge_latency": False, "tick_s": 1.0, "max_minutes": 60.0, **MARGINS},
+    approval={"before": ["promote"]},
+)
 KEPT = asked("v2", lease_s=LEASE_S, judge={"judge_latency": False, "tick_s": 1.0, **MARGINS}, watch_s=2.0, keep_previous_s=86_400.0)
 WRONG = asked("v1", lease_s=LEASE_S, smoke=[{"name": "wrong", "path": "/", "expect": {"/count": 7}}])
 FIRST = asked("v1", lease_s=LEASE_S)
@@ -100,6 +107,31 @@ def _unfinished() -> World:
     return world
 
 
+def _steered(process: Process, word: str, request: PromoteRequest, there: Callable[[Release], bool]) -> Release:
+    """A promotion whose release is told ``word`` once, by kubectl, in the second after its record is so, whoever is at work then."""
+    world = process.world
+
+    def told() -> None:
+        if world.lease() is None:  # nothing to write it on: at the next look
+            asked_of.clear()
+        else:
+            world.kubectl(word)
+
+    asked_of: set[float] = set()
+
+    def watch(record: Release) -> None:
+        if there(record) and record.started_unix_s not in asked_of:
+            asked_of.add(record.started_unix_s)
+            world.soon = told
+
+    process.watch = watch
+    return process.promote(request)
+
+
+def _canary(record: Release) -> bool:
+    return record.phase == "canary" and record.weight_percent > 0
+
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
@@ -139,6 +171,17 @@ SCENARIOS = {
             before=functools.partial(_served, front=True),
         ),
         Scenario("roll-back", _unfinished, lambda p: p.roll_back(REQUEST), "rolled_back", "rolled_back", 0),
+        Scenario("abort", _served, lambda p: _steered(p, "abort", REQUEST, _canary), "rolled_back", "rolled_back", 4, beyond="good"),
+        Scenario(
+            "approve",
+            _served,
+            lambda p: _steered(p, "approve", GATED, lambda record: record.waits is not None),
+            "promoted",
+            "promoted",
+            0,
+            works=(("v1",), ("v2",)),
+            beyond="good",
+        ),
     )
 }
 

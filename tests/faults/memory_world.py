@@ -362,3 +362,8 @@ class World:
 
     def lease(self) -> Manifest | None:
         return self.cluster.get(Ref("Lease", names.release(MODEL), NAMESPACE))
+
+    def kubectl(self, word: str) -> None:
+        """As ``kubectl annotate lease bge-release kfp-serving/command=word --overwrite`` does it."""
+        ref = Ref("Lease", names.release(MODEL), NAMESPACE)
+        self.cluster.patch(ref, {"metadata": {"annotations": {names.COMMAND: word}}}, manager="kubectl-annotate")

@@ -8,13 +8,11 @@ import pytest
 from memory_world import MODEL, NAMESPACE, RAYSERVICE, Process, World, asked, live
 
 from kfp_components import errors, names, rollout
-from kfp_components.cluster import Ref
 from kfp_components.cluster.faults import Fault, Script
 from kfp_components.release import Release, commands
 from kfp_components.request import ModelTarget, PromoteRequest
 
 V2 = f"{MODEL}-v2"
-LEASE = Ref("Lease", names.release(MODEL), NAMESPACE)
 TARGET = ModelTarget(model=MODEL, namespace=NAMESPACE, rayservice=RAYSERVICE)
 SLOW = {"judge_latency": False, "error_margin_percent": 0.5, "tick_s": 1.0, "max_minutes": 60.0}
 """So narrow a margin that the canary takes minutes."""
@@ -54,10 +52,6 @@ class Stage(World):
                 self.after(after_s, act)
 
         return watch
-
-    def kubectl(self, word: str) -> None:
-        """As ``kubectl annotate lease bge-release kfp-serving/command=word --overwrite`` does it."""
-        self.cluster.patch(LEASE, {"metadata": {"annotations": {names.COMMAND: word}}}, manager="kubectl-annotate")
 
     def cli(self, kind: str, reason: str = "", **options: Any) -> Release:
         """The command of another process."""
@@ -192,9 +186,6 @@ def test_d8_what_is_not_unfinished_cannot_be_commanded(stage: Stage) -> None:
 
 
 def test_d8_an_abort_that_comes_when_the_old_version_is_gone_is_refused_and_the_promotion_ends(stage: Stage) -> None:
-    def gone(_record: Release) -> bool:
-        return f"{MODEL}-v1" not in stage.serve.applications()
-
     script = Script(clock=stage.clock)
     told: list[int] = []
     original = script.play
@@ -303,7 +294,7 @@ def test_d8_a_pause_between_two_steps_holds_the_next_one(stage: Stage, until: st
 
 
 def test_d8_a_pause_survives_a_kill_and_is_lifted_without_anybody_running(stage: Stage) -> None:
-    """The weight lapsed meanwhile: while it is paused nobody writes one."""
+    """The weight lapsed meanwhile: the next process writes the one that the record says, for that is what was promised."""
     script = Script(clock=stage.clock)
 
     def killed(record: Release) -> None:
@@ -317,12 +308,28 @@ def test_d8_a_pause_survives_a_kill_and_is_lifted_without_anybody_running(stage:
     assert stage.users_get() == ("v1",)
 
     def look() -> None:
-        assert stage.users_get() == ("v1",) and stage.record().paused is not None
+        assert stage.users_get() == ("v1", "v2") and stage.split() == ("v1", "v2", 20.0) and stage.record().paused is not None
         assert stage.messages("pause")[0].startswith("asked for by kubectl-annotate") and len(stage.messages("pause")) == 1
         stage.kubectl("resume")
 
     stage.after(50.0, look)
     assert outcome(stage, asked(judge=JUDGE)).exit_code == 0 and stage.users_get() == ("v2",)
+
+
+def test_d8_a_paused_release_whose_candidate_is_gone_gets_no_weight_again(stage: Stage) -> None:
+    script = Script(clock=stage.clock)
+
+    def killed(record: Release) -> None:
+        script.dead = script.dead or record.paused is not None
+
+    watch = stage.when(at(20.0), lambda: stage.kubectl("pause"))
+    end = outcome(stage, asked(judge=JUDGE), lambda record: (watch(record), killed(record))[0], script)
+    assert end.killed
+    stage.clock.sleep(60.0)
+    stage.rayservice(live())
+    end = outcome(stage, asked(judge=JUDGE))
+    assert isinstance(end.error, errors.ApplicationRemoved), str(end)
+    assert stage.users_get() == ("v1",) and not stage.serve.failed and not stage.serve.lost
 
 
 def test_d8_pause_and_resume_of_a_release_that_nobody_runs_are_in_the_record_at_once(stage: Stage) -> None:
