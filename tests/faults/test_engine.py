@@ -406,6 +406,16 @@ def test_d7_a_held_release_can_be_given_up(world: World) -> None:
     assert V2 not in world.serve.applications() and world.users_get() == ("v1",)
 
 
+def test_case_19_a_healthy_version_that_nobody_asks_is_not_taken_back(world: World) -> None:
+    world.rate_per_s = 0.0
+    world.rayservice(live())
+    process = world.process()
+    end = process.outcome(lambda: process.promote(quiet()))
+    record = world.record()
+    assert (record.phase, end.exit_code) == ("held", 5) and V2 in world.serve.applications(), str(end)
+    assert "taken back" not in said(world, end) and "The same command goes on" in end.words
+
+
 # --- D10, D11: time -------------------------------------------------------------------------------------------------------------------
 
 
@@ -488,6 +498,16 @@ def test_d12_judging_before_there_is_a_weight_is_refused(world: World) -> None:
 def test_d12_a_step_before_its_turn_is_refused(world: World) -> None:
     process, run = smoked(world, asked().model_copy(update={"steps": (10.0, 25.0, 50.0)}))
     refused(world, process, lambda: rollout.canary_step(run, 2), "smoked")
+
+
+def test_d12_a_share_above_that_of_the_step_whose_turn_it_is_is_refused(world: World) -> None:
+    process, run = smoked(world, asked())
+    refused(world, process, lambda: rollout.shift_traffic(run, 50), "smoked")
+
+
+def test_d12_promoting_before_the_steps_have_passed_is_refused(world: World) -> None:
+    process, run = smoked(world, asked())
+    refused(world, process, lambda: rollout.promote_model(run), "smoked")
 
 
 def test_d12_shifting_before_the_smoke_test_is_refused(world: World) -> None:
@@ -759,6 +779,22 @@ def test_case_14_whatever_else_is_not_as_the_release_left_it(world: World, what:
     now = seen(world)
     assert any(note.startswith(told) for note in now.notes), now.notes
     assert now.ready is (what == "refuses"), "the router goes on"
+
+
+# --- D22: what the steps before a canary cost ---------------------------------------------------------------------------------------------
+
+
+def test_d22_each_step_reads_the_record_once_and_nothing_apart_before_a_canary(world: World) -> None:
+    world.rayservice(live())
+    script = Chosen(world.clock, lambda _call: None)
+    process = world.process(script)
+    steps = (rollout.register_model, rollout.deploy_rayservice, rollout.create_alias, rollout.create_inference_service, rollout.smoke_inference)
+    for number, step in enumerate(steps):
+        before = len(script.calls)
+        step(process.open(asked()))  # a process of its own, as in a pipeline
+        read = [call.what for call in script.calls[before:] if call.method == "get" and call.what.startswith("ConfigMap ")]
+        assert read.count(f"ConfigMap {NAMESPACE}/{names.release(MODEL)}") == 1, step.__name__
+        assert read.count(f"ConfigMap {NAMESPACE}/{names.canary(MODEL)}") == (number == 0), step.__name__  # of a record that was deleted
 
 
 # --- D12, D21: refused at the door ------------------------------------------------------------------------------------------------------
