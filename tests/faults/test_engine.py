@@ -558,6 +558,17 @@ def test_d16_the_uri_of_an_owners_stub_is_as_before(world: World) -> None:
     assert stub(world) == before
 
 
+def test_d16_a_stub_says_protocol_v2_only_of_a_model_that_speaks_it(world: World) -> None:
+    request = asked(watch_s=5.0, keep_previous_s=3600.0, protocol="json")
+    world.rayservice(live())
+    world.front()
+    before = stub(world)
+    assert before[0]["predictor"]["model"]["protocolVersion"] == "v2"
+    world.promote(request)
+    assert "protocolVersion" not in stub(world)[0]["predictor"]["model"]
+    assert world.process().roll_back(request).phase == "rolled_back" and stub(world) == before, "as before, to the field"
+
+
 # --- D17: contradictions ----------------------------------------------------------------------------------------------------------------
 
 
