@@ -29,9 +29,10 @@ from kfp_components.rollout.tidy import tidy_release
 
 
 def promote_with_canary(run: Run) -> Release:
-    """The whole way from a registered version to all users, or back. Returns the record; raises what stopped it.
+    """The whole way from a registered version to all users, or back. Returns the record.
 
-    A version that is what users get already is left alone, so running the same command again after the end is harmless.
+    A version that is what users get already is left alone, so running the same command again after the end is harmless. Raises what stopped it: a
+    `RolledBack` (taken back), `Inconclusive` or `MeterBroken` (held at 0 %), `ReleaseLeft` (the same command goes on), or as `register_model`.
     """
     _deploy_and_smoke(run, first_version=False)
     for index in range(len(run.request.steps)):
@@ -40,7 +41,7 @@ def promote_with_canary(run: Run) -> Release:
 
 
 def deploy_model(run: Run) -> Release:
-    """The first version of a model: no stable version to compare with, so smoke inference alone decides."""
+    """The first version of a model: no stable version to compare with, so smoke inference alone decides. Raises as `promote_with_canary`."""
     _deploy_and_smoke(run, first_version=True)
     return promote_model(run)
 

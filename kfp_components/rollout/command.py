@@ -24,8 +24,8 @@ ABORT_S, ANSWER_S = 300.0, 60.0
 def abort_release(run: Run, reason: str = "", *, timeout_s: float = ABORT_S) -> Release:
     """All traffic back to stable, and the candidate goes: by the step that runs, here when none does. Returns the record, which says who asked.
 
-    Raises `NotFound` when nothing is unfinished, `StepOutOfOrder` when it is too late, `WaitTimeout` when it is asked for but the step that runs has
-    not ended the release within ``timeout_s``.
+    Raises `NotFound` when nothing is unfinished, `StepOutOfOrder` when it is too late, `WaitTimeout` when the step that runs has not ended the
+    release within ``timeout_s``: it stays asked for.
     """
 
     def alone(run: Run, command: Command) -> Release:
@@ -41,7 +41,8 @@ def pause_release(run: Run, reason: str = "", *, timeout_s: float = ANSWER_S) ->
     """The candidate keeps the weight that it has, watched, and budgets do not run, until `resume_release`. Returns the record.
 
     Between two steps of a pipeline it is asked of the next one (the record does not say ``paused`` yet). Raises `NotFound` when nothing is
-    unfinished, `StepOutOfOrder` when it cannot be done, `WaitTimeout` when the step that runs has not obeyed within ``timeout_s``.
+    unfinished, `StepOutOfOrder` when it cannot be done, `WaitTimeout` when the step that runs has not obeyed within ``timeout_s``: it
+    stays asked for.
     """
     return _Asked(run, "pause", reason, timeout_s).settled(_noted)
 

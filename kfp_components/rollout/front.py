@@ -15,7 +15,7 @@ from kfp_components.serving import alias
 
 
 def create_alias(run: Run) -> Release:
-    """The ExternalName Service that clients call. Idempotent. Raises `NameTaken` (and nothing is written) when it is somebody else's."""
+    """The ExternalName Service that clients call. Idempotent. Raises `ReleaseLeft` when it is somebody else's; it stays his."""
     with step(run, "alias", until="smoked") as record:
         if record is not None:
             request = run.request
@@ -30,7 +30,8 @@ def create_alias(run: Run) -> Release:
 def create_inference_service(run: Run) -> Release:
     """The InferenceService that Kubeflow's models page shows, with URL, readiness and traffic. Idempotent.
 
-    One that is there keeps its spec until the new version is promoted: a version that is taken back leaves it as it was.
+    One that is there keeps its spec until the new version is promoted: a version that is taken back leaves it as it was. Raises `ReleaseLeft` when it
+    cannot be written: the version stays, and the same command goes on.
     """
     with step(run, "stub", until="smoked") as record:
         if record is not None:

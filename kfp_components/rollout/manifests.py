@@ -22,7 +22,13 @@ def stub_change(run: Run, version: str, found: Manifest | None) -> Apply:
     annotations = (found["metadata"].get("annotations") or {}) if found else {}
     uri = request.uri if version == request.version else annotations.get("kfp-serving/uri", request.uri)
     wanted = inference_service.manifest(
-        request.model, request.namespace, version=version, uri=uri, model_format=request.options.model_format, rayservice=request.rayservice
+        request.model,
+        request.namespace,
+        version=version,
+        uri=uri,
+        model_format=request.options.model_format,
+        rayservice=request.rayservice,
+        protocol=request.options.protocol,
     )
     return Apply(wanted, "shows the model in Kubeflow's UI")
 
@@ -33,7 +39,7 @@ def stub_fields(run: Run) -> Manifest | None:
     if found is None:
         return None
     manifest = stub_change(run, run.request.version, found).manifest
-    model = {"storageUri": "", **manifest["spec"]["predictor"]["model"]}  # one that is not written any more goes
+    model = {"storageUri": "", "protocolVersion": "", **manifest["spec"]["predictor"]["model"]}  # one that is not written any more goes
     fields: Manifest = only(found, {**manifest, "spec": {"predictor": {"model": model}}})
     return fields
 

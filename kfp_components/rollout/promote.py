@@ -24,7 +24,7 @@ RUN_WAITS_S = 60.0
 def promote_model(run: Run) -> Release:
     """All traffic to the candidate in one write; it is watched there, the names follow, and the old version goes when its time is over.
 
-    A fault of the candidate gives all traffic back to the old version: `CanaryFailed` when it does worse than stable did, `DeployFailed` or
+    A fault of the candidate gives all traffic back to the old version: raises `CanaryFailed` when it does worse than stable did, `DeployFailed` or
     `ApplicationRemoved` when it does not run. `StepOutOfOrder`, and nothing is written, when a step has not passed. `ReleaseLeft` in phase
     ``promoting``: the candidate has all traffic, and the same command finishes. ``previous`` in the record it ends with is an old version that is
     still kept, for `roll_back`; the next run of the model, or `tidy_release`, removes it.

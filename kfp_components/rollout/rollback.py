@@ -49,7 +49,8 @@ def finish_release(run: Run) -> Release | None:
     """What an exit handler does: a canary that nobody runs any more gives its traffic back, and a promotion or a way back that was begun is finished.
 
     Everything else stays for the same request to go on. A run that was refused at the door left nothing (None); another run's release, and one whose
-    step is still at work, are not touched.
+    step is still at work, are not touched. Raises what `promote_model` does, or a
+    `TemporaryError` when the surroundings do not let it finish: the same command goes on.
     """
     record = run.persist(run.store.load)
     if record is None or record.holder != run.holder:

@@ -121,6 +121,7 @@ def open_run(
 
     ``holder`` names the run in the Lease when its steps are processes of their own (a KFP run id; default: this process). ``source`` is recorded in
     the registry (run id, URL, commit). ``clock`` and ``transport`` (of HTTP) are for simulations.
+    Raises `NotFound` when no cluster is configured.
     """
     cluster = cluster or _connected()
     clock = clock or SystemClock()
@@ -154,7 +155,10 @@ def open_rollback(
     registry: ModelRegistry | None = None,
     transport: httpx.BaseTransport | None = None,
 ) -> Run:
-    """A run for `roll_back`, `finish_release` and commands: the request is the one in the release record. Raises `NotFound` when there is none."""
+    """A run for `roll_back`, `finish_release` and commands: the request is the one in the release record. Nothing is written.
+
+    Raises `NotFound` when there is none, `RequestInvalid` when another version of the library wrote one that this one does not take.
+    """
     cluster = cluster or _connected()
     steady = patient(cluster, clock or SystemClock(), Patience(DOOR_PATIENCE_S))
     record = ReleaseStore(steady, target.model, target.namespace, clock).load()

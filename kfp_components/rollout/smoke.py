@@ -25,7 +25,10 @@ def smoke_inference(run: Run) -> Release:
 
 
 def smoke_cases(run: Run, *, version: str | None) -> list[probes.ProbeResult]:
-    """The protocol's health checks and the given cases, through the alias, pinned to a version (None: wherever the traffic goes)."""
+    """The protocol's health checks and the given cases, through the alias, pinned to a version (None: wherever the traffic goes).
+
+    Raises `SmokeFailed` with a line for each failed case, `Unreachable` when nobody can be reached; nothing is written.
+    """
     request, options = run.request, run.request.options
     endpoint = run.cluster.endpoint(names.alias(request.model), request.namespace, names.SERVE_PORT)
     what = f"model {request.model} version {version or 'as routed'}"

@@ -41,7 +41,7 @@ class Status:
 
 
 def read_status(cluster: Cluster, record: Release, *, clock: Clock | None = None, transport: httpx.BaseTransport | None = None) -> Status:
-    """Look at the stub, the RayService and the router of a model. Raises what the cluster does when its API cannot be read."""
+    """Look at the stub, the RayService and the router of a model; reads only. Raises `Unreachable` or `PermissionDenied` of the API."""
     target = parse_target({"model": record.model, "namespace": record.namespace, "rayservice": record.rayservice})
     found = Status(record.model, record.namespace, record.rayservice, record.stable_now, shown=_shown(cluster, record))
     served = cluster.get(Ref("RayService", record.rayservice, record.namespace))

@@ -21,9 +21,11 @@ def is_stub(inference_service: Mapping[str, Any]) -> bool:
     return annotations.get(names.DEPLOYMENT_MODE) == "ModelMesh"
 
 
-def manifest(model: str, namespace: str, *, version: str, uri: str, model_format: str, rayservice: str) -> dict[str, Any]:
-    """The stub as a manifest for server-side apply; ``version`` is the stable one."""
-    predictor: dict[str, Any] = {"modelFormat": {"name": model_format}, "protocolVersion": "v2"}
+def manifest(model: str, namespace: str, *, version: str, uri: str, model_format: str, rayservice: str, protocol: str = "v2") -> dict[str, Any]:
+    """The stub as a manifest for server-side apply; ``version`` is the stable one. KServe has a name for protocol v2, and none for json."""
+    predictor: dict[str, Any] = {"modelFormat": {"name": model_format}}
+    if protocol == "v2":
+        predictor["protocolVersion"] = protocol
     if uri.split("://", 1)[0] in STORAGE_SCHEMES:
         predictor["storageUri"] = uri
     return {

@@ -116,10 +116,10 @@ def test_d5b_a_candidate_that_an_earlier_release_left_in_the_router_is_not_put_b
     zombie = {"version": "v0", "route": names.version_route(MODEL, "v0")}
     world.rayservice(live(candidate=zombie, weight_percent=25.0, lease_expires_unix_s=1.0))
     world.serve.behaviour(f"{MODEL}-v2").answer = lambda _n: 500
-    with pytest.raises(errors.CanaryFailed):
-        world.promote(asked())
-    assert world.split() == ("v1", None, 0.0)
-    assert world.record().phase == "rolled_back"
+    process = world.process()
+    end = process.outcome(lambda: process.promote(asked()))
+    assert world.split() == ("v1", None, 0.0), str(end)
+    assert world.record().phase == "rolled_back" and isinstance(end.error, errors.CanaryFailed)
 
 
 # --- case 01: a version that is gone -------------------------------------------------------------------------------------------------
@@ -264,8 +264,10 @@ def test_d4b_a_view_that_breaks_fails_neither_the_way_forward_nor_the_way_back(w
             raise BrokenPipeError("head has seen enough")
 
     world.rayservice(live())
-    assert world.promote(asked("v2"), watch=closed_pipe).phase == "promoted"
+    process = world.process(watch=closed_pipe)
+    forward = process.outcome(lambda: process.promote(asked("v2")))
+    assert forward.exit_code == 0 and world.record().phase == "promoted", str(forward)
     world.serve.behaviour(f"{MODEL}-v3").answer = lambda _n: 500
-    with pytest.raises(errors.CanaryFailed):
-        world.promote(asked("v3"), watch=closed_pipe)
-    assert world.record().phase == "rolled_back"
+    process = world.process(watch=closed_pipe)
+    back = process.outcome(lambda: process.promote(asked("v3")))
+    assert back.exit_code == 4 and world.record().phase == "rolled_back", str(back)

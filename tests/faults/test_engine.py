@@ -376,7 +376,7 @@ def test_d7_a_version_without_traffic_is_held_and_goes_on_when_there_is_some(wor
     assert end.exit_code == 5 and isinstance(end.error, errors.Inconclusive), str(end)
     assert world.record().phase == "held" and world.users_get() == ("v1",) and V2 in world.serve.applications()
     assert world.record().verdict is not None
-    world.rate_per_s = 400.0
+    world.rate_per_s = 30.0  # enough for the budget of a step, which begins anew, not for its first look
     goes_on(world, quiet())
 
 
@@ -404,6 +404,16 @@ def test_d7_a_held_release_can_be_given_up(world: World) -> None:
     assert world.record().phase == "held"
     assert world.process().roll_back(quiet()).phase == "rolled_back"
     assert V2 not in world.serve.applications() and world.users_get() == ("v1",)
+
+
+def test_case_19_a_healthy_version_that_nobody_asks_is_not_taken_back(world: World) -> None:
+    world.rate_per_s = 0.0
+    world.rayservice(live())
+    process = world.process()
+    end = process.outcome(lambda: process.promote(quiet()))
+    record = world.record()
+    assert (record.phase, end.exit_code) == ("held", 5) and V2 in world.serve.applications(), str(end)
+    assert "taken back" not in said(world, end) and "The same command goes on" in end.words
 
 
 # --- D10, D11: time -------------------------------------------------------------------------------------------------------------------
@@ -490,6 +500,16 @@ def test_d12_a_step_before_its_turn_is_refused(world: World) -> None:
     refused(world, process, lambda: rollout.canary_step(run, 2), "smoked")
 
 
+def test_d12_a_share_above_that_of_the_step_whose_turn_it_is_is_refused(world: World) -> None:
+    process, run = smoked(world, asked())
+    refused(world, process, lambda: rollout.shift_traffic(run, 50), "smoked")
+
+
+def test_d12_promoting_before_the_steps_have_passed_is_refused(world: World) -> None:
+    process, run = smoked(world, asked())
+    refused(world, process, lambda: rollout.promote_model(run), "smoked")
+
+
 def test_d12_shifting_before_the_smoke_test_is_refused(world: World) -> None:
     world.rayservice(live())
     process = world.process()
@@ -536,6 +556,17 @@ def test_d16_the_uri_of_an_owners_stub_is_as_before(world: World) -> None:
     end = process.outcome(lambda: process.promote(asked()))
     assert end.exit_code in (2, 4), "taken back, or refused at the door"
     assert stub(world) == before
+
+
+def test_d16_a_stub_says_protocol_v2_only_of_a_model_that_speaks_it(world: World) -> None:
+    request = asked(watch_s=5.0, keep_previous_s=3600.0, protocol="json")
+    world.rayservice(live())
+    world.front()
+    before = stub(world)
+    assert before[0]["predictor"]["model"]["protocolVersion"] == "v2"
+    world.promote(request)
+    assert "protocolVersion" not in stub(world)[0]["predictor"]["model"]
+    assert world.process().roll_back(request).phase == "rolled_back" and stub(world) == before, "as before, to the field"
 
 
 # --- D17: contradictions ----------------------------------------------------------------------------------------------------------------
@@ -759,6 +790,22 @@ def test_case_14_whatever_else_is_not_as_the_release_left_it(world: World, what:
     now = seen(world)
     assert any(note.startswith(told) for note in now.notes), now.notes
     assert now.ready is (what == "refuses"), "the router goes on"
+
+
+# --- D22: what the steps before a canary cost ---------------------------------------------------------------------------------------------
+
+
+def test_d22_each_step_reads_the_record_once_and_nothing_apart_before_a_canary(world: World) -> None:
+    world.rayservice(live())
+    script = Chosen(world.clock, lambda _call: None)
+    process = world.process(script)
+    steps = (rollout.register_model, rollout.deploy_rayservice, rollout.create_alias, rollout.create_inference_service, rollout.smoke_inference)
+    for number, step in enumerate(steps):
+        before = len(script.calls)
+        step(process.open(asked()))  # a process of its own, as in a pipeline
+        read = [call.what for call in script.calls[before:] if call.method == "get" and call.what.startswith("ConfigMap ")]
+        assert read.count(f"ConfigMap {NAMESPACE}/{names.release(MODEL)}") == 1, step.__name__
+        assert read.count(f"ConfigMap {NAMESPACE}/{names.canary(MODEL)}") == (number == 0), step.__name__  # of a record that was deleted
 
 
 # --- D12, D21: refused at the door ------------------------------------------------------------------------------------------------------

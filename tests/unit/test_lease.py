@@ -167,7 +167,7 @@ def test_a_dead_process_of_this_host_is_followed_at_once_a_living_one_is_not(wor
     assert world.clock.monotonic() >= LEASE_S
 
 
-def test_the_renew_deadline_comes_before_anybody_can_take_it(world: World) -> None:
+def test_d9_the_renew_deadline_comes_before_anybody_can_take_it(world: World) -> None:
     script = Script(Fault("error", at=3, calls=1000), clock=world.clock)
     lease = world.lease("kfp/1", cluster=wrap(world.cluster, script))
     lease.acquire()  # two calls

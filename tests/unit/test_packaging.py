@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
@@ -144,3 +145,8 @@ def test_d24_what_is_required_is_imported(wheel: zipfile.ZipFile) -> None:
     required = {canonicalize_name(one.name) for extra in ("", "local", "models", "mlflow") for one in required_by(wheel, extra)}
     assert len(required) > 15
     assert required - modules == behind_mlflow
+
+
+def test_d24_a_warning_is_an_error() -> None:
+    with pytest.raises(UserWarning, match="seen"):
+        warnings.warn("seen", stacklevel=1)

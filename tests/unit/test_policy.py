@@ -34,6 +34,13 @@ def test_too_little_evidence_and_a_broken_meter_hold() -> None:
         assert policy.decide(errors.NotApproved("x"), phase, on_inconclusive="roll_back") == "hold"  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("phase", [phase for phase in FORWARD if phase != "canary"])
+def test_only_a_canary_is_held_for_want_of_evidence_or_of_a_meter(phase: Phase) -> None:
+    assert policy.decide(errors.Inconclusive("x"), phase) == policy.decide(errors.MeterBroken("x"), phase) == "leave"
+    waits = phase in ("smoked", "held")
+    assert policy.decide(errors.NotApproved("x"), phase) == ("hold" if waits else "leave")
+
+
 SURROUNDINGS = [
     errors.Unreachable("x"),
     errors.Conflict("x"),

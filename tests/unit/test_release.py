@@ -315,6 +315,10 @@ def test_d5_a_run_that_wakes_after_another_took_over_changes_nothing(world: Worl
     other = world.store()
     theirs = other.take_over("kfp/other")
     assert theirs.epoch == epoch + 1 and theirs.holder == "kfp/other"
+    before = world.text()
+    with pytest.raises(errors.ReleaseHeld, match=r"another run, kfp/other, has taken this release over"):
+        paused.update(to("canary", weight_percent=50.0), epoch=epoch)
+    assert world.text() == before
     other.update(to("rolling_back"), epoch=theirs.epoch)
     other.update(to("rolled_back"), epoch=theirs.epoch)
     before = world.text()
