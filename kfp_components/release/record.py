@@ -216,11 +216,12 @@ class Release(BaseModel):
 
     @property
     def sentence(self) -> str:
-        """What a person is told: why it stands, is held or failed after the switch, else the last verdict or what failed; empty if unknown."""
+        """What a person is told: why it stands, is held or goes back, else the last verdict; empty if unknown."""
         held = self.held.message if self.held and self.phase == "held" else ""
         failed = self.failure.message if self.failure else ""
-        late = failed if self.phase in phases.BACK and self.switched_unix_s is not None else ""
-        return self.standing or held or late or (self.verdict.sentence if self.verdict else "") or failed
+        verdict = self.verdict.sentence if self.verdict else ""
+        back = failed if self.phase in phases.BACK and (self.switched_unix_s is not None or verdict not in failed) else ""
+        return self.standing or held or back or verdict or failed
 
     @property
     def identity(self) -> str:

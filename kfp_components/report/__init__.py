@@ -33,8 +33,12 @@ OUTCOMES: Mapping[Phase, str] = {
     "rolling_back": "bad",
     "rolled_back": "bad",
 }
-SHARES: Mapping[Phase, float] = {"promoting": 100.0, "promoted": 100.0, "held": 0.0, "rolling_back": 0.0, "rolled_back": 0.0}
-"""The candidate's share where the phase fixes it, in percent."""
+SHARES: Mapping[Phase, tuple[float, tuple[str, ...]]] = {
+    **dict.fromkeys(("promoting", "promoted"), (100.0, ("promoting", "promoted"))),
+    "held": (0.0, ("held",)),
+    **dict.fromkeys(phases.BACK, (0.0, ("roll back",))),
+}
+"""The candidate's share where the phase fixes it, in percent, and the steps whose events say since when."""
 METRICS = {"client_errors": "client errors (4xx)", "disconnects": "clients that give up"}
 MARGINS = (
     ("error_margin_percent", "fails", 0.5, 2),
@@ -100,7 +104,7 @@ def sentence(release: Mapping[str, Any]) -> str:
 
 
 def flow(release: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The boxes of the flow strip: name and state (done, now, bad, open)."""
+    """The boxes of the flow strip: name and state (done, now, bad, held, open)."""
     boxes: list[tuple[str, Phase]] = [("register", "registered"), ("deploy", "deployed"), ("smoke", "smoked")]
     phase = _now(release)
     done_steps = {str(event.get("step")) for event in release.get("events") or [] if event.get("ok", True)}
@@ -122,6 +126,8 @@ def flow(release: Mapping[str, Any]) -> list[dict[str, str]]:
             state = "bad"
         found.append({"name": f"{float(weight):g} %", "state": state})
     if ended_badly:
+        if release.get("switched_unix_s"):
+            found.append({"name": "promote", "state": "bad"})
         if not any(box["state"] == "bad" for box in found):
             first_open = next((box for box in found if box["state"] == "open"), None)
             if first_open is not None:
@@ -129,7 +135,18 @@ def flow(release: Mapping[str, Any]) -> list[dict[str, str]]:
         return [*found, {"name": _phase(release).replace("_", " "), "state": "bad"}]
     if phase == "held":
         return [*found, {"name": "held", "state": "held"}]
-    return [*found, {"name": "promote", "state": {"promoted": "done", "promoting": "now"}.get(_phase(release), "open")}]
+    return _standing(release, [*found, {"name": "promote", "state": {"promoted": "done", "promoting": "now"}.get(_phase(release), "open")}])
+
+
+def _standing(release: Mapping[str, Any], boxes: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The boxes of a release that runs: where it waits for approve, or is paused, it is held."""
+    if _now(release) in phases.FINAL:
+        return boxes
+    before = (release.get("waits") or {}).get("before")
+    for box in boxes:
+        if box["name"] == before or (release.get("paused") and box["state"] == "now"):
+            box["state"] = "held"
+    return boxes
 
 
 def plots(release: Mapping[str, Any]) -> list[str]:
@@ -183,11 +200,13 @@ def plots(release: Mapping[str, Any]) -> list[str]:
 def _shares(release: Mapping[str, Any], timeline: Sequence[Mapping[str, Any]], begin: float) -> list[tuple[float, float | None]]:
     """The candidate's share over time, to its end: 100 % once promoted, 0 % once taken back."""
     shares = [(float(point.get("unix_s") or begin) - begin, _number(point, "weight_percent")) for point in timeline]
+    switched_s = float(release.get("switched_unix_s") or 0) - begin
+    if switched_s > shares[-1][0]:  # nobody watched it there
+        shares.append((switched_s, 100.0))
     phase = _now(release)
-    last = SHARES.get(phase) if phase else None
-    if last is None:
+    if phase is None or phase not in SHARES:
         return shares
-    ending = ("promoting", "promoted", "roll back", "held")
+    last, ending = SHARES[phase]
     ends = [float(e.get("unix_s") or 0) - begin for e in release.get("events") or [] if e.get("step") in ending]
     return [*shares, (min((second for second in ends if second >= shares[-1][0]), default=shares[-1][0] + 1.0), last)]
 
@@ -249,7 +268,8 @@ def _versions(release: Mapping[str, Any]) -> list[dict[str, str]]:
             number = _number(last, key, arm)
             row[key] = "-" if number is None or not math.isfinite(number) else f"{number:,.0f}"
         for quantile in QUANTILES:
-            value = _number(last, "latency_ms", arm, quantile)
+            known = (_number(point, "latency_ms", arm, quantile) for point in reversed(timeline))  # after the switch it is not measured
+            value = next((found for found in known if found is not None), None)
             row[quantile] = "-" if value is None else f"{value:,.1f}"
         rows.append(row)
     return rows

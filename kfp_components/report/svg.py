@@ -68,11 +68,15 @@ def line_plot(
         parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 6:g}" y="{y(tick) + 4:.1f}">{short_number(tick)}{escape(unit)}</text>')
     for second, label in time_ticks(end_s):
         parts.append(f'<line class="axis" x1="{x(second):.1f}" x2="{x(second):.1f}" y1="{height - BOTTOM:g}" y2="{height - BOTTOM + 4:g}"/>')
-        parts.append(f'<text class="tick" text-anchor="middle" x="{x(second):.1f}" y="{height - BOTTOM + 18:g}">{label}</text>')
+        inside = x(second) + 3.5 * len(label) <= width  # half of the label; at the edge it ends there
+        place = f'text-anchor="middle" x="{x(second):.1f}"' if inside else f'text-anchor="end" x="{width:g}"'
+        parts.append(f'<text class="tick" {place} y="{height - BOTTOM + 18:g}">{label}</text>')
     parts.append(f'<line class="axis" x1="{LEFT:g}" x2="{width - RIGHT:g}" y1="{height - BOTTOM:g}" y2="{height - BOTTOM:g}"/>')
     for bound in bounds:
         parts.append(f'<line class="bound {bound.style}" x1="{LEFT:g}" x2="{width - RIGHT:g}" y1="{y(bound.value):.1f}" y2="{y(bound.value):.1f}"/>')
-        parts.append(f'<text class="bound {bound.style}" x="{LEFT + 4:g}" y="{y(bound.value) - 5:.1f}">{escape(bound.name)}</text>')
+        crowded = any(0 < y(bound.value) - y(other.value) < 18 for other in bounds)  # its name goes below the line then
+        name_y = y(bound.value) + (14 if crowded else -5)
+        parts.append(f'<text class="bound {bound.style}" x="{LEFT + 4:g}" y="{name_y:.1f}">{escape(bound.name)}</text>')
     for line in series:
         parts += [f'<path class="line {line.style}{" dashed" if line.dashed else ""}" d="{d}"/>' for d in _paths(line, x, y)]
         parts += _ends(line, x, y)

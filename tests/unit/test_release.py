@@ -150,12 +150,15 @@ def test_d18_the_version_that_users_have() -> None:
     assert release(stable_version=None).stable_now is None
 
 
-def test_the_sentence_says_why_it_is_held_else_the_verdict_else_the_failure() -> None:
+def test_the_sentence_says_why_it_is_held_or_goes_back_else_the_verdict() -> None:
     parts = {"verdict": Evidence(kind="fail", sentence="worse"), "failure": Failure(error="CanaryFailed", message="failed")}
     held = Held(error="MeterBroken", message="the counts cannot be read")
     assert release(phase="held", held=held, **parts).sentence == "the counts cannot be read"
     assert release(phase="canary", held=held, **parts).sentence == "worse"
     assert release(failure=parts["failure"]).sentence == "failed" and release().sentence == ""
+    assert release(phase="rolled_back", **parts).sentence == "failed"
+    judged = {"verdict": parts["verdict"], "failure": Failure(error="CanaryFailed", message="model bge: worse")}
+    assert release(phase="rolled_back", **judged).sentence == "worse"
 
 
 def test_numbers_that_json_does_not_have_are_null_and_load(world: World) -> None:

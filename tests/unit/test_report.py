@@ -158,6 +158,46 @@ def test_share_falls_to_nothing_when_it_is_taken_back() -> None:
     assert tooltips[0].endswith("candidate v2: 10 %") and tooltips[-1] == "after 18 s\ncandidate v2: 0 %"
 
 
+def shares(**changes: Any) -> list[str]:
+    """What the tooltips of the plot of shares say."""
+    first = drawings(report.plots(release(**changes))[0])[0]
+    return [(found.text or "").replace("\ncandidate v2", "") for found in first.iter() if found.tag.endswith("title")]
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_promotion_that_went_back_later_had_all_requests_until_then(watched: bool) -> None:
+    began = release()["timeline"][0]["unix_s"]
+    at_100 = [{**release()["timeline"][-1], "unix_s": began + 20 + second, "weight_percent": 100.0, "latency_ms": {}} for second in range(5)]
+    told = [("promoting", 19.0), ("promote", 20.0), ("promoted", 26.0), ("roll back", 200.0)]
+    record: dict[str, Any] = {
+        "timeline": [*release()["timeline"], *at_100][: None if watched else len(release()["timeline"])],
+        "switched_unix_s": began + 20.0,
+        "step_index": 3,
+        "events": [{"unix_s": began + at_s, "step": step, "message": "", "ok": step != "roll back"} for step, at_s in told],
+    }
+    found = shares(**record)
+    assert "after 20 s: 100 %" in found and found[-1] == "after 3 min 20 s: 0 %" and sum(text.endswith(": 0 %") for text in found) == 1
+    assert [(box["name"], box["state"]) for box in report.flow(release(**record))][-3:] == [
+        ("50 %", "done"),
+        ("promote", "bad"),
+        ("rolled back", "bad"),
+    ]
+    assert "| 12.8 |" in report.markdown(release(**record)), "latency as it was measured last"
+    assert shares(**record, phase="promoted")[-1].endswith(": 100 %")
+
+
+def test_flow_shows_where_a_release_stands() -> None:
+    def held(**changes: Any) -> list[str]:
+        boxes = report.flow(release(**{"phase": "canary", "failure": None, **changes}))
+        return [box["name"] for box in boxes if box["state"] == "held"]
+
+    paused = {"by": "me", "since_unix_s": 1_790_000_050.0}
+    assert held() == [] and held(paused=paused) == ["25 %"]
+    assert held(waits={"before": "50 %", "until_unix_s": 1_790_000_090.0}, step_index=2) == ["50 %"]
+    assert held(waits={"before": "promote", "until_unix_s": 1_790_000_090.0}, step_index=3) == ["promote"]
+    assert held(paused=paused, phase="promoted", step_index=3) == []
+
+
 @given(
     missing=st.sets(st.sampled_from(sorted(release()))),
     phase=st.sampled_from(["promoted", "rolled_back", "canary", "prepared", "inconclusive", "new"]),
@@ -262,3 +302,13 @@ def test_plot_draws_gaps_and_keeps_inside() -> None:
     heights = [float(number) for path in paths for number in re.findall(r"[ML][\d.]+ ([\d.]+)", path.get("d") or "")]
     assert min(heights) >= svg.TOP and max(heights) <= 250 - svg.BOTTOM
     assert ElementTree.fromstring(svg.line_plot("t", [])) is not None
+
+
+def test_names_in_a_plot_do_not_lie_on_each_other_or_run_over_the_edge() -> None:
+    bounds = [svg.Bound("100: fail", "fail", 100.0), svg.Bound("20: pass", "pass", 20.0)]
+    line = svg.Series("a", "stable", [(0.0, 1e-4), (75.0, 1e4)])
+    texts = [found for found in ElementTree.fromstring(svg.line_plot("t", [line], log=True, bounds=bounds)).iter() if found.tag.endswith("text")]
+    fail_y, pass_y = (float(found.attrib["y"]) for found in texts if found.attrib["class"].startswith("bound"))
+    assert pass_y - fail_y >= 12
+    (last,) = [found for found in texts if found.text == "1 min 15 s"]
+    assert last.attrib["text-anchor"] == "end" and float(last.attrib["x"]) <= 560
