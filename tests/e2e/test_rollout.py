@@ -170,6 +170,30 @@ NEVER = {"judge_latency": False, "error_margin_percent": 0.01, "tick_s": 0.3, "m
 """So strict that it does not end by itself."""
 
 
+def test_an_abort_from_another_terminal_ends_a_canary(cluster: KubernetesCluster, users: Callable[..., Any], tmp_path: Path) -> None:
+    model = "aborted"
+    first(cluster, tiny(model, "v1"))
+    before = snapshot(cluster)
+    request = write(tiny(model, "v2", judge=NEVER), tmp_path / "request.yaml")
+    with users(model) as sending:
+        promote = [sys.executable, "-m", "kfp_components.cli", "promote", str(request)]
+        process = subprocess.Popen(promote, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            until(lambda: effective(cluster, model) == ("v1", 20.0), "the router to give v2 its share", 120)
+            asked = command("abort", model, "--namespace", NAMESPACE, "--rayservice", RAYSERVICE, "--reason", "enough")
+            _, told = process.communicate(timeout=seconds(120))
+        finally:
+            process.kill()
+            process.wait()
+        assert asked.returncode == 0, asked.stdout + asked.stderr
+        assert process.returncode == 4 and "Aborted" in told and "enough" in told and "v1 serves all requests" in told, told
+        assert effective(cluster, model) == ("v1", 0.0)
+        sending.wait_for_answers(20)
+        tally = sending.stop()
+    assert record_of(cluster, model)["failure"]["error"] == "Aborted" and snapshot(cluster) == before
+    assert tally.answered["v2"] > 0 and not tally.failed and sum(tally.answered.values()) == tally.sent, tally
+
+
 @pytest.mark.core
 def test_a_paused_process_that_wakes_changes_nothing(cluster: KubernetesCluster, users: Callable[..., Any], tmp_path: Path) -> None:
     """Stopped for longer than its Lease, while another process gives the release up; then it goes on."""

@@ -241,6 +241,8 @@ def test_d8_a_pause_longer_than_the_budget_keeps_the_weight_and_then_it_passes(s
         record = stage.record()
         assert record.paused is not None and record.standing.startswith("Paused by ") and record.sentence == record.standing and not stage.annotated()
         assert record.phase == "canary" and stage.split() == ("v1", "v2", 20.0)
+        assert record.judge is not None and record.judge.watched_s < 30, "the budget of time ran"
+        assert record.judge.state["candidate"]["requests"] - record.judge.requests_before < 300, "the budget of requests ran"
         weights.add(stage.users_get())
         if stage.clock.monotonic() < 700:
             stage.after(60.0, look)
