@@ -66,7 +66,8 @@ def test_d3_one_503_while_a_long_deploy_is_watched_is_nothing(world: World) -> N
     world.rayservice(live())
     world.serve.behaviour(V2).starts_after_s = 60.0
     process = world.process(Chosen(world.clock, once))
-    assert process.promote(asked()).phase == "promoted" and told
+    end = process.outcome(lambda: process.promote(asked()))
+    assert end.exit_code == 0 and told and world.record().phase == "promoted", str(end)
 
 
 @pytest.mark.parametrize("sent", [KeyboardInterrupt, SystemExit])
