@@ -278,3 +278,12 @@ def test_d21_a_default_that_is_written_out_is_the_same_request() -> None:
     written_out = request.parse({**GOOD, "options": plain.options.model_dump(mode="json")})
     assert plain.digest == written_out.digest
     assert "hold_ttl_s" not in str(plain.plain)
+
+    class NewerOptions(request.Options):
+        novelty: int = 3
+
+    class NewerRequest(request.PromoteRequest):
+        options: NewerOptions = NewerOptions()
+
+    assert NewerRequest.model_validate(GOOD).digest == request.parse(GOOD).digest
+    assert NewerRequest.model_validate({**GOOD, "options": {"novelty": 4}}).digest != request.parse(GOOD).digest
