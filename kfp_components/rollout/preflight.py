@@ -17,7 +17,7 @@ PERMISSIONS: tuple[Permission, ...] = (
     *(Permission(verb, "Service") for verb in ("get", "create", "patch", "delete")),
     *(Permission(verb, "InferenceService") for verb in ("get", "create", "patch", "delete")),
     Permission("patch", "InferenceService", "status"),
-    *(Permission(verb, "RayService") for verb in ("get", "list", "watch", "patch")),
+    *(Permission(verb, "RayService") for verb in ("get", "patch")),
     Permission("create", "Event"),
 )
 """What a promotion needs. deploy/rbac.yaml grants exactly this."""
