@@ -180,7 +180,7 @@ CASES: dict[str, tuple[Callable[[World], Any], PromoteRequest, type[errors.KfpSe
         errors.RequestInvalid,
         "options.runtime_env.pip: brings code or packages",
     ),
-    "registered with another digest": (other_digest, asked(), errors.NameTaken, "model bge version v2: registered with"),
+    "registered with another digest": (other_digest, asked(), errors.NameTaken, "model ai-ml.bge version v2: registered with"),
     "broken YAML": (lambda world: world.rayservice("applications: [\n"), asked(), errors.RequestInvalid, "serveConfigV2: not YAML"),
     "application twice": (
         lambda world: world.rayservice("applications:\n  - {name: a, import_path: 'a:b'}\n  - {name: a, import_path: 'a:b'}\n"),
