@@ -56,6 +56,9 @@ def promote(
     try:
         with shown:
             rollout.deploy_model(run) if first else rollout.promote_with_canary(run)
+    except KeyboardInterrupt as interrupted:
+        _tell_notes(interrupted)
+        raise
     finally:
         if report_to is not None:
             _write_report(run.store, report_to)
@@ -457,24 +460,28 @@ def _write_report(store: ReleaseStore, path: Path) -> None:
 def main() -> NoReturn:
     """Run a command; an error of ours is one paragraph on stderr and its exit code."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer gives the code of an Exit back, and 130 for Ctrl-C
     except errors.KfpServingError as error:
         told = [str(error), *getattr(error, "__notes__", [])]
         sentences = [text if text.endswith((".", "`", "?")) else f"{text}." for text in told[:-1]]
         print(f"{type(error).__name__}: {' '.join([*sentences, told[-1]])}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; the release record says where to go on", file=sys.stderr)
-        sys.exit(130)
-    except typer.Exit as ended:
-        sys.exit(ended.exit_code)
+    except SystemExit as ended:  # a signal
+        _tell_notes(ended)
+        raise
     except Exception as error:
         code = getattr(error, "exit_code", None)  # click's usage errors
         if code is None:
             raise
         error.show()  # type: ignore[attr-defined]
         sys.exit(code)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tell_notes(ended: BaseException) -> None:
+    """Where a step that was interrupted left the release."""
+    for note in getattr(ended, "__notes__", []):
+        print(note, file=sys.stderr)
 
 
 if __name__ == "__main__":
