@@ -1,7 +1,7 @@
 """``kfp-serving``: the same functions as notebooks and pipelines, from a terminal.
 
 Exit codes: 0 done, 1 the demo did not go as it should or users are not served (status), 2 bad input (nothing was touched), 3 try again,
-4 rolled back, 5 inconclusive (stable serves), 6 the meter is broken (stable serves).
+4 taken back (stable serves), 5 held: too little evidence, or not approved (stable serves), 6 held: the meter is broken (stable serves).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from rich.table import Table
 
 from kfp_components import errors, names, request, rollout
 from kfp_components.cluster import Cluster
-from kfp_components.release import Release, ReleaseStore
+from kfp_components.release import Previous, Release, ReleaseStore, Watcher
+from kfp_components.rollout.run import nobody
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False, rich_markup_mode=None)
 local_app = typer.Typer(no_args_is_help=True, help="The embedded cluster: a small Kubernetes API, a real Ray, stand-in controllers, on loopback.")
@@ -34,7 +35,7 @@ Kubeconfig = Annotated[Path | None, typer.Option(help="default: KUBECONFIG, the 
 Home = Annotated[Path | None, typer.Option(help="folder of the embedded cluster; default KFP_SERVING_HOME or .kfp-serving")]
 Model = Annotated[str, typer.Argument(help="name of the model")]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="namespace of the RayService")]
-RayServiceName = Annotated[str, typer.Option("--rayservice", help="name of the RayService")]
+RayServiceName = Annotated[str | None, typer.Option("--rayservice", help="name of the RayService; default: the one that the release is on")]
 
 
 @app.command()
@@ -55,6 +56,9 @@ def promote(
     try:
         with shown:
             rollout.deploy_model(run) if first else rollout.promote_with_canary(run)
+    except KeyboardInterrupt as interrupted:
+        _tell_notes(interrupted)
+        raise
     finally:
         if report_to is not None:
             _write_report(run.store, report_to)
@@ -86,14 +90,13 @@ def plan(
 def rollback(
     model: Model,
     namespace: Namespace,
-    rayservice: RayServiceName,
+    rayservice: RayServiceName = None,
     reason: Annotated[str, typer.Option(help="recorded with the release")] = "asked for",
     kubeconfig: Kubeconfig = None,
     as_json: Json = False,
 ) -> None:
     """Give up a release: all traffic to stable in one write, verified, then tidied up. A promoted one too, while its old version is kept."""
-    target = request.parse_target({"model": model, "namespace": namespace, "rayservice": rayservice})
-    run = rollout.open_rollback(target, _cluster(kubeconfig))
+    run = _open(model, namespace, rayservice, kubeconfig)
     console = Console(stderr=as_json)
     before = run.store.load()
     if before is not None and not before.open:
@@ -115,21 +118,42 @@ def tidy(
     """Put away what no run waits for: an old version whose time is over, a candidate that was held for too long."""
     cluster, console = _cluster(kubeconfig), Console(stderr=as_json)
     stopped: errors.KfpServingError | None = None
+    told: list[dict[str, Any]] = []
     for record in _records(cluster, namespace, model):
         try:
-            _told(rollout.tidy_release(rollout.open_run(record.asked(), cluster)), as_json, console)
+            tidied = rollout.tidy_release(rollout.open_run(record.asked(), cluster))
+            told.append({**_summary(tidied), "told": _put_away(record, tidied)})
+            console.print(f"{record.model}: {_put_away(record, tidied)}", soft_wrap=True, markup=False)
         except errors.KfpServingError as error:  # the others are tidied up all the same
             console.print(f"{record.model}: {error}", soft_wrap=True, markup=False)
             stopped = stopped or error
+    if as_json:
+        print(json.dumps(told))
     if stopped is not None:
         raise stopped
+
+
+def _put_away(before: Release, after: Release) -> str:
+    """What tidy did, in words."""
+    if after.previous is not None:
+        return f"nothing to put away yet; {_kept(after, after.previous)}"
+    if before.previous is not None:
+        return f"{before.previous.version} is removed"
+    if before.phase == "held" and after.phase == "rolled_back":
+        return f"{after.candidate_version} was held for too long and is taken back"
+    return "nothing to put away"
+
+
+def _kept(record: Release, previous: Previous) -> str:
+    until = datetime.fromtimestamp(previous.until_unix_s, UTC).isoformat(timespec="seconds")
+    return f"{previous.version} is kept until {until}; until then `kfp-serving rollback {record.in_a_command}` is one write"
 
 
 @app.command()
 def abort(
     model: Model,
     namespace: Namespace,
-    rayservice: RayServiceName,
+    rayservice: RayServiceName = None,
     reason: Annotated[str, typer.Option(help="recorded with the release")] = "",
     timeout_s: Annotated[float, typer.Option(help="how long to wait until the step that runs has ended the release")] = 300.0,
     kubeconfig: Kubeconfig = None,
@@ -143,7 +167,7 @@ def abort(
 def pause(
     model: Model,
     namespace: Namespace,
-    rayservice: RayServiceName,
+    rayservice: RayServiceName = None,
     reason: Annotated[str, typer.Option(help="recorded with the release")] = "",
     timeout_s: Annotated[float, typer.Option(help="how long to wait until the step that runs has obeyed")] = 60.0,
     kubeconfig: Kubeconfig = None,
@@ -157,7 +181,7 @@ def pause(
 def resume(
     model: Model,
     namespace: Namespace,
-    rayservice: RayServiceName,
+    rayservice: RayServiceName = None,
     reason: Annotated[str, typer.Option(help="recorded with the release")] = "",
     timeout_s: Annotated[float, typer.Option(help="how long to wait until the step that runs has obeyed")] = 60.0,
     kubeconfig: Kubeconfig = None,
@@ -171,7 +195,7 @@ def resume(
 def approve(
     model: Model,
     namespace: Namespace,
-    rayservice: RayServiceName,
+    rayservice: RayServiceName = None,
     reason: Annotated[str, typer.Option(help="recorded with the release")] = "",
     timeout_s: Annotated[float, typer.Option(help="how long to wait until the step that runs has obeyed")] = 60.0,
     kubeconfig: Kubeconfig = None,
@@ -181,11 +205,12 @@ def approve(
     _command("approve", model, namespace, rayservice, reason, timeout_s, kubeconfig, as_json)
 
 
-def _command(kind: str, model: str, namespace: str, rayservice: str, reason: str, timeout_s: float, kubeconfig: Path | None, as_json: bool) -> None:
+def _command(
+    kind: str, model: str, namespace: str, rayservice: str | None, reason: str, timeout_s: float, kubeconfig: Path | None, as_json: bool
+) -> None:
     from kfp_components import live
 
     console = Console(stderr=as_json)
-    target = request.parse_target({"model": model, "namespace": namespace, "rayservice": rayservice})
     shown, watcher = live.view(console)
     commands = {
         "abort": rollout.abort_release,
@@ -193,7 +218,7 @@ def _command(kind: str, model: str, namespace: str, rayservice: str, reason: str
         "resume": rollout.resume_release,
         "approve": rollout.approve_release,
     }
-    run = rollout.open_rollback(target, _cluster(kubeconfig), watch=watcher)
+    run = _open(model, namespace, rayservice, kubeconfig, watcher)
     with shown:
         record = commands[kind](run, reason, timeout_s=timeout_s)
     obeyed = {"pause": record.paused is not None, "resume": record.paused is None, "approve": record.waits is None}.get(kind, True)
@@ -231,14 +256,13 @@ def _tell_status(console: Console, found: list[tuple[Release, rollout.Status]]) 
     for record, status in found:
         traffic = "not known" if status.traffic is None else ", ".join(f"{version} {share:g} %" for version, share in status.traffic.items())
         ready = {True: "yes", False: "NO", None: "not known"}[status.ready]
-        table.add_row(record.model, record.rayservice, traffic, ready, record.candidate_version, record.phase, record.sentence)
+        table.add_row(record.model, record.rayservice, traffic, ready, record.candidate_version, record.phase.replace("_", " "), record.sentence)
     console.print(table)
     for record, status in found:
         for note in status.notes:
             console.print(f"{record.model}: {note}", soft_wrap=True, markup=False)
         if record.previous is not None:
-            until = datetime.fromtimestamp(record.previous.until_unix_s, UTC).isoformat(timespec="seconds")
-            console.print(f"{record.model}: {record.previous.version} is kept until {until}; until then `kfp-serving rollback` is one write")
+            console.print(f"{record.model}: {_kept(record, record.previous)}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -316,7 +340,10 @@ def compile_command(
     """Write every component and pipeline as YAML for the Kubeflow UI. KFP_SERVING_IMAGE names your image."""
     from kfp_components.workflows import compile as compiling
 
-    parsed = tuple(int(step) for step in steps.split(","))
+    try:
+        parsed = tuple(int(step) for step in steps.split(","))
+    except ValueError:
+        raise errors.RequestInvalid(f"--steps {steps!r}: expected whole percents with commas between them, such as 10,25,50") from None
     if check:
         different = compiling.differences(output, parsed)
         if different:
@@ -371,6 +398,14 @@ def _cluster(kubeconfig: Path | None) -> Cluster:
     return KubernetesCluster(kubeconfig)
 
 
+def _open(model: str, namespace: str, rayservice: str | None, kubeconfig: Path | None, watch: Watcher = nobody) -> rollout.Run:
+    """A run for what steers a release; the RayService is the release's own unless it is named."""
+    target, cluster = request.parse_target({"model": model, "namespace": namespace, "rayservice": rayservice or model}), _cluster(kubeconfig)
+    if rayservice is None and (record := ReleaseStore(cluster, model, namespace).load_record()) is not None:
+        target = target.model_copy(update={"rayservice": record.rayservice})
+    return rollout.open_rollback(target, cluster, watch=watch)
+
+
 def _read(file: Path) -> request.PromoteRequest:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -400,13 +435,18 @@ def _row(record: Release, status: rollout.Status) -> dict[str, Any]:
     }
 
 
+def _summary(record: Release) -> dict[str, Any]:
+    rollback = record.rollback.model_dump() if record.rollback else None
+    return {"model": record.model, "namespace": record.namespace, "rollback": rollback, **record.summary()}
+
+
 def _told(record: Release, as_json: bool, console: Console) -> None:
     if as_json:
-        rollback = record.rollback.model_dump() if record.rollback else None
-        print(json.dumps({"model": record.model, "namespace": record.namespace, "rollback": rollback, **record.summary()}))
+        print(json.dumps(_summary(record)))
     else:
-        sentence = record.sentence
-        console.print(f"{record.model} {record.candidate_version}: {record.phase.replace('_', ' ')}. {sentence}", soft_wrap=True, markup=False)
+        serves = f" ({record.stable_version} serves all requests)" if record.phase == "rolled_back" and record.rollback else ""
+        phase = f"{record.phase.replace('_', ' ')}{serves}"
+        console.print(f"{record.model} {record.candidate_version}: {f'{phase}. {record.sentence}'.rstrip()}", soft_wrap=True, markup=False)
 
 
 def _write_report(store: ReleaseStore, path: Path) -> None:
@@ -420,23 +460,28 @@ def _write_report(store: ReleaseStore, path: Path) -> None:
 def main() -> NoReturn:
     """Run a command; an error of ours is one paragraph on stderr and its exit code."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer gives the code of an Exit back, and 130 for Ctrl-C
     except errors.KfpServingError as error:
-        notes = " ".join(getattr(error, "__notes__", []))
-        print(f"{type(error).__name__}: {error}{' ' + notes if notes else ''}", file=sys.stderr)
+        told = [str(error), *getattr(error, "__notes__", [])]
+        sentences = [text if text.endswith((".", "`", "?")) else f"{text}." for text in told[:-1]]
+        print(f"{type(error).__name__}: {' '.join([*sentences, told[-1]])}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; the release record says where to go on", file=sys.stderr)
-        sys.exit(130)
-    except typer.Exit as ended:
-        sys.exit(ended.exit_code)
+    except SystemExit as ended:  # a signal
+        _tell_notes(ended)
+        raise
     except Exception as error:
         code = getattr(error, "exit_code", None)  # click's usage errors
         if code is None:
             raise
         error.show()  # type: ignore[attr-defined]
         sys.exit(code)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tell_notes(ended: BaseException) -> None:
+    """Where a step that was interrupted left the release."""
+    for note in getattr(ended, "__notes__", []):
+        print(note, file=sys.stderr)
 
 
 if __name__ == "__main__":

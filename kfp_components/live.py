@@ -74,7 +74,7 @@ def render(record: Release) -> RenderableType:
     if record.standing:
         parts.append(Text(record.standing, "yellow"))
     elif record.phase == "held":
-        go_on = phases.how_to_go_on(record.model, record.candidate_version, held=True)
+        go_on = phases.how_to_go_on(record.in_a_command, record.candidate_version, held=True)
         parts.append(Text(f"{record.sentence}\n{go_on}", "yellow"))
     title = f"{record.namespace}/{record.model}: {record.stable_version or 'nothing'} -> {record.candidate_version}"
     return Panel(Group(*parts), title=title, subtitle=record.phase.replace("_", " "), border_style=COLOURS[record.phase])

@@ -47,14 +47,22 @@ OLDER: Mapping[str, Phase] = MappingProxyType({"inconclusive": "rolled_back"})
 """Phases that records of older versions hold, and what they are called now."""
 
 
+def in_a_command(model: str, namespace: str) -> str:
+    """How a command of a terminal names a model."""
+    return f"{model} -n {namespace}"
+
+
 def how_to_go_on(model: str, version: str, *, held: bool = False) -> str:
-    """What a person is told about a release that has stopped and is not over."""
+    """What a person is told about a release that has stopped and is not over. ``model`` is as a command names it."""
     approve = f" `kfp-serving approve {model}` promotes it as it is," if held else ""
     return f"The same command goes on;{approve} `kfp-serving rollback {model}` gives {version} up."
 
 
 def standing(model: str, paused: Mapping[str, Any] | None, waits: Mapping[str, Any] | None) -> str:
-    """Why a release that runs does not go on, and what to do; empty when it does. Both are of the record, as JSON."""
+    """Why a release that runs does not go on, and what to do; empty when it does.
+
+    ``model`` is as a command names it; both others are of the record, as JSON.
+    """
     if paused:
         why = f" ({paused['reason']})" if paused.get("reason") else ""
         return f"Paused by {paused.get('by')} since {_utc(paused.get('since_unix_s'))}{why}; `kfp-serving resume {model}` goes on."

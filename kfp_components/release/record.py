@@ -212,7 +212,7 @@ class Release(BaseModel):
         if self.done or self.phase in phases.BACK:
             return ""
         paused = self.paused.model_dump() if self.paused else None
-        return phases.standing(self.model, paused, self.waits.model_dump() if self.waits else None)
+        return phases.standing(self.in_a_command, paused, self.waits.model_dump() if self.waits else None)
 
     @property
     def sentence(self) -> str:
@@ -222,6 +222,11 @@ class Release(BaseModel):
         verdict = self.verdict.sentence if self.verdict else ""
         back = failed if self.phase in phases.BACK and (self.switched_unix_s is not None or verdict not in failed) else ""
         return self.standing or held or back or verdict or failed
+
+    @property
+    def in_a_command(self) -> str:
+        """How a command of a terminal names it: ``bge -n ai-ml``."""
+        return phases.in_a_command(self.model, self.namespace)
 
     @property
     def identity(self) -> str:

@@ -91,13 +91,14 @@ def sentence(release: Mapping[str, Any]) -> str:
     """Why the release ended as it did: what failed, else the verdict; why it is held and what to do. Empty when nothing is known yet."""
     failure = (release.get("failure") or {}).get("message") or (release.get("rollback") or {}).get("reason")
     verdict = (release.get("verdict") or {}).get("sentence")
-    standing = phases.standing(str(release.get("model", "MODEL")), release.get("paused"), release.get("waits"))
+    model = phases.in_a_command(str(release.get("model", "MODEL")), str(release.get("namespace", "NAMESPACE")))
+    standing = phases.standing(model, release.get("paused"), release.get("waits"))
     if standing and _now(release) not in (*phases.FINAL, *phases.BACK):
         return standing
     if _now(release) == "held":
         why = str((release.get("held") or {}).get("message") or verdict or "the evidence did not suffice").rstrip(". ")
-        model, version = str(release.get("model", "MODEL")), str(release.get("candidate_version", "it"))
-        return f"{why}. Stable serves all requests. {phases.how_to_go_on(model, version, held=True)}"
+        go_on = phases.how_to_go_on(model, str(release.get("candidate_version", "it")), held=True)
+        return f"{why}. Stable serves all requests. {go_on}"
     if _now(release) in phases.BACK:
         return str(failure or verdict or "")
     return str(verdict or failure or "")

@@ -128,5 +128,5 @@ def _make_way(run: Run, found: Release) -> Release:
         return _put_away(run, found)
     raise errors.ReleaseHeld(
         f"{run.store.ref}: the release of {found.candidate_version} is unfinished ({found.phase}, last run by {found.holder}); "
-        f"run that request again to go on, or `kfp-serving rollback {found.model}` to give it up"
+        f"run that request again to go on, or `kfp-serving rollback {found.in_a_command}` to give it up"
     )

@@ -120,7 +120,7 @@ class _Asked:
                 holder = holder_of(lease or {}) or "nobody"
                 raise errors.WaitTimeout(
                     f"{run.lease.ref}: {command.kind} is asked for there, but {holder} has not obeyed within {self.timeout_s:g} s; "
-                    f"it stays asked for, `kfp-serving status {record.model}` shows what came of it"
+                    f"it stays asked for, `kfp-serving status {record.in_a_command}` shows what came of it"
                 )
             run.clock.sleep(POLL_S)
 

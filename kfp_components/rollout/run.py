@@ -157,13 +157,18 @@ def open_rollback(
 ) -> Run:
     """A run for `roll_back`, `finish_release` and commands: the request is the one in the release record. Nothing is written.
 
-    Raises `NotFound` when there is none, `RequestInvalid` when another version of the library wrote one that this one does not take.
+    Raises `NotFound` when there is none, `RequestInvalid` when it is on another RayService, or another version of the library wrote one that this one
+    does not take.
     """
     cluster = cluster or _connected()
     steady = patient(cluster, clock or SystemClock(), Patience(DOOR_PATIENCE_S))
     record = ReleaseStore(steady, target.model, target.namespace, clock).load()
     if record is None:
         raise errors.NotFound(f"model {target.namespace}/{target.model}: there is no release of it, so there is nothing to end or to steer")
+    if record.rayservice != target.rayservice:
+        raise errors.RequestInvalid(
+            f"model {target.namespace}/{target.model}: its release is on RayService {record.rayservice}, not on {target.rayservice}"
+        )
     return open_run(record.asked(), cluster, holder=holder, watch=watch, clock=clock, registry=registry, transport=transport)
 
 

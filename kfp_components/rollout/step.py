@@ -161,7 +161,9 @@ def settle(run: Run, name: str, error: BaseException) -> BaseException:
         record = journal.current(run)
         if record.phase == "rolling_back":
             serves = f"{record.stable_version} serves all requests; " if record.stable_version else ""
-            error.add_note(f"The way back is not finished ({second}): {serves}the same command, or `kfp-serving rollback`, finishes it.")
+            error.add_note(
+                f"The way back is not finished ({second}): {serves}the same command, or `kfp-serving rollback {record.in_a_command}`, finishes it."
+            )
             return error
         return undo.left(run, f"{error}. It could not be {'held' if action == 'hold' else 'taken back'} ({second})")
     return error

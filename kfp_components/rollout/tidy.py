@@ -46,7 +46,7 @@ def put_away(run: Run) -> Release:
         return record
     if record.phase != "promoted":
         held_s = run.clock.now_unix_s() - (record.held.since_unix_s if record.held else record.started_unix_s)
-        return undo.take_back(run, errors.RolledBack(f"held for {held_s / 3600:.1f} hours for want of evidence; its time is over"))
+        return undo.take_back(run, errors.RolledBack(f"held for {held_s / 3600:.1f} hours; its time is over"))
     assert record.previous is not None
     old = record.previous.version
     weights.assert_runs(run, record.candidate_version)
@@ -54,7 +54,7 @@ def put_away(run: Run) -> Release:
     if split is not None and old in (split.stable, split.candidate):
         raise errors.Conflict(
             f"router of {record.model}: it was told to send users to {old}, which was to be removed; somebody else wrote that. {old} stays: "
-            f"`kfp-serving rollback {record.model}` goes back to it"
+            f"`kfp-serving rollback {record.in_a_command}` goes back to it"
         )
     settle_router(run, split, gone=old)
     record = journal.write(run, "tidy up", f"{old} is removed", previous=None)

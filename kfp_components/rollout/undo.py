@@ -79,7 +79,7 @@ def hold(run: Run, error: BaseException) -> Release:
     with contextlib.suppress(errors.TemporaryError):  # what came since stands in the router's counts
         run.store.save_canary(record)
     _say_stable_serves(run, record, back)
-    go_on = phases.how_to_go_on(record.model, record.candidate_version, held=True)
+    go_on = phases.how_to_go_on(record.in_a_command, record.candidate_version, held=True)
     error.add_note(f"{go_on} {_who_serves(run, record)}.")
     _let_go(run)
     return record
@@ -107,14 +107,14 @@ def leave(run: Run, step: str, error: BaseException) -> BaseException:
     _let_go(run)
     if isinstance(error, errors.KfpServingError):
         return left(run, str(error), users)
-    error.add_note(f"{users}. {phases.how_to_go_on(record.model, record.candidate_version)}")
+    error.add_note(f"{users}. {phases.how_to_go_on(record.in_a_command, record.candidate_version)}")
     return error
 
 
 def left(run: Run, why: str, users: str = "") -> errors.ReleaseLeft:
     """The error that says what users have and how to go on."""
     record = journal.current(run)
-    return errors.ReleaseLeft(f"{why}. {users or _who_serves(run, record)}. {phases.how_to_go_on(record.model, record.candidate_version)}")
+    return errors.ReleaseLeft(f"{why}. {users or _who_serves(run, record)}. {phases.how_to_go_on(record.in_a_command, record.candidate_version)}")
 
 
 def give_back(run: Run, record: Release) -> Split | None:
@@ -131,7 +131,7 @@ def give_back(run: Run, record: Release) -> Split | None:
         if run.router.current() is None:
             return None
         raise errors.ApplicationRemoved(
-            f"{error}. The candidate stays as it is: put {record.stable_version} back, then run `kfp-serving rollback {record.model}`"
+            f"{error}. The candidate stays as it is: put {record.stable_version} back, then run `kfp-serving rollback {record.in_a_command}`"
         ) from error
     return back
 

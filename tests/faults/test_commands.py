@@ -504,3 +504,11 @@ def test_d8_what_is_asked_of_an_earlier_release_is_not_obeyed_by_the_next(stage:
     stale["metadata"]["annotations"] = {names.COMMAND: "abort"}
     stage.cluster.create(stale)
     assert outcome(stage, asked("v3", judge=JUDGE)).exit_code == 0 and stage.users_get() == ("v3",)
+
+
+def test_a_release_on_another_rayservice_is_neither_steered_nor_rolled_back(stage: Stage) -> None:
+    to(stage, asked(judge=JUDGE), "deployed")
+    surroundings = {"clock": stage.clock, "registry": stage.registry, "transport": stage.process().transport}
+    with pytest.raises(errors.RequestInvalid, match=f"its release is on RayService {RAYSERVICE}, not on other"):
+        rollout.open_rollback(TARGET.model_copy(update={"rayservice": "other"}), stage.cluster, **surroundings)
+    assert V2 in stage.serve.applications() and not stage.annotated()

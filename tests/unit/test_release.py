@@ -485,7 +485,7 @@ def test_a_held_release_is_shown_as_open_with_what_to_do() -> None:
     held = release(phase="held", held=Held(error="Inconclusive", message="too few requests"), steps=[10.0, 25.0])
     raw = held.model_dump(mode="json")
     assert '<span class="pill open">held</span>' in report.render(raw)
-    go_on = "The same command goes on; `kfp-serving approve bge` promotes it as it is, `kfp-serving rollback bge` gives v2 up."
+    go_on = "The same command goes on; `kfp-serving approve bge -n default` promotes it as it is, `kfp-serving rollback bge -n default` gives v2 up."
     assert report.sentence(raw) == f"too few requests. Stable serves all requests. {go_on}"
     assert {box["name"]: box["state"] for box in report.flow(raw)}["held"] == "held"
     assert "rollback" in report.markdown(raw)
