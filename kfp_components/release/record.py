@@ -24,7 +24,7 @@ MAX_RECORD_BYTES = 9_800
 
 SENTENCE_CHARACTERS = 600
 PAST_RELEASES = 20
-TIMELINE_POINTS = 240
+TIMELINE_POINTS = 160
 FITS = ((100, 400, PAST_RELEASES, 200), (60, 240, 12, 160), (40, 160, 8, 120), (24, 120, 5, 100), (16, 80, 3, 80), (8, 80, 1, 60))
 """How much is kept, until it fits: events, characters of each message, past releases, characters of each sentence."""
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 METER_PATIENCE_S = 15.0
 """How long the counts may be unreadable before the verdict is `error`: a restarted replica is back by then."""
 
-SAVE_S = 60.0
+SAVE_S = 120.0
 """How often the judge's state is written down; what came since stands in the router's counts."""
 
 
