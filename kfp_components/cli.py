@@ -36,6 +36,8 @@ Home = Annotated[Path | None, typer.Option(help="folder of the embedded cluster;
 Model = Annotated[str, typer.Argument(help="name of the model")]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="namespace of the RayService")]
 RayServiceName = Annotated[str | None, typer.Option("--rayservice", help="name of the RayService; default: the one that the release is on")]
+Reason = Annotated[str, typer.Option(help="recorded with the release")]
+Obeyed = Annotated[float, typer.Option(help="how long to wait until the step that runs has obeyed")]
 
 
 @app.command()
@@ -91,7 +93,7 @@ def rollback(
     model: Model,
     namespace: Namespace,
     rayservice: RayServiceName = None,
-    reason: Annotated[str, typer.Option(help="recorded with the release")] = "asked for",
+    reason: Reason = "asked for",
     kubeconfig: Kubeconfig = None,
     as_json: Json = False,
 ) -> None:
@@ -154,7 +156,7 @@ def abort(
     model: Model,
     namespace: Namespace,
     rayservice: RayServiceName = None,
-    reason: Annotated[str, typer.Option(help="recorded with the release")] = "",
+    reason: Reason = "",
     timeout_s: Annotated[float, typer.Option(help="how long to wait until the step that runs has ended the release")] = 300.0,
     kubeconfig: Kubeconfig = None,
     as_json: Json = False,
@@ -168,8 +170,8 @@ def pause(
     model: Model,
     namespace: Namespace,
     rayservice: RayServiceName = None,
-    reason: Annotated[str, typer.Option(help="recorded with the release")] = "",
-    timeout_s: Annotated[float, typer.Option(help="how long to wait until the step that runs has obeyed")] = 60.0,
+    reason: Reason = "",
+    timeout_s: Obeyed = 60.0,
     kubeconfig: Kubeconfig = None,
     as_json: Json = False,
 ) -> None:
@@ -182,8 +184,8 @@ def resume(
     model: Model,
     namespace: Namespace,
     rayservice: RayServiceName = None,
-    reason: Annotated[str, typer.Option(help="recorded with the release")] = "",
-    timeout_s: Annotated[float, typer.Option(help="how long to wait until the step that runs has obeyed")] = 60.0,
+    reason: Reason = "",
+    timeout_s: Obeyed = 60.0,
     kubeconfig: Kubeconfig = None,
     as_json: Json = False,
 ) -> None:
@@ -196,8 +198,8 @@ def approve(
     model: Model,
     namespace: Namespace,
     rayservice: RayServiceName = None,
-    reason: Annotated[str, typer.Option(help="recorded with the release")] = "",
-    timeout_s: Annotated[float, typer.Option(help="how long to wait until the step that runs has obeyed")] = 60.0,
+    reason: Reason = "",
+    timeout_s: Obeyed = 60.0,
     kubeconfig: Kubeconfig = None,
     as_json: Json = False,
 ) -> None:

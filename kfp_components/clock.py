@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import Protocol
 
 _SINCE_BOOT: int | None = getattr(time, "CLOCK_BOOTTIME", None)
@@ -19,6 +20,16 @@ class Clock(Protocol):
 
     def sleep(self, s: float) -> None:
         """Return after ``s`` seconds."""
+
+
+def rfc3339(unix_s: float) -> str:
+    """A time as Kubernetes writes it: ``2026-11-27T12:00:00Z``."""
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def utc(unix_s: float) -> str:
+    """A time as people read it: ``2026-11-27 12:00:00 UTC``."""
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 class SystemClock:

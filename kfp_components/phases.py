@@ -12,9 +12,10 @@ beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Literal
+
+from kfp_components.clock import utc
 
 Phase = Literal["prepared", "registered", "deployed", "smoked", "canary", "held", "promoting", "promoted", "rolling_back", "rolled_back"]
 
@@ -65,14 +66,12 @@ def standing(model: str, paused: Mapping[str, Any] | None, waits: Mapping[str, A
     """
     if paused:
         why = f" ({paused['reason']})" if paused.get("reason") else ""
-        return f"Paused by {paused.get('by')} since {_utc(paused.get('since_unix_s'))}{why}; `kfp-serving resume {model}` goes on."
+        since = utc(float(paused.get("since_unix_s") or 0.0))
+        return f"Paused by {paused.get('by')} since {since}{why}; `kfp-serving resume {model}` goes on."
     if waits:
-        return f"Waits for approve before {waits.get('before')} until {_utc(waits.get('until_unix_s'))}; `kfp-serving approve {model}` goes on."
+        until = utc(float(waits.get("until_unix_s") or 0.0))
+        return f"Waits for approve before {waits.get('before')} until {until}; `kfp-serving approve {model}` goes on."
     return ""
-
-
-def _utc(unix_s: Any) -> str:
-    return datetime.fromtimestamp(float(unix_s or 0.0), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def may_follow(now: Phase, then: Phase, *, previous_kept: bool) -> bool:

@@ -8,10 +8,11 @@ does the same as ``kfp-serving abort``; who wrote it, and when, is then read fro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal, get_args
 
 from kfp_components import names
+from kfp_components.clock import rfc3339
 from kfp_components.cluster import Manifest
 
 Kind = Literal["abort", "pause", "resume", "approve"]
@@ -36,7 +37,7 @@ class Command:
     @property
     def asked(self) -> str:
         """Who asked and when, in words; the same command is asked for in the same words."""
-        return f"asked for by {self.by} at {timestamp(self.at_unix_s)}" if self.at_unix_s else f"asked for by {self.by}"
+        return f"asked for by {self.by} at {rfc3339(self.at_unix_s)}" if self.at_unix_s else f"asked for by {self.by}"
 
     @property
     def told(self) -> str:
@@ -61,18 +62,13 @@ def find(lease: Manifest | None) -> Command | None:
 
 def put(lease: Manifest, command: Command) -> Manifest:
     """The Lease with the command on it, instead of one that is there."""
-    told = {names.COMMAND: command.kind, names.COMMAND_BY: command.by, names.COMMAND_AT: timestamp(command.at_unix_s)}
+    told = {names.COMMAND: command.kind, names.COMMAND_BY: command.by, names.COMMAND_AT: rfc3339(command.at_unix_s)}
     return _annotated(lease, told | ({names.COMMAND_REASON: command.reason} if command.reason else {}))
 
 
 def without(lease: Manifest) -> Manifest:
     """The Lease without a command."""
     return _annotated(lease, {})
-
-
-def timestamp(unix_s: float) -> str:
-    """As Kubernetes writes a time."""
-    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _annotated(lease: Manifest, told: dict[str, str]) -> Manifest:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from functools import cache
 from html import escape
 from typing import Any
@@ -18,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from kfp_components import phases
+from kfp_components.clock import utc
 from kfp_components.phases import Phase
 from kfp_components.report import svg
 from kfp_components.report.svg import Bound, Series
@@ -230,8 +230,8 @@ def _facts(release: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("candidate version", str(release.get("candidate_version") or "?")),
         ("artifact", str((release.get("request") or {}).get("uri") or "")),
         ("canary steps", ", ".join(f"{float(step):g} %" for step in release.get("steps") or [])),
-        ("started", _utc(started) if started else ""),
-        ("finished", _utc(finished) if finished else "not yet"),
+        ("started", utc(float(started)) if started else ""),
+        ("finished", utc(float(finished)) if finished else "not yet"),
         ("took", svg.duration(float(finished) - float(started)) if started and finished else ""),
         ("run by", str(release.get("holder") or "")),
     ]
@@ -301,7 +301,7 @@ def _event(release: Mapping[str, Any], event: Mapping[str, Any]) -> dict[str, An
     began = float(release.get("started_unix_s") or event.get("unix_s") or 0)
     at = float(event.get("unix_s") or began)
     return {
-        "at": _utc(at),
+        "at": utc(at),
         "after": svg.duration(max(0.0, at - began)),
         "step": str(event.get("step") or ""),
         "message": str(event.get("message") or ""),
@@ -314,7 +314,7 @@ def _past(entry: Mapping[str, Any]) -> dict[str, str]:
     return {
         "version": str(entry.get("candidate_version") or "?"),
         "phase": str(entry.get("phase") or "?").replace("_", " "),
-        "finished": _utc(finished) if finished else "",
+        "finished": utc(float(finished)) if finished else "",
         "sentence": str(entry.get("sentence") or ""),
     }
 
@@ -383,10 +383,6 @@ def _outcome(release: Mapping[str, Any]) -> str:
     if phase == "rolled_back" and undecided:
         return "open"
     return OUTCOMES[phase] if phase else "running"
-
-
-def _utc(unix_s: float) -> str:
-    return datetime.fromtimestamp(float(unix_s), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _plain(text: str) -> str:

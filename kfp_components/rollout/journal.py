@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from datetime import UTC, datetime
 from typing import TypedDict, Unpack
 
 from kfp_components import errors, names
+from kfp_components.clock import rfc3339
 from kfp_components.cluster import Manifest
 from kfp_components.phases import Phase
 from kfp_components.release import Approved, Event, Evidence, Failure, Held, NamesBefore, Paused, Previous, Release, Rollback, Waits
@@ -120,12 +120,7 @@ def tell(run: Run, record: Release) -> None:
 
 def timestamp(run: Run) -> str:
     """Now, as Kubernetes writes it."""
-    return time_of(run.clock.now_unix_s())
-
-
-def time_of(unix_s: float) -> str:
-    """A time as Kubernetes writes it."""
-    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return rfc3339(run.clock.now_unix_s())
 
 
 def _put_event(run: Run, record: Release, event: Event) -> None:

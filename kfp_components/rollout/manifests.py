@@ -1,13 +1,16 @@
-"""The changes of a release beside those of the router: alias, stub and its live split, a RayService from a template. All but `show` only compute."""
+"""The changes of a release beside those of the router: alias, stub and its live split, RayService, removals. All but `show` only compute."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from kfp_components import names
 from kfp_components.cluster import Manifest, Ref
-from kfp_components.cluster.changes import Apply, only, write
+from kfp_components.cluster.changes import Apply, Edit, only, write
 from kfp_components.rollout import journal
 from kfp_components.rollout.run import Run
-from kfp_components.serving import alias, inference_service
+from kfp_components.serving import alias, inference_service, rayservice
+from kfp_components.traffic import Split
 
 
 def alias_change(run: Run) -> Apply:
@@ -86,6 +89,21 @@ def new_rayservice(run: Run, release: str) -> Apply:
         "spec": {"serveConfigV2": "applications: []\n", "rayClusterConfig": request.options.rayservice_template or {}},
     }
     return Apply(manifest, "from options.rayservice_template", manager=names.TEMPLATE_MANAGER)
+
+
+def removal_change(run: Run, gone: Collection[str], split: Split | None, *, created_by: str | None = None) -> Edit:
+    """Without the applications ``gone``, and with ``split`` without what it left in the router's configuration; ``created_by``: see `Edit`."""
+
+    def without(text: str) -> str:
+        for application in sorted(gone):
+            text = rayservice.without_application(text, application)
+        return text
+
+    why = f"application {', '.join(sorted(gone))} goes" if gone else "the router is as it is when no release runs"
+    edit = Edit(run.rayservice, without, frozenset(gone), why, created_by)
+    if split is None:
+        return edit
+    return edit.and_then(lambda text: run.router.settled(text, split), frozenset({names.router_application(run.request.model)}))
 
 
 def stub_ref(run: Run) -> Ref:

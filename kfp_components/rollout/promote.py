@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from kfp_components import errors, names
+from kfp_components.clock import rfc3339
 from kfp_components.cluster.changes import Edit, write
 from kfp_components.release import NamesBefore, Previous, Release
 from kfp_components.rollout import journal, manifests, undo, weights
@@ -14,7 +15,6 @@ from kfp_components.rollout.canary import stand_by
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.step import step
 from kfp_components.rollout.watch import watch
-from kfp_components.serving import rayservice
 from kfp_components.traffic import Split
 
 RUN_WAITS_S = 60.0
@@ -60,7 +60,7 @@ def _require_passed(record: Release) -> None:
 def _end(run: Run) -> None:
     """What the release made belongs to the model from now on: whoever takes the promotion back leaves alias and stub."""
     previous = journal.current(run).previous
-    kept = f"; {previous.version} is kept until {journal.time_of(previous.until_unix_s)}, until then rollback is one write" if previous else ""
+    kept = f"; {previous.version} is kept until {rfc3339(previous.until_unix_s)}, until then rollback is one write" if previous else ""
     undo.finish(run, "promoted", f"{run.request.version} is promoted{kept}", made=[])
 
 
@@ -114,15 +114,8 @@ def settle_router(run: Run, split: Split | None, *, gone: str | None) -> None:
 
 def settlement(run: Run, split: Split | None, *, gone: str | None) -> Edit:
     """Without the version ``gone``, and without what the release left in the router's configuration."""
-    removed = frozenset({names.application(run.request.model, gone)} if gone is not None else ())
-
-    def settled(text: str) -> str:
-        for application in removed:
-            text = rayservice.without_application(text, application)
-        return run.router.settled(text, split) if split is not None else text
-
-    why = f"application {', '.join(removed)} goes" if removed else "the router is as it is when no release runs"
-    return Edit(run.rayservice, settled, removed | {names.router_application(run.request.model)}, why)
+    removed = [] if gone is None else [names.application(run.request.model, gone)]
+    return manifests.removal_change(run, removed, split)
 
 
 def _names_follow(run: Run, record: Release, split: Split) -> None:

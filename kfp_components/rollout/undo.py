@@ -12,7 +12,7 @@ from typing import Unpack
 
 from kfp_components import errors, names, phases, probes
 from kfp_components.cluster import Ref
-from kfp_components.cluster.changes import Apply, Delete, Edit, write
+from kfp_components.cluster.changes import Apply, Delete, write
 from kfp_components.judge import counts
 from kfp_components.phases import Phase
 from kfp_components.registry import Alias
@@ -20,7 +20,6 @@ from kfp_components.release import Failure, Held, Release, Rollback
 from kfp_components.request import SmokeCase
 from kfp_components.rollout import journal, manifests, weights
 from kfp_components.rollout.run import Run
-from kfp_components.serving import rayservice
 from kfp_components.traffic import Split
 
 PROBES = 10
@@ -156,7 +155,10 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
     before = record.names_before
     if before is not None and before.stub is not None and "InferenceService" not in record.made:
         in_cluster.append((f"{stub} as it was", partial(write, run.cluster, Apply(before.stub, "as it was before the release"), fence=fence)))
-    removal = removal_change(run, record, back)
+    gone = {names.application(request.model, record.candidate_version)}
+    if stable is None:  # the router served nobody before
+        gone.add(names.router_application(request.model))
+    removal = manifests.removal_change(run, gone, back, created_by=record.identity)
     in_cluster.append((removal.why.removesuffix(" goes"), partial(write, run.cluster, removal, fence=fence, clock=run.clock, way_back=True)))
     made = "this release made it"
     if "Service" in record.made:
@@ -187,21 +189,6 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
     if unfinished:
         raise unfinished[0]
     return left_behind
-
-
-def removal_change(run: Run, record: Release, back: Split | None) -> Edit:
-    """Without the candidate and what the release left in the router's configuration; without the router too, when it served nobody before."""
-    request, router = run.request, names.router_application(run.request.model)
-    gone = {names.application(request.model, record.candidate_version)} | ({router} if record.stable_version is None else set())
-
-    def without(text: str) -> str:
-        for application in sorted(gone):
-            text = rayservice.without_application(text, application)
-        return text
-
-    why = f"application {', '.join(sorted(gone))} goes"
-    edit = Edit(run.rayservice, without, frozenset(gone), why, created_by=record.identity)
-    return edit if back is None else edit.and_then(lambda text: run.router.settled(text, back), frozenset({router}))
 
 
 def _aliases_as_before(run: Run, record: Release) -> list[tuple[str, Callable[[], object]]]:

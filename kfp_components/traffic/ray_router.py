@@ -49,8 +49,7 @@ class RayRouter:
 
     def prepare(self, serve_config: str, split: Split) -> str:
         """Add the router application; one that is there already only gets the split. Raises `NameTaken` when that has more than one replica."""
-        where = f"RayService {self.target.namespace}/{self.target.rayservice}"
-        rayservice.refuse_replicas(where, serve_config, self.application, names.ROUTER_DEPLOYMENT)
+        rayservice.refuse_replicas(str(self._rayservice), serve_config, self.application, names.ROUTER_DEPLOYMENT)
         if rayservice.user_config(serve_config, self.application, names.ROUTER_DEPLOYMENT) is not None:
             return self._with_split(serve_config, split)
         application = {
@@ -212,7 +211,7 @@ class RayRouter:
         for application in (self.application, *(names.application(self.target.model, version) for version in versions)):
             if application not in there:
                 raise errors.ApplicationRemoved(
-                    f"RayService {self.target.namespace}/{self.target.rayservice}: application {application} is not in serveConfigV2 any more, "
+                    f"{self._rayservice}: application {application} is not in serveConfigV2 any more, "
                     "somebody else took it out; no traffic is given to what is not there"
                 )
 
