@@ -430,7 +430,7 @@ def _records(cluster: Cluster, namespace: str, model: str | None) -> list[Releas
 
 def _row(record: Release, status: rollout.Status) -> dict[str, Any]:
     return {
-        "url": names.public_url(record.model, record.namespace),
+        "url": record.address.url(record.namespace),
         "previous": record.previous.model_dump() if record.previous else None,
         **status.as_dict(),
         **record.summary(),

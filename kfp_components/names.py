@@ -1,6 +1,7 @@
 """Every derived name, label, annotation and field manager. Nothing else in the library builds names."""
 
 import re
+from dataclasses import dataclass
 
 MANAGER = "kfp-components"
 """Field manager of everything this library steers (server-side apply)."""
@@ -35,6 +36,8 @@ LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 SERVE_PORT = 8000
 VERSION_HEADER = "x-model-version"
+ROUTER_HEADER = "x-kfp-serving-router"
+"""On every answer of the router's own pages: they are asked for where it may stand, which may be an application's route by now."""
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 VERSION = re.compile(r"[a-z0-9]([-a-z0-9._]*[a-z0-9])?")
@@ -45,11 +48,6 @@ MAX_MODEL_CHARACTERS = 63 - len(PREDICTOR_SUFFIX)
 def alias(model: str) -> str:
     """Name of the ExternalName Service that clients call."""
     return model + PREDICTOR_SUFFIX
-
-
-def alias_host(model: str, namespace: str) -> str:
-    """DNS name that clients use."""
-    return service_host(alias(model), namespace)
 
 
 def service_host(service: str, namespace: str) -> str:
@@ -63,13 +61,34 @@ def serve_service(rayservice: str) -> str:
 
 
 def public_route(model: str) -> str:
-    """Route prefix that users call; it belongs to the router application."""
+    """Route prefix that users call, where no other one was adopted or asked for."""
     return f"/{model}"
 
 
-def public_url(model: str, namespace: str) -> str:
-    """What the stub shows and clients call."""
-    return f"http://{alias_host(model, namespace)}:{SERVE_PORT}{public_route(model)}"
+@dataclass(frozen=True)
+class Address:
+    """What clients call: a Service, and a route prefix below it. It belongs to the application that serves; to the router while a release runs."""
+
+    alias: str
+    route: str
+
+    def host(self, namespace: str) -> str:
+        """DNS name of the Service."""
+        return service_host(self.alias, namespace)
+
+    def url(self, namespace: str) -> str:
+        """What the stub shows."""
+        return f"http://{self.host(namespace)}:{SERVE_PORT}{self.route.rstrip('/')}"
+
+    @property
+    def prefix(self) -> str:
+        """What a path below the route begins with: empty for ``/``."""
+        return self.route.rstrip("/")
+
+
+def address(model: str, *, alias_name: str | None = None, route: str | None = None) -> Address:
+    """The model's address; ``{model}-predictor`` and ``/{model}`` where nothing else is given."""
+    return Address(alias_name or alias(model), route or public_route(model))
 
 
 def version_route(model: str, version: str) -> str:
@@ -83,8 +102,13 @@ def model_of_version_route(route: str) -> str | None:
     return parts[2] if len(parts) == 4 and parts[:2] == ["", ".versions"] else None
 
 
+def router_route(model: str) -> str:
+    """Internal route prefix of the router while it does not stand on the public route; no version is called ``router``."""
+    return version_route(model, "router")
+
+
 def application(model: str, version: str) -> str:
-    """Name of the Serve application that holds one version."""
+    """Name of the Serve application that holds one version, where it was not adopted under another name."""
     return f"{model}-{version}"
 
 

@@ -18,6 +18,7 @@ from kfp_components import errors, names
 
 IMPORT_PATH = re.compile(r"[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*[:.][A-Za-z_]\w*")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+ROUTE = re.compile(r"/|(/[^/\s{}?#]+)+")
 HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 CLUSTER_HOST = re.compile(r"([a-z0-9]([-a-z0-9]*[a-z0-9])?\.){2}svc(\.cluster\.local)?")
 LOOKS_PER_LEASE = 3
@@ -177,7 +178,12 @@ class Options(_Part):
         description="the old version stays so long after the switch, and rollback is one write; a run waits at most 60 s, then tidy removes it",
     )
     ready_timeout_s: float = Field(600.0, gt=0, le=86400, description="for a version to start")
-    request_timeout_s: float = Field(60.0, gt=0, le=3600, description="of one request through the router")
+    request_timeout_s: float | None = Field(
+        None, gt=0, le=86_400, description="between two pieces of an answer, while a release runs; default no limit"
+    )
+    route: str | None = Field(None, description="route prefix that users call; default the one that was adopted, else /{model}")
+    alias: str | None = Field(None, description="Service that clients call; default the one that was adopted, else {model}-predictor")
+    adopt: bool = Field(False, description="take over what serves the model now as its stable version; nothing of it restarts")
     alias_target: str | None = Field(None, description="DNS name; default {rayservice}-serve-svc.{namespace}.svc.cluster.local")
     allow_external_alias: bool = Field(False, description="needed for an alias target outside the cluster")
     rayservice_template: dict[str, Any] | None = Field(None, description="rayClusterConfig to create the RayService with when there is none")
@@ -202,6 +208,20 @@ class Options(_Part):
     def _header(cls, value: str | None) -> str | None:
         if value is not None and not HEADER.fullmatch(value):
             raise ValueError(f"{value!r} is not a header name")
+        return value
+
+    @field_validator("route")
+    @classmethod
+    def _route(cls, value: str | None) -> str | None:
+        if value is not None and (not ROUTE.fullmatch(value) or value.startswith(("/.versions", "/-/"))):
+            raise ValueError(f"{value!r} is not a route prefix that users may call: it starts with /, does not end with it, and has no {{}}")
+        return value
+
+    @field_validator("alias")
+    @classmethod
+    def _alias(cls, value: str | None) -> str | None:
+        if value is not None and (not names.DNS_1035.fullmatch(value) or len(value) > 63):
+            raise ValueError(f"{value!r} is not the name of a Service (a-z, 0-9, -, starting with a letter, at most 63)")
         return value
 
     @model_validator(mode="after")
@@ -336,6 +356,11 @@ class PromoteRequest(ModelTarget):
                 "set options.allow_external_alias to mean it"
             )
         return self
+
+    @property
+    def address(self) -> names.Address:
+        """What clients call, as far as the request says it."""
+        return names.address(self.model, alias_name=self.options.alias, route=self.options.route)
 
     @property
     def target_host(self) -> str:

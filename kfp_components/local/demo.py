@@ -108,7 +108,7 @@ def run(
         _timed(outcome, say, "deploy v1, the first version", lambda: rollout.deploy_model(rollout.open_run(first, cluster)))
         endpoint = cluster.endpoint(names.alias(MODEL), DEFAULT_NAMESPACE, names.SERVE_PORT)
         with Users(endpoint, names.public_route(MODEL), embedded.home / "users.json", rate_per_s=RATE_PER_S) as users:
-            say(f"users send {RATE_PER_S:g} requests a second to {names.public_url(MODEL, DEFAULT_NAMESPACE)}")
+            say(f"users send {RATE_PER_S:g} requests a second to {names.address(MODEL).url(DEFAULT_NAMESPACE)}")
             time.sleep(3)
             for asked, title in ((request("v2"), "promote v2, a good version"), (request("v3", fault=fault), f"promote v3, a bad version ({fault})")):
                 _timed(outcome, say, title, lambda asked=asked: _promote(outcome, embedded, asked, watch))  # type: ignore[misc]

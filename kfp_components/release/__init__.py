@@ -11,6 +11,7 @@ from kfp_components.release.commands import Command
 from kfp_components.release.lease import Lease, local_holder
 from kfp_components.release.record import (
     SCHEMA_VERSION,
+    Adoption,
     Approved,
     Event,
     Evidence,
@@ -36,6 +37,7 @@ __all__ = [
     "FORWARD",
     "SCHEMA_VERSION",
     "TRANSITIONS",
+    "Adoption",
     "Approved",
     "Command",
     "Event",

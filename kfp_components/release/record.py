@@ -11,13 +11,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kfp_components import errors, phases
+from kfp_components import errors, names, phases
 from kfp_components.phases import Phase
 from kfp_components.request import PromoteRequest
 from kfp_components.request import parse as parse_request
 
-SCHEMA_VERSION = 2
-"""Of the records that this library writes. 1 had no such field, kept timeline and judge in the record, and ended in a phase `inconclusive`."""
+SCHEMA_VERSION = 3
+"""Of the records that this library writes. 1 had no such field, kept timeline and judge in the record, and ended in a phase `inconclusive`; in 2 the
+router stood on the public route for good, and every application and route was named after its model and version."""
 
 MAX_RECORD_BYTES = 9_800
 """Of the record in its ConfigMap: it is read at every step and written at every change, so it stays below 10 kB."""
@@ -151,6 +152,17 @@ class PastRelease(_Part):
     sentence: str = ""
 
 
+class Adoption(_Part):
+    """What was there when the model was taken over, and what was made then; `adopt --undo` takes away what was made and nothing else."""
+
+    version: str
+    application: str
+    at_unix_s: float = 0.0
+    made: list[str] = Field([], description="objects that were created: Service, InferenceService")
+    labelled: bool = Field(False, description="whether the label that Kubeflow looks for was put on the alias")
+    aliases: dict[str, str] | None = Field(None, description="of the registry as they were before; None when it could not be asked")
+
+
 class Release(BaseModel):
     """The record of one promotion. Times are seconds since 1970; weights are percent; counts are cumulative."""
 
@@ -163,7 +175,12 @@ class Release(BaseModel):
     rayservice: str
     candidate_version: str
     stable_version: str | None = Field(None, description="what users had before; None for the first version of a model")
-    split_before: dict[str, Any] | None = Field(None, description="how the router was told to route before")
+    alias: str | None = Field(None, description="Service that clients call; None: {model}-predictor")
+    route: str | None = Field(None, description="route prefix that users call; None: /{model}")
+    candidate_application: str | None = Field(None, description="name of its application; None: {model}-{version}")
+    stable_application: str | None = Field(None, description="name of its application; None: {model}-{version}")
+    route_implied: bool = Field(False, description="stable's application stood at / without saying so")
+    adoption: Adoption | None = Field(None, description="what was there before the first release, once it was adopted")
     request: dict[str, Any]
     request_digest: str
     phase: Phase = "prepared"
@@ -189,6 +206,16 @@ class Release(BaseModel):
     events: list[Event] = []
     timeline: list[Point] = Field([], description="lies apart, see `ReleaseStore.save_canary`")
     past: list[PastRelease] = []
+
+    @property
+    def address(self) -> names.Address:
+        """What clients call."""
+        return names.address(self.model, alias_name=self.alias, route=self.route)
+
+    def application(self, version: str) -> str:
+        """Name of the Serve application that holds a version."""
+        known = {self.stable_version: self.stable_application, self.candidate_version: self.candidate_application}
+        return known.get(version) or names.application(self.model, version)
 
     @property
     def done(self) -> bool:
@@ -264,12 +291,14 @@ class Release(BaseModel):
 def parse(raw: Mapping[str, Any]) -> Release:
     """A record as it was stored, by this or another version of the library.
 
-    ``schema_version`` is 2 afterwards for older records, and stays as it is for newer ones, which must not be written. Raises `RecordTooNew` when a
-    newer one cannot be understood, ValueError when it is no record at all.
+    ``schema_version`` is that of this library afterwards for older records, and stays as it is for newer ones, which must not be written. Raises
+    `RecordTooNew` when a newer one cannot be understood, ValueError when it is no record at all.
     """
     version = raw.get("schema_version", 1)
     if version == 1:
         return Release.model_validate(_of_schema_1(raw))
+    if version == 2:
+        return Release.model_validate({**raw, "schema_version": SCHEMA_VERSION})
     try:
         return Release.model_validate(raw)
     except ValueError as error:

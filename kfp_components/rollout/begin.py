@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict
 from functools import partial
 
-from kfp_components import errors
+from kfp_components import errors, names
 from kfp_components.release import Release
-from kfp_components.rollout import journal, preflight, tidy
+from kfp_components.rollout import journal, preflight, routes, tidy
+from kfp_components.rollout.preflight import Serving
 from kfp_components.rollout.run import Run
-from kfp_components.rollout.status import without_router
-from kfp_components.rollout.step import adopt, step, take
-from kfp_components.traffic import Split
+from kfp_components.rollout.status import not_served
+from kfp_components.rollout.step import own, step, take
 
 
 def register_model(run: Run, *, first_version: bool = False, boxes: int | None = None) -> Release:
@@ -47,18 +46,21 @@ def _begin(run: Run, first_version: bool) -> Release:
             take(run)
             return journal.current(run)
         found = _make_way(run, found)
+    run.address = address(run, found)
     rayservice = run.persist(lambda: run.cluster.get(run.rayservice))
-    split = run.router.written_in(rayservice)
-    stable = split.stable if split else None
+    serving = routes.serving(run, rayservice, found)
+    stable = serving.version if serving else None
     if stable == request.version and found is not None and found.phase == "promoted" and found.request_digest == request.digest:
         run.record = found
         return tidy.tidy_release(run) if tidy.due(run, found) else found
     try:
         assert_new(run, stable, first_version)
-        situation = preflight.check(run.cluster, run.registry, request, found=rayservice, stable_version=stable, first_version=first_version)
+        situation = preflight.check(
+            run.cluster, run.registry, request, found=rayservice, serving=serving, address=run.address, first_version=first_version
+        )
     except errors.InputError as error:
-        if split is None and found is not None and found.stable_now is not None and rayservice is not None:
-            error.add_note(f"The last release left users on {found.stable_now}, but {without_router(rayservice, request.model)}.")
+        if serving is None and found is not None and found.stable_now is not None and rayservice is not None:
+            error.add_note(f"The last release left users on {found.stable_now}, but {not_served(rayservice, found)}.")
         if _state(run.persist(run.store.load_record)) != _state(found):  # it was looked at while another run changed it
             return _begin(run, first_version)
         raise
@@ -68,18 +70,18 @@ def _begin(run: Run, first_version: bool) -> Release:
     if (stale := run.lease.command) is not None:  # of an earlier release, whose Lease was left
         run.persist(partial(run.lease.take_off, stale))
     try:
-        record = run.persist(lambda: run.store.start(_opened(run, found, split, situation, first_version)))
+        record = run.persist(lambda: run.store.start(_opened(run, found, serving, situation, first_version)))
     except errors.KfpServingError as error:
         with contextlib.suppress(errors.KfpServingError):
             run.lease.release()
         if isinstance(error, errors.ReleaseHeld) and _state(run.persist(run.store.load_record)) != _state(found):
             return _begin(run, first_version)  # another run began or ended a release while this one looked
         raise
-    adopt(run, record)
+    own(run, record)
     return record
 
 
-def _opened(run: Run, found: Release | None, split: Split | None, situation: preflight.Situation, first_version: bool) -> Release:
+def _opened(run: Run, found: Release | None, serving: Serving | None, situation: preflight.Situation, first_version: bool) -> Release:
     """The record to begin with, over the finished one that was ``found``."""
     request = run.request
     front = (("Service", situation.service), ("InferenceService", situation.stub))
@@ -89,8 +91,12 @@ def _opened(run: Run, found: Release | None, split: Split | None, situation: pre
         namespace=request.namespace,
         rayservice=request.rayservice,
         candidate_version=request.version,
-        stable_version=situation.stable_version,
-        split_before=asdict(split) if split else None,
+        stable_version=serving.version if serving else None,
+        stable_application=serving.application if serving else None,
+        route_implied=serving.route_implied if serving else False,
+        alias=run.address.alias,
+        route=run.address.route,
+        adoption=found.adoption if found else None,
         request=request.model_dump(mode="json"),
         request_digest=request.digest,
         holder=run.holder,
@@ -99,6 +105,21 @@ def _opened(run: Run, found: Release | None, split: Split | None, situation: pre
         made=[kind for kind, there in front if there is None],
         stub_uid=None if situation.stub is None else str(situation.stub["metadata"]["uid"]),
     )
+
+
+def address(run: Run, found: Release | None) -> names.Address:
+    """What clients call: as the model's last release has it, else as the request asks for it. `RequestInvalid` when it asks for another one."""
+    asked, options = run.request.address, run.request.options
+    if found is None or found.stable_now is None:
+        return asked
+    known = found.address
+    for what, wanted, has in (("route", options.route, known.route), ("alias", options.alias, known.alias)):
+        if wanted is not None and wanted != has:
+            raise errors.RequestInvalid(
+                f"options.{what}: users of model {found.model} call {has}, not {wanted}; leave it out. Another {what} is another name for users: "
+                f"take this one back with `kfp-serving adopt --undo {found.in_a_command}`, then adopt the model anew"
+            )
+    return known
 
 
 def assert_new(run: Run, stable: str | None, first_version: bool) -> None:

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 from kfp_components import errors
 from kfp_components.judge import counts
 from kfp_components.release import Evidence, JudgeState, Point, Release
-from kfp_components.rollout import journal, listen, manifests, weights
+from kfp_components.rollout import journal, listen, manifests, routes, weights
 from kfp_components.rollout.run import PATIENCE_S, Run
 from kfp_components.rollout.step import step
+from kfp_components.traffic import Split
 
 if TYPE_CHECKING:
     from kfp_components.judge.verdict import Verdict
+
+HISTORY_S = 10.0
+"""How long stable is watched alone, at most, before the candidate gets its first requests."""
 
 METER_PATIENCE_S = 15.0
 """How long the counts may be unreadable before the verdict is `error`: a restarted replica is back by then."""
@@ -97,7 +101,7 @@ def _has_weight(run: Run) -> bool:
         return False
     if run.persist(run.router.observed_weight).weight_percent != record.weight_percent:
         weights.assert_runs(run, record.candidate_version)
-        split = weights.split(run, stable=record.stable_version, candidate=record.candidate_version, weight_percent=record.weight_percent)
+        split = _split(run, record, record.weight_percent)
         run.router.set_weight(split)
         weights.wait_applied(run, split)
         journal.note(run, "canary", f"{record.weight_percent:g} % of the requests go to {record.candidate_version} again, as before")
@@ -115,16 +119,21 @@ def _shift(run: Run, record: Release, weight_percent: float) -> None:
         raise errors.StepOutOfOrder(
             f"model {record.model}: version {record.candidate_version} is not smoke-tested beside a stable one; run that step first"
         )
+    weights.assert_runs(run, record.candidate_version)
+    held = record.phase == "held"
+    if record.phase != "canary":  # first it is said that the candidate may have traffic: whoever comes after a kill here gives it back
+        record = journal.advance(
+            run, "canary", f"the router takes {run.address.route}; then {record.candidate_version} gets its first requests", held=None
+        )
+    if routes.take(run, record):
+        record = journal.note(run, "canary", f"{record.stable_version} serves all requests of {run.address.route} through the router")
     judge = record.judge or _begin(run, record, record.stable_version)
-    if record.phase == "held":  # a new budget; the evidence stays
+    if held:  # a new budget; the evidence stays
         seen = judge.state["candidate"]["requests"]
         judge = judge.model_copy(update={"watched_s": 0.0, "requests_before": seen})
     record.judge = judge
     run.persist(lambda: run.store.save_canary(record))  # before the first request: a process that comes after a kill goes on with it
-    weights.assert_runs(run, record.candidate_version)
-    split = weights.split(run, stable=record.stable_version, candidate=record.candidate_version, weight_percent=weight_percent)
-    if record.phase != "canary":  # first it is said that the candidate may have traffic: whoever comes after a kill here gives it back
-        journal.advance(run, "canary", f"{record.candidate_version} gets its first requests", held=None)
+    split = _split(run, record, weight_percent)
     run.router.set_weight(split)
     seconds = weights.wait_applied(run, split)
     message = f"{weight_percent:g} % of the requests go to {record.candidate_version} (effective after {seconds:.1f} s)"
@@ -132,11 +141,26 @@ def _shift(run: Run, record: Release, weight_percent: float) -> None:
     manifests.show(run, split.shares, manifests.canary_message(weight_percent, record.candidate_version))
 
 
-def _begin(run: Run, record: Release, stable: str) -> JudgeState:
-    """Counts from before the canary are stable's history, which sets the margins, and not the candidate's traffic."""
-    from kfp_components.judge.verdict import Judge  # numpy: only the steps that judge pay for it
+def _split(run: Run, record: Release, weight_percent: float) -> Split:
+    assert record.stable_version is not None
+    applications = routes.of_release(record)
+    return weights.split(run, applications, stable=record.stable_version, candidate=record.candidate_version, weight_percent=weight_percent)
 
+
+def _begin(run: Run, record: Release, stable: str) -> JudgeState:
+    """Counts from before the canary are stable's history, which sets the margins, and not the candidate's traffic.
+
+    Some of it is waited for where a margin depends on it, since the router knows nothing of the time before it stood there.
+    """
+    from kfp_components.judge.verdict import MARGIN_HISTORY, Judge  # numpy: only the steps that judge pay for it
+
+    rules = run.request.options.judge
+    given = None not in (rules.error_margin_percent, rules.client_error_margin_percent, rules.disconnect_margin_percent)
+    end = run.clock.monotonic() + HISTORY_S
     page = run.persist(run.router.ledger)
+    while not given and counts.history(page, stable).requests < MARGIN_HISTORY and run.clock.monotonic() < end:
+        run.pause(min(rules.tick_s, HISTORY_S))
+        page = run.persist(run.router.ledger)
     judge = Judge(run.request.options.judge, history=counts.history(page, stable))
     return JudgeState(state=judge.state, cursor=counts.start(page), step=None)
 
@@ -233,7 +257,7 @@ class _Look:
         """
         run, lease_s = self.run, self.run.request.options.lease_s
         now = run.clock.monotonic()
-        split = weights.split(run, stable=self.stable, candidate=self.candidate, weight_percent=self.weight_percent)
+        split = _split(run, journal.current(run), self.weight_percent)
         try:
             renewal = run.router.renew(split)
             if renewal != "renewed":

@@ -9,6 +9,7 @@ from kfp_components import names
 from kfp_components.cluster.changes import Edit, write
 from kfp_components.release import Release
 from kfp_components.rollout import journal, manifests, weights
+from kfp_components.rollout.preflight import Serving
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.step import step
 from kfp_components.serving import rayservice
@@ -25,18 +26,26 @@ def deploy_rayservice(run: Run) -> Release:
             options, fence = run.request.options, partial(journal.assert_ours, run)
             if options.rayservice_template is not None and run.cluster.get(run.rayservice) is None:
                 write(run.cluster, manifests.new_rayservice(run, record.identity), fence=fence)
-            change = version_change(run, record.stable_version)
+            change = version_change(run, stable_of(record))
             write(run.cluster, change, fence=fence, clock=run.clock)
-            for name in sorted(change.changed if record.stable_version is None else {application(run)}):
+            for name in sorted(change.changed):
                 weights.wait_until_runs(run, name, options.ready_timeout_s)
             journal.advance(run, "deployed", f"application {application(run)} runs")
     return journal.current(run)
 
 
-def version_change(run: Run, stable: str | None) -> Edit:
-    """The version beside the others, known to the router at 0 %; with the router itself for a model's first version."""
-    ours = frozenset({application(run), names.router_application(run.request.model)})
-    return Edit(run.rayservice, lambda text: with_version(run, text, stable), ours, f"application {application(run)} beside the others, at 0 %")
+def stable_of(record: Release) -> Serving | None:
+    """The version that users have, by the record."""
+    stable = record.stable_version
+    return None if stable is None else Serving(stable, record.application(stable), record.route_implied)
+
+
+def version_change(run: Run, stable: Serving | None) -> Edit:
+    """The version at its internal route beside the others; where there is a stable one, with a router that knows both and that no user reaches yet."""
+    ours = frozenset({application(run)} if stable is None else {application(run), names.router_application(run.request.model)})
+    return Edit(
+        run.rayservice, lambda text: with_version(run, text, stable), ours, f"application {', '.join(sorted(ours))} beside the others, at 0 %"
+    )
 
 
 def application(run: Run) -> str:
@@ -44,8 +53,8 @@ def application(run: Run) -> str:
     return names.application(run.request.model, run.request.version)
 
 
-def with_version(run: Run, serve_config: str, stable: str | None) -> str:
-    """``serveConfigV2`` with the version in it and, for a model's first version, the router."""
+def with_version(run: Run, serve_config: str, stable: Serving | None) -> str:
+    """``serveConfigV2`` with the version in it and, where there is a stable one, the router."""
     request, options = run.request, run.request.options
     entry: dict[str, Any] = {
         "name": application(run),
@@ -60,5 +69,6 @@ def with_version(run: Run, serve_config: str, stable: str | None) -> str:
         entry["deployments"] = options.deployments
     serve_config = rayservice.with_application(serve_config, entry)
     if stable is None:
-        return run.router.prepare(serve_config, weights.split(run, stable=request.version))
-    return run.router.prepare(serve_config, weights.split(run, stable=stable, candidate=request.version))  # known to the router, at 0 %
+        return serve_config
+    applications = {stable.version: stable.application, request.version: application(run)}
+    return run.router.prepare(serve_config, weights.split(run, applications, stable=stable.version, candidate=request.version))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from kfp_components import names
 from kfp_components.cluster import Ref
 from kfp_components.cluster.changes import write
 from kfp_components.release import Release
@@ -23,7 +22,7 @@ def create_alias(run: Run) -> Release:
             found, stub = run.cluster.get(wanted.ref), run.cluster.get(manifests.stub_ref(run))
             alias.assert_free(request.model, request.namespace, found, stub, request.target_host)
             write(run.cluster, wanted, fence=partial(journal.assert_ours, run))
-            journal.note(run, "alias", f"{names.alias_host(request.model, request.namespace)} -> {request.target_host}")
+            journal.note(run, "alias", f"{run.address.host(request.namespace)} -> {request.target_host}")
     return journal.current(run)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from kfp_components import errors, names
+from kfp_components import errors
 from kfp_components.release import Approved, Command, Paused, Release, Waits
 from kfp_components.release.commands import KINDS
 from kfp_components.rollout import journal
@@ -142,4 +142,4 @@ def stand(run: Run) -> None:
 
 def _there(run: Run, version: str) -> bool:
     applications = rayservice.applications(rayservice.serve_config(run.cluster.get(run.rayservice)))
-    return names.application(run.request.model, version) in applications
+    return journal.current(run).application(version) in applications

@@ -10,13 +10,12 @@ from kfp_components.cluster.changes import Apply, Edit, only, write
 from kfp_components.rollout import journal
 from kfp_components.rollout.run import Run
 from kfp_components.serving import alias, inference_service, rayservice
-from kfp_components.traffic import Split
 
 
 def alias_change(run: Run) -> Apply:
     """The alias as it should be."""
     request = run.request
-    return Apply(alias.manifest(request.model, request.namespace, request.target_host), "the name that clients call")
+    return Apply(alias.manifest(request.model, request.namespace, request.target_host, run.address.alias), "the name that clients call")
 
 
 def stub_change(run: Run, version: str, found: Manifest | None) -> Apply:
@@ -50,7 +49,10 @@ def stub_fields(run: Run) -> Manifest | None:
 def traffic_change(run: Run, shares: dict[str, float], message: str, found: Manifest | None, *, ready: bool = True) -> Apply:
     """The stub's status: URL, conditions, live split. Forced, because KServe writes conditions Unknown once."""
     request, now = run.request, journal.timestamp(run)
-    wanted = inference_service.status(request.model, request.namespace, traffic=shares, ready=ready, message=message, now=now, previous=found)
+    url = run.address.url(request.namespace)
+    wanted = inference_service.status(
+        request.model, request.namespace, url=url, traffic=shares, ready=ready, message=message, now=now, previous=found
+    )
     return Apply(wanted, message, status=True, force=True)
 
 
@@ -91,19 +93,15 @@ def new_rayservice(run: Run, release: str) -> Apply:
     return Apply(manifest, "from options.rayservice_template", manager=names.TEMPLATE_MANAGER)
 
 
-def removal_change(run: Run, gone: Collection[str], split: Split | None, *, created_by: str | None = None) -> Edit:
-    """Without the applications ``gone``, and with ``split`` without what it left in the router's configuration; ``created_by``: see `Edit`."""
+def removal_change(run: Run, gone: Collection[str], *, created_by: str | None = None) -> Edit:
+    """Without the applications ``gone``; ``created_by``: see `Edit`."""
 
     def without(text: str) -> str:
         for application in sorted(gone):
             text = rayservice.without_application(text, application)
         return text
 
-    why = f"application {', '.join(sorted(gone))} goes" if gone else "the router is as it is when no release runs"
-    edit = Edit(run.rayservice, without, frozenset(gone), why, created_by)
-    if split is None:
-        return edit
-    return edit.and_then(lambda text: run.router.settled(text, split), frozenset({names.router_application(run.request.model)}))
+    return Edit(run.rayservice, without, frozenset(gone), f"application {', '.join(sorted(gone))} goes", created_by)
 
 
 def stub_ref(run: Run) -> Ref:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from kfp_components import names
 from kfp_components.cluster import Manifest
 from kfp_components.cluster.changes import Change, Plan
-from kfp_components.rollout import deploy, manifests, preflight, promote, weights
-from kfp_components.rollout.begin import assert_new
+from kfp_components.rollout import deploy, manifests, preflight, promote, routes, weights
+from kfp_components.rollout.begin import address, assert_new
 from kfp_components.rollout.run import Run
 
 
@@ -18,32 +18,36 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
     A weight's lease and the release's epoch are those of now. What a way back would write is not in it: see `rollout.undo`.
     """
     request, version = run.request, run.request.version
+    last = run.store.load_record()
+    run.address = address(run, last)
     rayservice = run.cluster.get(run.rayservice)
-    split = run.router.written_in(rayservice)
-    stable = split.stable if split else None
-    assert_new(run, stable, first_version)
-    found = preflight.check(run.cluster, run.registry, request, found=rayservice, stable_version=stable, first_version=first_version)
+    stable = routes.serving(run, rayservice, last)
+    assert_new(run, stable.version if stable else None, first_version)
+    found = preflight.check(run.cluster, run.registry, request, found=rayservice, serving=stable, address=run.address, first_version=first_version)
     alias = manifests.alias_change(run)
-    serving = stable or version
+    serving = stable.version if stable else version
     changes: list[Change] = [] if rayservice is not None else [manifests.new_rayservice(run, "a new release")]
     deployed = deploy.version_change(run, stable)
     changes += [replace(deployed, why=deployed.why + _kubectl_warning(rayservice)), alias]
     if stable is None or found.stub is None:
         changes.append(manifests.stub_change(run, serving, found.stub))
     changes.append(manifests.traffic_change(run, {serving: 100.0}, "waits for smoke inference", found.stub))
+    applications = {version: deploy.application(run)} | ({stable.version: stable.application} if stable else {})
+    shown = manifests.traffic_change(run, {version: 100.0}, manifests.all_message(version), found.stub)
     if stable is not None:
+        changes.append(routes.to_router(run, applications))
         for weight_percent in request.steps:
-            step = weights.split(run, stable=stable, candidate=version, weight_percent=weight_percent)
+            step = weights.split(run, applications, stable=stable.version, candidate=version, weight_percent=weight_percent)
             changes += [
                 run.router.change(step),
                 manifests.traffic_change(run, step.shares, manifests.canary_message(weight_percent, version), found.stub),
             ]
-    whole = weights.split(run, stable=version)
-    shown = manifests.traffic_change(run, whole.shares, manifests.all_message(version), found.stub)
-    changes.append(run.router.change(whole))
+        changes += [run.router.change(weights.split(run, applications, stable=version)), shown]
+    changes.append(routes.change(run, deploy.application(run), f"version {version}", applications))
     if stable is not None:
         kept = request.options.keep_previous_s > promote.RUN_WAITS_S
-        changes += [shown, promote.settlement(run, whole, gone=None if kept else stable)]
+        gone = {names.router_application(request.model)} | (set() if kept else {stable.application})
+        changes.append(manifests.removal_change(run, gone))
     changes += [manifests.stub_change(run, version, found.stub), shown]
     return Plan(tuple(changes), {run.rayservice: rayservice, alias.ref: found.service, manifests.stub_ref(run): found.stub})
 

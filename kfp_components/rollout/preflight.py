@@ -24,12 +24,19 @@ PERMISSIONS: tuple[Permission, ...] = (
 
 
 @dataclass(frozen=True)
+class Serving:
+    """The version that users get, the application that holds it, and whether that stands at ``/`` without saying so."""
+
+    version: str
+    application: str
+    route_implied: bool = False
+
+
+@dataclass(frozen=True)
 class Situation:
-    """What was found: the RayService (None: to be created), its configuration, the version that users get (None: none yet)."""
+    """What was found: the RayService (None: to be created), alias and stub (None: there is none)."""
 
     rayservice: Manifest | None
-    serve_config: str
-    stable_version: str | None
     service: Manifest | None
     stub: Manifest | None
 
@@ -40,13 +47,13 @@ def check(
     asked: request.PromoteRequest,
     *,
     found: Manifest | None,
-    stable_version: str | None,
+    serving: Serving | None,
+    address: names.Address,
     first_version: bool,
 ) -> Situation:
     """Look at everything that a release will touch.
 
-    ``found`` is the RayService as it was read, ``stable_version`` what its router sends users to. ``first_version`` allows that there is none
-    (deploy_model).
+    ``found`` is the RayService as it was read, ``serving`` what users get at ``address``. ``first_version`` allows that there is nothing (deploy_model).
     """
     check_permissions(cluster, asked)
     ref = Ref("RayService", asked.rayservice, asked.namespace)
@@ -59,25 +66,25 @@ def check(
         refuse_gitops(found)
     imports = {str(entry.get("import_path")) for entry in applications.values()}
     request.assert_allowed(asked, metadata.get("annotations") or {}, imports)
-    _check_routes(asked, str(ref), applications)
+    _check_routes(asked, str(ref), applications, address.route)
     rayservice.refuse_replicas(str(ref), text, names.router_application(asked.model), names.ROUTER_DEPLOYMENT)
-    if stable_version is None and not first_version:
+    if serving is None and not first_version:
         raise errors.NotFound(
             f"model {asked.model}: {ref} serves no version of it yet, so there is nothing to compare with; "
             "deploy the first version with `deploy_model` (kfp-serving promote --first)"
         )
-    if stable_version is not None and names.application(asked.model, stable_version) not in applications:
+    if serving is not None and serving.application not in applications:
         raise errors.NotFound(
-            f"{ref}: the router sends users to {stable_version}, but application {names.application(asked.model, stable_version)} "
-            "is not in serveConfigV2; mend the RayService first"
+            f"{ref}: the router sends users to {serving.version}, but application {serving.application} is not in serveConfigV2; "
+            "mend the RayService first"
         )
-    service = cluster.get(Ref("Service", names.alias(asked.model), asked.namespace))
+    service = cluster.get(Ref("Service", address.alias, asked.namespace))
     stub = cluster.get(Ref("InferenceService", asked.model, asked.namespace))
     alias.assert_free(asked.model, asked.namespace, service, stub, asked.target_host)
     known = registry.find(registered_name(asked), asked.version)
     if known is not None:
         known.assert_same(asked.uri, asked.options.digest)
-    return Situation(found, text, stable_version, service, stub)
+    return Situation(found, service, stub)
 
 
 def check_permissions(cluster: Cluster, target: request.ModelTarget) -> None:
@@ -94,14 +101,14 @@ def registered_name(target: request.ModelTarget) -> str:
     return f"{target.namespace}.{target.model}"
 
 
-def _check_routes(asked: request.PromoteRequest, ref: str, applications: dict[str, dict[str, object]]) -> None:
+def _check_routes(asked: request.PromoteRequest, ref: str, applications: dict[str, dict[str, object]], public: str) -> None:
     ours = {
-        names.router_application(asked.model): names.public_route(asked.model),
-        names.application(asked.model, asked.version): names.version_route(asked.model, asked.version),
+        names.router_application(asked.model): (names.router_route(asked.model), public),
+        names.application(asked.model, asked.version): (names.version_route(asked.model, asked.version),),
     }
     for name, entry in applications.items():
         route = entry.get("route_prefix")
-        if name in ours and route != ours[name]:
+        if name in ours and route not in ours[name]:
             other = _other_model(str(route), entry)
             raise errors.NameTaken(
                 f"{ref}: application {name} is there already, at {route}; "
@@ -111,11 +118,8 @@ def _check_routes(asked: request.PromoteRequest, ref: str, applications: dict[st
             raise errors.NameTaken(
                 f"{ref}: application {name} is there already, from {entry.get('import_path')}; it is not the router of this library: rename it"
             )
-        if name not in ours and route in ours.values():
-            raise errors.NameTaken(
-                f"{ref}: route {route} belongs to application {name}, which is not of this library; "
-                "give that application another route_prefix, or choose another model name"
-            )
+        if name not in ours and any(route in internal and route != public for internal in ours.values()):
+            raise errors.NameTaken(f"{ref}: route {route} belongs to application {name}, but this library uses it while a release runs")
 
 
 def _other_model(route: str, entry: Mapping[str, object]) -> str | None:

@@ -1,4 +1,4 @@
-"""The promotion: all traffic to the candidate in one write, watched there; then the old version goes, and names follow."""
+"""The promotion: all traffic to the candidate in one write, watched there; then the route is its own, the router and the old version go, names follow."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from functools import partial
 
 from kfp_components import errors, names
 from kfp_components.clock import rfc3339
-from kfp_components.cluster.changes import Edit, write
+from kfp_components.cluster.changes import write
 from kfp_components.release import NamesBefore, Previous, Release
-from kfp_components.rollout import journal, manifests, undo, weights
+from kfp_components.rollout import journal, manifests, routes, undo, weights
 from kfp_components.rollout.canary import stand_by
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.step import step
 from kfp_components.rollout.watch import watch
-from kfp_components.traffic import Split
 
 RUN_WAITS_S = 60.0
 """How long after the switch a run waits for the old version's time to be over; after that it ends, and another one removes it."""
@@ -37,13 +36,12 @@ def promote_model(run: Run) -> Release:
             weights.assert_runs(run, run.request.version)
             if record.phase != "promoting":
                 record = journal.advance(run, "promoting", f"all traffic goes to {run.request.version}", weight_percent=100.0, held=None)
-            split = weights.split(run, stable=run.request.version)
-            run.router.set_weight(split)
-            weights.wait_applied(run, split)
+            if record.stable_version is not None and record.names_before is None:
+                record = _switch(run, record, record.stable_version)
+            routes.give(run, run.request.version)
             if record.stable_version is not None:
-                record = _watched(run, record, record.stable_version, split)
-                _retire(run, record, split)
-            _names_follow(run, journal.current(run), split)
+                _retire(run, record)
+            _names_follow(run, journal.current(run))
             _end(run)
     return journal.current(run)
 
@@ -64,9 +62,13 @@ def _end(run: Run) -> None:
     undo.finish(run, "promoted", f"{run.request.version} is promoted{kept}", made=[])
 
 
-def _watched(run: Run, record: Release, old: str, split: Split) -> Release:
-    """The candidate has all traffic: it is watched, and what the names are now is written down before they follow."""
+def _switch(run: Run, record: Release, old: str) -> Release:
+    """The router gives the candidate everything; it is watched, and what the names are now is written down before they follow."""
     request = run.request
+    routes.take(run, record)  # it stands there, unless no step has begun: a held release was approved as it is
+    split = weights.split(run, routes.of_release(record), stable=request.version)
+    run.router.set_weight(split)
+    weights.wait_applied(run, split)
     with contextlib.suppress(errors.KfpServingError):  # it is written again at the end
         manifests.show(run, split.shares, manifests.all_message(request.version))
     if record.switched_unix_s is None:
@@ -89,36 +91,35 @@ def _names(run: Run) -> NamesBefore:
     return NamesBefore(stub=manifests.stub_fields(run), aliases=aliases)
 
 
-def _retire(run: Run, record: Release, split: Split) -> None:
-    """The old version goes when its time is over, unless that is later than a run waits for.
-
-    In the same write what the release left in the router's configuration goes.
-    """
+def _retire(run: Run, record: Release) -> None:
+    """The router goes, which has the route no more; the old version too when its time is over, unless that is later than a run waits for."""
     previous, switched_unix_s = record.previous, record.switched_unix_s
     left_s = previous.until_unix_s - run.clock.now_unix_s() if previous is not None else 0.0
     if previous is not None and switched_unix_s is not None and left_s > 0 and previous.until_unix_s - switched_unix_s > RUN_WAITS_S:
-        settle_router(run, split, gone=None)
+        routes.drain(run)
+        remove(run, retired(record, kept=True))
         return
     if left_s > 0:
         run.pause(left_s)
         weights.assert_runs(run, run.request.version)
-    settle_router(run, split, gone=record.stable_version)
+    routes.drain(run)
+    remove(run, retired(record, kept=False))
     if previous is not None:
         journal.write(run, "promote", f"{previous.version} is removed", previous=None)
 
 
-def settle_router(run: Run, split: Split | None, *, gone: str | None) -> None:
-    """One write: the version ``gone`` goes, and with it what the release left in the router's configuration."""
-    write(run.cluster, settlement(run, split, gone=gone), fence=partial(journal.assert_ours, run), clock=run.clock)
+def retired(record: Release, *, kept: bool) -> set[str]:
+    """The applications that a promotion removes: the router, and the old version where that is not ``kept``."""
+    assert record.stable_version is not None
+    return {names.router_application(record.model)} | (set() if kept else {record.application(record.stable_version)})
 
 
-def settlement(run: Run, split: Split | None, *, gone: str | None) -> Edit:
-    """Without the version ``gone``, and without what the release left in the router's configuration."""
-    removed = [] if gone is None else [names.application(run.request.model, gone)]
-    return manifests.removal_change(run, removed, split)
+def remove(run: Run, gone: set[str]) -> None:
+    """One write: applications that nobody reaches go."""
+    write(run.cluster, manifests.removal_change(run, gone), fence=partial(journal.assert_ours, run), clock=run.clock)
 
 
-def _names_follow(run: Run, record: Release, split: Split) -> None:
+def _names_follow(run: Run, record: Release) -> None:
     """Registry and stub follow the traffic. What is refused there is noted: users have the version already, and asking again would not help.
 
     Raises `Unreachable`: the same command does the rest.
@@ -131,7 +132,7 @@ def _names_follow(run: Run, record: Release, split: Split) -> None:
         ("registry", "alias candidate", partial(run.registry.move, name, "candidate", None)),
         ("registry", "verdict", partial(run.registry.annotate, name, version, verdict)),
         ("stub", "spec", lambda: write(run.cluster, manifests.stub_change(run, version, None))),
-        ("stub", "traffic", partial(manifests.show, run, split.shares, shown)),
+        ("stub", "traffic", partial(manifests.show, run, {version: 100.0}, shown)),
     ]
     if record.stable_version is not None:
         items.insert(0, ("registry", "alias previous", partial(run.registry.move, name, "previous", record.stable_version)))

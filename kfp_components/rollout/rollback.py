@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kfp_components import errors
+from kfp_components import errors, names
 from kfp_components.release import Release
-from kfp_components.rollout import journal, listen, undo
+from kfp_components.rollout import journal, listen, routes, undo
 from kfp_components.rollout.promote import promote_model
 from kfp_components.rollout.run import Run
-from kfp_components.rollout.status import without_router
+from kfp_components.rollout.status import not_served
 from kfp_components.rollout.step import put_down, take
 
 
@@ -21,9 +21,12 @@ def roll_back(run: Run, reason: str = "asked for") -> Release:
     record = journal.read(run)
     if not record.open:
         serving = _serving(record)
-        if run.persist(run.router.current) is None:
-            served = run.cluster.get(run.rayservice)
-            raise errors.NotFound(f"{run.rayservice}: {without_router(served, record.model) if served else 'it does not exist any more'}")
+        run.record, run.address = record, record.address
+        found = run.persist(lambda: run.cluster.get(run.rayservice))
+        if found is None:
+            raise errors.NotFound(f"{run.rayservice}: it does not exist any more")
+        if routes.has_it(run, found) not in (record.application(serving), names.router_application(record.model)):
+            raise errors.NotFound(f"{run.rayservice}: {not_served(found, record)}")
         undo.verify(run, serving, strict=True)
         return record
     return give_up(run, errors.RolledBack(f"model {record.model}: rolled back: {reason}"))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from kfp_components import errors, traffic
+from kfp_components import errors, names, traffic
 from kfp_components.clock import Clock, SystemClock
 from kfp_components.cluster import Cluster, Ref
 from kfp_components.cluster.patience import Patience, patient, persist
@@ -61,6 +61,15 @@ class Run:
     def registered_name(self) -> str:
         """Name of the model in the registry."""
         return preflight.registered_name(self.request)
+
+    @property
+    def address(self) -> names.Address:
+        """What clients call: as the release has it, before there is one as the request asks for."""
+        return self.router.address
+
+    @address.setter
+    def address(self, address: names.Address) -> None:
+        self.router.address = address
 
     @property
     def rayservice(self) -> Ref:
@@ -128,11 +137,13 @@ def open_run(
     patience = Patience(DOOR_PATIENCE_S)
     run_name = holder or local_holder()
     options = request.options
+    router = traffic.connect("ray_router", cluster, request, clock, transport)
+    router.address = request.address
     return Run(
         request=request,
         cluster=patient(cluster, clock, patience),
         registry=patient(registry or connect_registry(options.registry_uri), clock, patience),
-        router=traffic.connect("ray_router", cluster, request, clock, transport),
+        router=router,
         store=ReleaseStore(cluster, request.model, request.namespace, clock),
         lease=Lease(cluster, request.model, request.namespace, run_name, options.lease_s, clock),
         clock=clock,

@@ -50,30 +50,40 @@ def read_status(cluster: Cluster, record: Release, *, clock: Clock | None = None
         found.notes.append(f"RayService {record.namespace}/{record.rayservice} does not exist any more")
         return found
     router = traffic.connect("ray_router", cluster, target, clock or SystemClock(), transport)
+    router.address = record.address
     try:
-        written = router.current()
+        holder = rayservice.owner(rayservice.serve_config(served), record.address.route)
+        written = router.written_in(served)
     except errors.InputError as error:
         found.ready = False
         found.notes.append(str(error))
         return found
-    if written is None:
+    if written is not None and holder == router_of(record):
+        found.written = written.shares
+        _ask_router(found, router, record, written)
+        _look_at_applications(found, served, record, (router_of(record), *_used(found, written, record)))
+    elif holder is not None and record.stable_now is not None and holder == record.application(record.stable_now):
+        found.written = {record.stable_now: 100.0}
+        _ask_serve(found, router, record.stable_now, holder)
+        _look_at_applications(found, served, record, (holder,))
+    else:
         found.ready = False if record.stable_now is not None else None
-        found.notes.append(without_router(served, record.model))
-        return found
-    found.written = written.shares
-    _ask_router(found, router, record, written)
-    _look_at_applications(found, served, record, written)
+        found.notes.append(not_served(served, record))
     return found
 
 
-def without_router(served: Manifest, model: str) -> str:
-    """What a person is told when the router of a model is not there: since when, and who has its route now."""
-    route = names.public_route(model)
-    owner = next(
-        (name for name, entry in rayservice.applications(rayservice.serve_config(served)).items() if entry.get("route_prefix") == route), None
-    )
-    users = f"users get application {owner} at {route}, uncounted" if owner else f"nothing answers at {route}"
-    return f"the router of {model} is not in serveConfigV2: {users}. {rayservice.last_writer(served, names.MANAGER)}"
+def router_of(record: Release) -> str:
+    """Name of the router's application."""
+    return names.router_application(record.model)
+
+
+def not_served(served: Manifest, record: Release) -> str:
+    """What a person is told when the version that users should get has not their route: who has it, and since when."""
+    route = record.address.route
+    holder = rayservice.owner(rayservice.serve_config(served), route)
+    users = f"users get application {holder} at {route}" if holder else f"nothing answers at {route}"
+    wanted = f", not {record.stable_now} ({record.application(record.stable_now)})" if record.stable_now else ""
+    return f"{users}{wanted}. {rayservice.last_writer(served, names.MANAGER)}"
 
 
 def _shown(cluster: Cluster, record: Release) -> dict[str, float] | None:
@@ -102,15 +112,32 @@ def _ask_router(found: Status, router: TrafficStrategy, record: Release, written
         found.notes.append(f"users get {observed.stable}; the last release left them on {record.stable_now}")
 
 
-def _look_at_applications(found: Status, served: Manifest, record: Release, written: Split) -> None:
+def _ask_serve(found: Status, router: TrafficStrategy, version: str, application: str) -> None:
+    """Whether Serve sends users to the application that has the route."""
+    try:
+        holder = router.observed_owner()
+    except errors.TemporaryError as error:
+        found.notes.append(f"Serve does not answer from here ({error}): what users get is not known")
+        return
+    if holder == application:
+        found.traffic = {version: 100.0}
+    else:
+        found.notes.append(f"Serve does not route by what is written yet: {holder or 'no application'} has {router.address.route}")
+
+
+def _used(found: Status, written: Split, record: Release) -> list[str]:
+    """Applications of the versions that users get."""
+    shares = found.traffic if found.traffic is not None else written.shares
+    return [written.application(record.model, version) for version, share in shares.items() if share > 0]
+
+
+def _look_at_applications(found: Status, served: Manifest, record: Release, used: tuple[str, ...]) -> None:
     """Whether what should answer is there and runs. ``ready`` is about the versions that users get."""
     there = rayservice.applications(rayservice.serve_config(served))
-    used = found.traffic if found.traffic is not None else written.shares
-    versions = [version for version, share in used.items() if share > 0]
     if not rayservice.observed(served):
         found.notes.append("the operator has not taken up the last write yet")
     states = []
-    for application in (names.router_application(record.model), *(names.application(record.model, version) for version in versions)):
+    for application in used:
         state = rayservice.application_status(served, application)
         states.append(application in there and state.get("status") == "RUNNING")
         if application not in there:

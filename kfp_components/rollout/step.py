@@ -99,7 +99,7 @@ def take(run: Run, *, reopen: bool = False) -> Release:
         if not held:
             run.persist(run.lease.acquire)
         if run.epoch == 0:
-            adopt(run, run.persist(lambda: run.store.take_over(run.holder, reopen=reopen)))
+            own(run, run.persist(lambda: run.store.take_over(run.holder, reopen=reopen)))
         elif not held:  # it was anybody's meanwhile
             try:
                 _assert_not_taken_over(run, journal.read(run))
@@ -116,9 +116,10 @@ def take(run: Run, *, reopen: bool = False) -> Release:
         raise undo.left(run, str(error)) from error
 
 
-def adopt(run: Run, record: Release) -> None:
+def own(run: Run, record: Release) -> None:
     """From now on this run writes with the epoch of the record, and is patient with the surroundings."""
     run.patience.seconds = PATIENCE_S
+    run.address = record.address
     run.record, run.epoch, run.router.epoch = record, record.epoch, record.epoch
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from kfp_components import errors
+from kfp_components.cluster import Manifest
 from kfp_components.release import Release
-from kfp_components.rollout import journal, manifests, undo, weights
-from kfp_components.rollout.promote import settle_router
+from kfp_components.rollout import journal, manifests, promote, routes, undo, weights
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.status import read_status
 from kfp_components.rollout.step import put_down, take
@@ -50,16 +50,24 @@ def put_away(run: Run) -> Release:
     assert record.previous is not None
     old = record.previous.version
     weights.assert_runs(run, record.candidate_version)
-    split = run.persist(run.router.current)
-    if split is not None and old in (split.stable, split.candidate):
+    found = run.persist(lambda: run.cluster.get(run.rayservice))
+    if _reaches(run, found, record.application(old)):
         raise errors.Conflict(
-            f"router of {record.model}: it was told to send users to {old}, which was to be removed; somebody else wrote that. {old} stays: "
+            f"{run.rayservice}: {run.address.route} sends users to {old}, which was to be removed; somebody else wrote that. {old} stays: "
             f"`kfp-serving rollback {record.in_a_command}` goes back to it"
         )
-    settle_router(run, split, gone=old)
+    promote.remove(run, {record.application(old)})
     record = journal.write(run, "tidy up", f"{old} is removed", previous=None)
     run.persist(run.lease.release)
     return record
+
+
+def _reaches(run: Run, found: Manifest | None, application: str) -> bool:
+    """Whether users may get that application: it has the route, or a router knows it (of a release by an older version of this library)."""
+    split = run.router.written_in(found)
+    versions = () if split is None else (split.stable, split.candidate)
+    known = {split.application(run.request.model, version) for version in versions if version is not None} if split else set()
+    return application in (known | {routes.has_it(run, found)})
 
 
 def _show_what_is(run: Run, record: Release) -> None:

@@ -18,9 +18,8 @@ from kfp_components.phases import Phase
 from kfp_components.registry import Alias
 from kfp_components.release import Failure, Held, Release, Rollback
 from kfp_components.request import SmokeCase
-from kfp_components.rollout import journal, manifests, weights
+from kfp_components.rollout import journal, manifests, routes, weights
 from kfp_components.rollout.run import Run
-from kfp_components.traffic import Split
 
 PROBES = 10
 VERIFY_S = 30.0
@@ -39,7 +38,7 @@ def take_back(run: Run, error: BaseException) -> Release:
     stable = record.stable_version
     back = give_back(run, record)
     failure = record.failure or Failure(error=type(error).__name__, message=str(error))
-    told = f"all traffic back to {stable}: " if back else "the router is not in serveConfigV2, users get what is in it now: " if stable else ""
+    told = f"all traffic back to {stable}: " if back else "somebody else wrote serveConfigV2, users get what is in it now: " if stable else ""
     verdict = record.verdict
     record = journal.write(
         run,
@@ -53,9 +52,9 @@ def take_back(run: Run, error: BaseException) -> Release:
         previous=None,
         verdict=verdict,
     )
-    if back is not None and stable is not None and record.rollback is None:  # else it was verified before, and the alias may be gone by now
-        weights.wait_applied(run, back)
-        verify(run, stable, strict=False)
+    if back is not None and record.rollback is None:  # else it was verified before, and the alias may be gone by now
+        routes.wait_back(run, back)
+        verify(run, back.stable, strict=False)
         seconds = round(run.clock.monotonic() - began, 2)
         rollback = Rollback(seconds=seconds, leaked_requests=_leaked_requests(run, record), reason=failure.message)
         record = journal.write(run, "roll back", f"{stable} answers everything after {seconds:.1f} s", rollback=rollback)
@@ -94,7 +93,7 @@ def leave(run: Run, step: str, error: BaseException) -> BaseException:
     if record.phase == "canary":
         try:
             back = give_back(run, record)
-            users = f"{record.stable_version} serves all requests" if back else "the router is gone; users get what is in serveConfigV2 now"
+            users = f"{record.stable_version} serves all requests" if back else "the route is another application's; users get that"
             record = journal.write(run, step, f"left: {type(error).__name__}: {error}", ok=False, weight_percent=0.0)
             _say_stable_serves(run, record, back)
         except errors.ReleaseHeld:
@@ -116,33 +115,29 @@ def left(run: Run, why: str, users: str = "") -> errors.ReleaseLeft:
     return errors.ReleaseLeft(f"{why}. {users or _who_serves(run, record)}. {phases.how_to_go_on(record.in_a_command, record.candidate_version)}")
 
 
-def give_back(run: Run, record: Release) -> Split | None:
-    """Write that stable gets everything, whatever the router was told before; None when there is no stable version or no router to tell.
+def give_back(run: Run, record: Release) -> routes.WayBack | None:
+    """Write that users get stable, whatever was written before; None when there is no stable version, or the route is none of this release's any more.
 
     Raises `ApplicationRemoved`, and writes nothing, when stable itself is not there any more; `ReleaseHeld` when another run has taken over.
     """
-    if record.stable_version is None:
+    stable = record.stable_version
+    if stable is None:
         return None
-    back = stable_alone(run, record, record.stable_version)
     try:
-        run.router.set_weight(back, way_back=True)
-    except (errors.NotFound, errors.ApplicationRemoved) as error:
-        if run.router.current() is None:
+        fence = partial(journal.assert_ours, run)
+        found = write(run.cluster, routes.back_change(run, record, stable), fence=fence, clock=run.clock, way_back=True)
+    except (errors.NotFound, errors.NameTaken, errors.ApplicationRemoved) as error:
+        ours = (names.router_application(record.model), record.application(record.candidate_version))
+        if routes.has_it(run, run.cluster.get(run.rayservice)) not in ours:
             return None
         raise errors.ApplicationRemoved(
-            f"{error}. The candidate stays as it is: put {record.stable_version} back, then run `kfp-serving rollback {record.in_a_command}`"
+            f"{error}. The candidate stays as it is: put {stable} back, then run `kfp-serving rollback {record.in_a_command}`"
         ) from error
-    return back
+    through_router = routes.has_it(run, found) == names.router_application(record.model)
+    return routes.WayBack(stable, routes.stable_alone(run, record, stable) if through_router else None)
 
 
-def stable_alone(run: Run, record: Release, stable: str) -> Split:
-    """Everything to stable, otherwise as the router was told before the release."""
-    before = record.split_before or {}
-    timeout_s = before.get("request_timeout_s", run.request.options.request_timeout_s)
-    return Split(stable=stable, sticky_header=before.get("sticky_header"), request_timeout_s=timeout_s)
-
-
-def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
+def tidy_up(run: Run, record: Release, back: routes.WayBack | None) -> list[str]:
     """Leave the cluster as it was before the release: only the record, Events and the registered version remain.
 
     Each item for itself: what is refused, and what the registry does not do, is noted, left behind and returned. Raises the first temporary error of
@@ -150,16 +145,13 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
     """
     request, stable = run.request, record.stable_version
     fence = partial(journal.assert_ours, run)
-    service, stub = Ref("Service", names.alias(request.model), request.namespace), manifests.stub_ref(run)
+    service, stub = Ref("Service", run.address.alias, request.namespace), manifests.stub_ref(run)
     in_cluster: list[tuple[str, Callable[[], object]]] = []
     before = record.names_before
     if before is not None and before.stub is not None and "InferenceService" not in record.made:
         in_cluster.append((f"{stub} as it was", partial(write, run.cluster, Apply(before.stub, "as it was before the release"), fence=fence)))
-    gone = {names.application(request.model, record.candidate_version)}
-    if stable is None:  # the router served nobody before
-        gone.add(names.router_application(request.model))
-    removal = manifests.removal_change(run, gone, back, created_by=record.identity)
-    in_cluster.append((removal.why.removesuffix(" goes"), partial(write, run.cluster, removal, fence=fence, clock=run.clock, way_back=True)))
+    candidate = record.application(record.candidate_version)
+    in_cluster.append((f"application {candidate}", partial(_remove, run, record, candidate, back)))
     made = "this release made it"
     if "Service" in record.made:
         in_cluster.append((str(service), partial(write, run.cluster, Delete(service, made), fence=fence)))
@@ -191,6 +183,16 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
     return left_behind
 
 
+def _remove(run: Run, record: Release, candidate: str, back: routes.WayBack | None) -> None:
+    """The route goes to stable's application, as it stood there before; then the candidate and the router go, which nobody reaches any more."""
+    if back is not None:
+        routes.give(run, back.stable, way_back=True)
+        routes.drain(run)
+    gone = {candidate} if record.stable_version is None else {candidate, names.router_application(record.model)}
+    removal = manifests.removal_change(run, gone, created_by=record.identity)
+    write(run.cluster, removal, fence=partial(journal.assert_ours, run), clock=run.clock, way_back=True)
+
+
 def _aliases_as_before(run: Run, record: Release) -> list[tuple[str, Callable[[], object]]]:
     """Only names that have followed the traffic are to be moved back."""
     if record.names_before is None:
@@ -201,10 +203,13 @@ def _aliases_as_before(run: Run, record: Release) -> list[tuple[str, Callable[[]
 
 
 def verify(run: Run, version: str, *, strict: bool) -> None:
-    """Probes through the alias must be answered by ``version``.
+    """Where the router stands, probes through the alias must be answered by ``version``; else Serve must send the route's requests to its application.
 
     Raises `WaitTimeout` naming who answered instead. Probes without an answer raise it only when ``strict``; else they are noted.
     """
+    if routes.has_it(run, run.persist(lambda: run.cluster.get(run.rayservice))) != names.router_application(run.request.model):
+        weights.wait_owner(run, journal.current(run).application(version))
+        return
     case = SmokeCase(name="version", path="/v2/health/ready" if run.request.options.protocol == "v2" else "/", method="GET", timeout_s=10)
     deadline = run.clock.monotonic() + VERIFY_S
     while True:
@@ -248,10 +253,10 @@ def as_error(record: Release) -> errors.KfpServingError:
 
 def _probe(run: Run, case: SmokeCase) -> list[str | None]:
     try:
-        endpoint = run.cluster.endpoint(names.alias(run.request.model), run.request.namespace, names.SERVE_PORT)
+        endpoint = run.cluster.endpoint(run.address.alias, run.request.namespace, names.SERVE_PORT)
     except errors.KfpServingError:
         return [None] * PROBES
-    with probes.Prober(endpoint, run.request.model, run.transport) as prober:
+    with probes.Prober(endpoint, run.request.model, run.address.prefix, run.transport) as prober:
         return [prober.version_that_answers(case) for _ in range(PROBES)]
 
 
@@ -260,12 +265,12 @@ def _annotate(run: Run, record: Release) -> None:
         run.registry.annotate(run.registered_name, record.candidate_version, {"verdict": record.sentence})
 
 
-def _say_stable_serves(run: Run, record: Release, back: Split | None) -> None:
+def _say_stable_serves(run: Run, record: Release, back: routes.WayBack | None) -> None:
     """Wait until it is so, and show it; neither is worth more than a try."""
     if back is None or record.stable_version is None:
         return
     with contextlib.suppress(errors.TemporaryError, errors.InputError):
-        weights.wait_applied(run, back)
+        routes.wait_back(run, back)
         manifests.show(run, {record.stable_version: 100.0}, manifests.all_message(record.stable_version))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 
-from kfp_components import errors, names
+from kfp_components import errors
 from kfp_components.cluster import Manifest
+from kfp_components.rollout import journal
 from kfp_components.rollout.run import Run
 from kfp_components.serving import rayservice
 from kfp_components.traffic import Split
@@ -14,8 +16,8 @@ APPLY_TIMEOUT_S = 60.0
 """How long the router may take to route by a weight that was written; Serve needs 0.6 s, a busy operator several."""
 
 
-def split(run: Run, *, stable: str, candidate: str | None = None, weight_percent: float = 0.0) -> Split:
-    """With the request's routing options; a weight is a lease that begins now and that heartbeats renew."""
+def split(run: Run, applications: Mapping[str, str], *, stable: str, candidate: str | None = None, weight_percent: float = 0.0) -> Split:
+    """With the request's routing options; a weight is a lease that begins now and that heartbeats renew. ``applications``: version -> application."""
     options = run.request.options
     return Split(
         stable=stable,
@@ -25,6 +27,7 @@ def split(run: Run, *, stable: str, candidate: str | None = None, weight_percent
         sticky_header=options.sticky_header,
         request_timeout_s=options.request_timeout_s,
         lease_s=options.lease_s if weight_percent else None,
+        applications=applications,
     )
 
 
@@ -46,6 +49,26 @@ def wait_applied(run: Run, wanted: Split) -> float:
         if wanted.weight_percent:  # it may come to the router when the lease that was written is over
             with contextlib.suppress(errors.Unreachable):
                 run.router.renew(wanted)
+
+
+def wait_owner(run: Run, application: str) -> float:
+    """Wait until Serve sends the public route's requests to an application, seconds that it took. Raises `WaitTimeout` saying who has it instead."""
+    began = run.clock.monotonic()
+    seen = "nobody could be asked"
+    while True:
+        try:
+            found = run.router.observed_owner()
+            if found == application:
+                return run.clock.monotonic() - began
+            seen = f"{found or 'no application'} has it"
+        except errors.Unreachable as error:
+            seen = str(error)
+        if run.clock.monotonic() - began >= APPLY_TIMEOUT_S:
+            raise errors.WaitTimeout(
+                f"{run.rayservice}: after {APPLY_TIMEOUT_S:g} s Serve still does not give route {run.address.route} to {application}: {seen}; "
+                "look at the applications in the Ray dashboard"
+            )
+        run.pause(0.2)
 
 
 def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bool = True) -> None:
@@ -80,7 +103,7 @@ def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bo
 
 def assert_runs(run: Run, version: str) -> None:
     """Before a version is given traffic, and before the one that could replace it goes. Raises as `wait_until_runs`."""
-    wait_until_runs(run, names.application(run.request.model, version), APPLY_TIMEOUT_S, at_once=False)
+    wait_until_runs(run, journal.current(run).application(version), APPLY_TIMEOUT_S, at_once=False)
 
 
 def _never(_found: Manifest) -> str | None:

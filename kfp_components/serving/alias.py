@@ -9,13 +9,13 @@ from kfp_components import errors, names
 from kfp_components.serving import inference_service
 
 
-def manifest(model: str, namespace: str, target: str) -> dict[str, Any]:
-    """The alias as a manifest for server-side apply. ``target`` is the DNS name that it points to."""
+def manifest(model: str, namespace: str, target: str, name: str | None = None) -> dict[str, Any]:
+    """The alias as a manifest for server-side apply. ``target`` is the DNS name that it points to, ``name`` its own; default {model}-predictor."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {
-            "name": names.alias(model),
+            "name": name or names.alias(model),
             "namespace": namespace,
             "labels": {names.ISVC_LABEL: model, names.MANAGED_BY_LABEL: names.MANAGED_BY},
         },

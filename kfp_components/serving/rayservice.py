@@ -165,6 +165,43 @@ def with_user_config(text: str, application: str, deployment: str, user_config: 
     raise errors.NotFound(f"serveConfigV2: no application {application!r}; deploy the model first")
 
 
+def with_route(text: str, application: str, route: str | None) -> str:
+    """The text with one application's ``route_prefix`` replaced; None takes the key away, which means ``/`` to Serve."""
+    tree = parse(text)
+    for entry in tree["applications"]:
+        if entry["name"] == application:
+            if route is None:
+                entry.pop("route_prefix", None)
+            else:
+                entry["route_prefix"] = route
+    return dump(tree)
+
+
+def owner(text: str, route: str) -> str | None:
+    """Name of the application that has a route prefix; one that names none has ``/``, as Serve has it."""
+    return next((name for name, entry in applications(text).items() if entry.get("route_prefix", "/") == route), None)
+
+
+def with_owner(text: str, route: str, application: str, aside: Mapping[str, str], *, implied: bool = False) -> str:
+    """The text in which ``application`` has the route; that one of ``aside`` (application -> internal route) that had it stands at its own one.
+
+    ``implied``: the route is ``/`` and is not written down. Raises `ApplicationRemoved` when the application is not there, `NameTaken` when the route is
+    somebody else's.
+    """
+    if application not in applications(text):
+        raise errors.ApplicationRemoved(
+            f"application {application} is not in serveConfigV2 any more, somebody else took it out; users are not sent to what is not there"
+        )
+    had = owner(text, route)
+    if had == application:
+        return text
+    if had is not None:
+        if had not in aside:
+            raise errors.NameTaken(f"route {route} belongs to application {had}, which is not of this release; somebody else wrote that")
+        text = with_route(text, had, aside[had])
+    return with_route(text, application, None if implied else route)
+
+
 def user_config(text: str, application: str, deployment: str) -> dict[str, Any] | None:
     """A deployment's ``user_config``, None when there is no such application or deployment."""
     for piece in applications(text).get(application, {}).get("deployments", []):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from kfp_components import errors
+from kfp_components import errors, names
 from kfp_components.clock import Clock
 from kfp_components.cluster import Cluster, Manifest
 from kfp_components.cluster.changes import Edit
@@ -28,13 +28,19 @@ class Split:
     weight_percent: float = 0.0
     lease_expires_unix_s: float | None = None
     sticky_header: str | None = None
-    request_timeout_s: float = 60.0
+    request_timeout_s: float | None = None
     lease_s: float | None = None
+    applications: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Version -> name of its application, where that is not ``{model}-{version}``."""
 
     def __post_init__(self) -> None:
         """Raises `RequestInvalid` for a share that is none, before anything is written."""
         if not 0.0 <= self.weight_percent <= 100.0:
             raise errors.RequestInvalid(f"weight {self.weight_percent:g} %: a share of the requests is between 0 and 100 percent")
+
+    def application(self, model: str, version: str) -> str:
+        """Name of the Serve application that holds a version of the model."""
+        return self.applications.get(version) or names.application(model, version)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -55,9 +61,11 @@ class TrafficStrategy(Protocol):
     """
 
     epoch: int
+    address: names.Address
+    """What clients call."""
 
     def prepare(self, serve_config: str, split: Split) -> str:
-        """``serveConfigV2`` with the data plane's own application in it, routing by ``split``."""
+        """``serveConfigV2`` with the data plane's own application in it, routing by ``split``, beside the others: no user reaches it yet."""
 
     def change(self, split: Split) -> Edit:
         """What `set_weight` writes."""
@@ -75,16 +83,19 @@ class TrafficStrategy(Protocol):
         """
 
     def assert_there(self, split: Split) -> None:
-        """Raises `ApplicationRemoved` when a version that the split names, or the data plane, was taken away; `Unreachable` when nobody can say."""
+        """Raises `ApplicationRemoved` when a version that the split names, the data plane, or the public route was taken away.
 
-    def settled(self, serve_config: str, split: Split) -> str:
-        """``serveConfigV2`` with the split, and nothing else that a release left there: how it looks when none runs."""
+        `Unreachable` when nobody can say.
+        """
 
     def current(self) -> Split | None:
-        """The split as it is written, None when the model has no public route yet."""
+        """The split as it is written, None when the data plane has no application of its own there."""
 
     def written_in(self, found: Manifest | None) -> Split | None:
         """As `current`, of a RayService that was read."""
+
+    def observed_owner(self) -> str | None:
+        """The application that Serve gives the public route now, None when none has it. Raises `Unreachable`."""
 
     def observed_weight(self) -> Split:
         """The split that the data plane applies now. Raises `Unreachable` when it does not answer."""
@@ -95,11 +106,11 @@ class TrafficStrategy(Protocol):
     def wait_until_applied(self, split: Split, timeout_s: float) -> float:
         """Seconds until `observed_weight` was the split that was written. Raises `WaitTimeout` saying what it is instead."""
 
+    def in_flight(self) -> int:
+        """Requests that wait for their answer in it now. Raises `Unreachable`."""
+
     def ledger(self) -> dict[str, Any]:
         """Exact counts per version, cumulative. Raises `Unreachable`."""
-
-    def remove(self, serve_config: str) -> str:
-        """``serveConfigV2`` without the data plane's own application."""
 
 
 def _router(cluster: Cluster, target: ModelTarget, clock: Clock, transport: httpx.BaseTransport | None) -> TrafficStrategy:

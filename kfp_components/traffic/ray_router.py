@@ -1,4 +1,4 @@
-"""The default data plane: a Serve application that owns the public route and splits it by its ``user_config``.
+"""The default data plane: a Serve application that has the public route while a release runs, and splits it by its ``user_config``.
 
 The split is set through the RayService's ``serveConfigV2`` alone, so Kubernetes RBAC is its only key. Over HTTP the router takes one call, the
 heartbeat that makes a weight hold on; its token is made here and stays in memory, only its hash is written.
@@ -31,6 +31,9 @@ class RayRouter:
         self.cluster = cluster
         self.target = target
         self._epoch, self._token = 0, new_token()
+        self.address = names.address(target.model)
+        self._page_route: str | None = None
+        """Where its own pages answered last."""
         self._clock: Clock = clock or SystemClock()
         self._transport = transport
         self.application = names.router_application(target.model)
@@ -48,13 +51,16 @@ class RayRouter:
             self._epoch, self._token = epoch, new_token()
 
     def prepare(self, serve_config: str, split: Split) -> str:
-        """Add the router application; one that is there already only gets the split. Raises `NameTaken` when that has more than one replica."""
+        """Add the router application at its internal route; one that is there already only gets the split.
+
+        Raises `NameTaken` when that has more than one replica.
+        """
         rayservice.refuse_replicas(str(self._rayservice), serve_config, self.application, names.ROUTER_DEPLOYMENT)
         if rayservice.user_config(serve_config, self.application, names.ROUTER_DEPLOYMENT) is not None:
             return self._with_split(serve_config, split)
         application = {
             "name": self.application,
-            "route_prefix": names.public_route(self.target.model),
+            "route_prefix": names.router_route(self.target.model),
             "import_path": names.ROUTER_IMPORT_PATH,
             "args": {"model": self.target.model},
             "deployments": [{"name": names.ROUTER_DEPLOYMENT, "user_config": self._user_config(split)}],
@@ -77,14 +83,6 @@ class RayRouter:
         except errors.ApplicationRemoved as error:
             raise self._with_last_writer(error, self.cluster.get(self._rayservice)) from error
 
-    def settled(self, serve_config: str, split: Split) -> str:
-        """The split without an epoch; the text as it is when the router is not in it."""
-        config = rayservice.user_config(serve_config, self.application, names.ROUTER_DEPLOYMENT)
-        if config is None:
-            return serve_config
-        self._refuse_older(config)
-        return rayservice.with_user_config(serve_config, self.application, names.ROUTER_DEPLOYMENT, to_user_config(self.target.model, split))
-
     def renew(self, split: Split) -> Renewal:
         """``POST /{model}/-/heartbeat``. Raises `Unreachable` when it is not answered, or by somebody who is overloaded or forbids it."""
         answer = self._ask("POST", "heartbeat", {"authorization": f"Bearer {self._token}"})
@@ -99,8 +97,13 @@ class RayRouter:
     def assert_there(self, split: Split) -> None:
         """One read of the RayService. Raises `ApplicationRemoved` as `set_weight`."""
         found = self.cluster.get(self._rayservice)
+        text = rayservice.serve_config(found)
         try:
-            self._refuse_missing(rayservice.serve_config(found), split)
+            self._refuse_missing(text, split)
+            if (has_it := rayservice.owner(text, self.address.route)) != self.application:
+                raise errors.ApplicationRemoved(
+                    f"{self._rayservice}: route {self.address.route} was taken from the router, {has_it or 'no application'} has it; users get that"
+                )
         except errors.ApplicationRemoved as error:
             raise self._with_last_writer(error, found) from error
 
@@ -119,6 +122,15 @@ class RayRouter:
             raise errors.NameTaken(
                 f"{self._rayservice}: application {self.application} has a user_config that is not of this library's router; rename that application"
             ) from error
+
+    def observed_owner(self) -> str | None:
+        """By the route table of the proxy that answers, ``/-/routes``."""
+        answer = self._send("GET", "/-/routes")
+        routes = _json(answer) if answer.status_code == 200 else None
+        if routes is None:
+            raise errors.Unreachable(f"Serve: /-/routes answered {answer.status_code}: {answer.text[:200]}")
+        found = routes.get(self.address.route)
+        return None if found is None else str(found)
 
     def observed_weight(self) -> Split:
         """What the router says of itself at ``/{model}/-/router``, with the weight that it applies now (0 after the lease lapsed)."""
@@ -164,6 +176,10 @@ class RayRouter:
             return f"it refused its configuration: {refused}; is this package older in the Ray image than here?"
         return f"look at application {self.application} in the Ray dashboard"
 
+    def in_flight(self) -> int:
+        """What ``/-/router`` says; 0 of a router that does not say it."""
+        return int(self.read("router").get("in_flight") or 0)
+
     def ledger(self) -> dict[str, Any]:
         """The router's counts, cumulative per version and router replica (see `kfp_components.router`)."""
         page = self.read("ledger")
@@ -183,24 +199,37 @@ class RayRouter:
         return found
 
     def _ask(self, method: str, page: str, headers: dict[str, str] | None = None) -> httpx.Response:
-        """The answer, whatever it is. Raises `Unreachable` when there is none."""
+        """The answer, whatever it is, from where the router stands: at its internal route, or at the public one.
+
+        Raises `Unreachable` when there is none.
+        """
+        internal, public = names.router_route(self.target.model), self.address.prefix
+        last = public if self._page_route == public else internal
+        answer = self._send(method, f"{last}/-/{page}", headers)
+        if _is_routers(answer):
+            self._page_route = last
+            return answer
+        other = internal if last == public else public
+        second = self._send(method, f"{other}/-/{page}", headers)
+        if _is_routers(second):
+            self._page_route = other
+            return second
+        return answer if answer.status_code != 404 else second
+
+    def _send(self, method: str, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
+        """The answer to one request through the alias. Raises `Unreachable` when there is none."""
         import httpx  # as in kfp_components.probes
 
         try:
             if self._endpoint is None:
-                self._endpoint = self.cluster.endpoint(names.alias(self.target.model), self.target.namespace, names.SERVE_PORT)
+                self._endpoint = self.cluster.endpoint(self.address.alias, self.target.namespace, names.SERVE_PORT)
             endpoint = self._endpoint
-            url = f"{endpoint.base_url}{names.public_route(self.target.model)}/-/{page}"
             with httpx.Client(transport=self._transport, timeout=READ_TIMEOUT_S, trust_env=False) as client:
-                return client.request(method, url, headers={"host": endpoint.host, **(headers or {})})
+                return client.request(method, f"{endpoint.base_url}{path}", headers={"host": endpoint.host, **(headers or {})})
         except (httpx.HTTPError, errors.NotFound) as error:
             self._endpoint = None
-            told = f"{type(error).__name__} while asking for /-/{page}: {error}"
+            told = f"{type(error).__name__} while asking for {path}: {error}"
             raise errors.Unreachable(f"router of {self.target.model}: {told}") from error
-
-    def remove(self, serve_config: str) -> str:
-        """Without the router application."""
-        return rayservice.without_application(serve_config, self.application)
 
     def _with_last_writer(self, error: errors.ApplicationRemoved, found: Manifest | None) -> errors.ApplicationRemoved:
         return errors.ApplicationRemoved(f"{error}. {rayservice.last_writer(found or {}, names.MANAGER)}")
@@ -208,7 +237,7 @@ class RayRouter:
     def _refuse_missing(self, text: str, split: Split) -> None:
         there = rayservice.applications(text)
         versions = [version for version in (split.stable, split.candidate) if version is not None]
-        for application in (self.application, *(names.application(self.target.model, version) for version in versions)):
+        for application in (self.application, *(split.application(self.target.model, version) for version in versions)):
             if application not in there:
                 raise errors.ApplicationRemoved(
                     f"{self._rayservice}: application {application} is not in serveConfigV2 any more, "
@@ -244,6 +273,11 @@ def new_token() -> str:
     return secrets.token_urlsafe(32)
 
 
+def _is_routers(answer: httpx.Response) -> bool:
+    """Whether the router answered, not the proxy that knows no such route, nor an application that stands there instead."""
+    return names.ROUTER_HEADER in answer.headers
+
+
 def _json(answer: httpx.Response) -> dict[str, Any] | None:
     try:
         found = answer.json()
@@ -253,10 +287,10 @@ def _json(answer: httpx.Response) -> dict[str, Any] | None:
 
 
 def to_user_config(model: str, split: Split) -> dict[str, Any]:
-    """The router's ``user_config``; without a candidate it is always the same, so a rollback restores it to the letter."""
+    """The router's ``user_config``."""
 
     def backend(version: str) -> dict[str, str]:
-        return {"version": version, "route": names.version_route(model, version)}
+        return {"version": version, "route": names.version_route(model, version), "application": split.application(model, version)}
 
     config: dict[str, Any] = {"stable": backend(split.stable)}
     if split.candidate is not None:
@@ -268,7 +302,8 @@ def to_user_config(model: str, split: Split) -> dict[str, Any]:
             config["lease_s"] = split.lease_s
     if split.sticky_header:
         config["sticky_header"] = split.sticky_header
-    config["request_timeout_s"] = split.request_timeout_s
+    if split.request_timeout_s is not None:
+        config["request_timeout_s"] = split.request_timeout_s
     return config
 
 
@@ -280,6 +315,11 @@ def from_user_config(config: dict[str, Any]) -> Split:
         weight_percent=float(config.get("weight_percent", 0.0)),
         lease_expires_unix_s=config.get("lease_expires_unix_s"),
         sticky_header=config.get("sticky_header"),
-        request_timeout_s=float(config.get("request_timeout_s", 60.0)),
+        request_timeout_s=None if config.get("request_timeout_s") is None else float(config["request_timeout_s"]),
         lease_s=config.get("lease_s"),
+        applications={
+            backend["version"]: backend["application"]
+            for backend in (config["stable"], config.get("candidate"))
+            if backend and "application" in backend
+        },
     )

@@ -24,7 +24,7 @@ from kfp_components.registry import ModelRegistry
 from kfp_components.registry.memory import MemoryRegistry
 from kfp_components.release import Release, ReleaseStore
 from kfp_components.request import ModelTarget, PromoteRequest, parse
-from kfp_components.serving import alias, inference_service
+from kfp_components.serving import alias, inference_service, rayservice
 
 T = TypeVar("T")
 NAMESPACE, RAYSERVICE, MODEL = "ai-ml", "ai-inference", "bge"
@@ -38,13 +38,18 @@ CLUSTER = {"headGroupSpec": {"rayStartParams": {}, "template": {"spec": {"contai
 SMOKE = {"name": "ok", "path": "/", "body": {"text": "x"}, "expect": {"/ok": True}}
 
 
-def application(version: str) -> str:
-    """The text of a version's application."""
-    return f"  - {{name: {MODEL}-{version}, route_prefix: {names.version_route(MODEL, version)}, import_path: 'acme.bge:build'}}\n"
+def application(version: str, route: str | None = None) -> str:
+    """The text of a version's application, at its internal route where no other one is given."""
+    return f"  - {{name: {MODEL}-{version}, route_prefix: {route or names.version_route(MODEL, version)}, import_path: 'acme.bge:build'}}\n"
 
 
-def live(**user_config: Any) -> str:
-    """``serveConfigV2`` with v1 served by our router, beside another model."""
+def live(version: str = "v1") -> str:
+    """``serveConfigV2`` with a version that has the public route, beside another model."""
+    return "applications:\n" + OTHERS + application(version, names.public_route(MODEL))
+
+
+def routed(**user_config: Any) -> str:
+    """``serveConfigV2`` as an older version of this library left it: v1 served by a router that stays on the public route."""
     config = {"stable": {"version": "v1", "route": names.version_route(MODEL, "v1")}, "request_timeout_s": 60.0, **user_config}
     router = {
         "name": f"{MODEL}-router",
@@ -297,6 +302,17 @@ class World:
         metadata = {"name": RAYSERVICE, "namespace": NAMESPACE, "annotations": {names.ALLOWED_IMPORTS: "acme.*"}}
         body = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata, "spec": {"serveConfigV2": text, "rayClusterConfig": CLUSTER}}
         self.cluster.apply(body, manager=manager, force=True)
+        holder = rayservice.owner(text, names.public_route(MODEL))
+        if holder is not None and not holder.endswith("-router") and self.stored() is None:
+            self.known(holder.removeprefix(f"{MODEL}-"))
+
+    def known(self, version: str) -> None:
+        """The version that serves was promoted by an earlier release."""
+        request = asked(version)
+        earlier = {"phase": "promoted", "finished_unix_s": self.clock.now_unix_s(), "epoch": 0}
+        base = {"model": MODEL, "namespace": NAMESPACE, "rayservice": RAYSERVICE, "candidate_version": version}
+        record = Release(**base, **earlier, request=request.model_dump(mode="json"), request_digest=request.digest)
+        ReleaseStore(self.cluster, MODEL, NAMESPACE, self.clock).start(record)
 
     def front(self, version: str = "v1", uri: str = "s3://models/bge/v1", model_format: str = "custom") -> None:
         """Alias and stub are there already, from an earlier release."""
@@ -340,7 +356,11 @@ class World:
         return "" if found is None else str(found["spec"].get("serveConfigV2") or "")
 
     def split(self) -> tuple[str, str | None, float]:
-        """Stable, candidate and weight as the router is told."""
+        """Stable, candidate and weight of what users get: as the router is told, or the version that has the route."""
+        holder = self.serve.owner(names.public_route(MODEL))
+        assert holder is not None
+        if holder["name"] != f"{MODEL}-router":
+            return holder["name"].removeprefix(f"{MODEL}-"), None, 0.0
         entry = self.serve.applications()[f"{MODEL}-router"]["deployments"][0]["user_config"]
         return entry["stable"]["version"], (entry.get("candidate") or {}).get("version"), float(entry.get("weight_percent", 0.0))
 

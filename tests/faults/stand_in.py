@@ -68,6 +68,7 @@ class Serve:
         self.began_unix_s: dict[str, float] = {}
         self._applications: dict[str, Application] = {}
         self._config: dict[str, Any] = {}
+        self._backends: dict[str, dict[str, Any]] = {}
         self._control: Control | None = None
         self._replica, self._started_unix_s = 0, 0.0
         self._draws = 0
@@ -89,7 +90,7 @@ class Serve:
         found = self.cluster.get(self.ref)
         text = str(((found or {}).get("spec") or {}).get("serveConfigV2") or "")
         entries = _entries(text)
-        self._applications = {entry["name"]: entry for entry in entries}
+        self._applications = {entry.get("name", "default"): {"route_prefix": "/", **entry} for entry in entries}
         for name in self._applications:
             self.began_unix_s.setdefault(name, self.clock.now_unix_s())
         for name in set(self.began_unix_s) - set(self._applications):
@@ -104,6 +105,7 @@ class Serve:
             return
         control = self._control or self._start_router()
         self._config = config
+        self._backends = {backend["version"]: backend for backend in (config["stable"], config.get("candidate")) if backend}
         control.configure(config)
         rules = control.rules
         assert rules is not None
@@ -154,6 +156,8 @@ class Serve:
 
     def answer(self, method: str, path: str, headers: dict[str, str]) -> Answer:
         """One request that is no user's, as the proxy of Serve would pass it on."""
+        if path == "/-/routes":
+            return 200, {}, json.dumps({entry["route_prefix"]: name for name, entry in self._applications.items()}).encode()
         application = self.owner(path)
         if application is None:
             return 404, {}, b"Path not found"
@@ -161,7 +165,9 @@ class Serve:
             return self._direct(application["name"], {})
         below = path.removeprefix(application["route_prefix"])
         if below.startswith("/-/"):
-            return self.page(below[3:]) or self._own_page(self._control, method, below[3:], headers)
+            told = {names.ROUTER_HEADER: "2"}
+            status, more, body = self.page(below[3:]) or self._own_page(self._control, method, below[3:], headers)
+            return status, {**told, **more}, body
         pin = headers.get(names.VERSION_HEADER)
         control, now = self._control, self.clock.now_unix_s()
         assert control.rules is not None
@@ -169,8 +175,16 @@ class Serve:
         if backend is None:
             return 400, {}, b"no such version"
         told = {names.VERSION_HEADER: backend.version}
-        behind = self.owner(backend.route)
-        return (404, told, b"Path not found") if behind is None else self._direct(behind["name"], told)
+        behind = self._behind(backend)
+        return (404, told, b"Path not found") if behind is None else self._direct(behind, told)
+
+    def _behind(self, backend: Any) -> str | None:
+        """The application that a version's requests reach: where it stands by now, as the router finds it."""
+        name = self._backends.get(backend.version, {}).get("application")
+        if name is not None:
+            return name if name in self._applications else None
+        found = self.owner(backend.route)
+        return None if found is None else str(found["name"])
 
     def _direct(self, application: str, headers: dict[str, str]) -> Answer:
         if self.status(application) != "RUNNING":
@@ -188,7 +202,7 @@ class Serve:
             replicas = {f"r{self._replica}": {"started_unix_s": self._started_unix_s, "versions": versions}}
             told = {"now_unix_s": now, "replicas": replicas, "latency_bounds_s": ledger.LATENCY_BOUNDS_S}
         else:
-            told = {**control.state(now), "replica": f"r{self._replica}"}
+            told = {**control.state(now), "replica": f"r{self._replica}", "in_flight": 0}
         return status, {}, json.dumps(told).encode()
 
     # --- users ---
@@ -204,7 +218,7 @@ class Serve:
         assert rules is not None
         backends = ([rules.stable] if weight < 100 else []) + ([rules.candidate] if weight > 0 and rules.candidate else [])
         return tuple(
-            f"nothing at {backend.route}" if (found := self.owner(backend.route)) is None else self._runs(found["name"]) for backend in backends
+            f"nothing at {backend.route}" if (behind := self._behind(backend)) is None else self._runs(behind) for backend in backends
         )
 
     def _runs(self, application: str) -> str:
@@ -225,9 +239,8 @@ class Serve:
         candidate = sum(self._draw() * 100.0 < weight for _ in range(requests)) if rules.candidate and weight else 0
         for backend, number in ((rules.stable, requests - candidate), (rules.candidate, candidate)):
             if backend is not None and number:
-                behind = self.owner(backend.route)
                 counted = self.counts.setdefault(backend.version, ledger.VersionCounts())
-                self._users_reach(backend.version, None if behind is None else behind["name"], number, counted=counted)
+                self._users_reach(backend.version, self._behind(backend), number, counted=counted)
 
     def _users_reach(self, version: str, application: str | None, requests: int, counted: ledger.VersionCounts | None) -> None:
         if application is None:
