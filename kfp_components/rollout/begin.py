@@ -48,12 +48,13 @@ def _begin(run: Run, first_version: bool) -> Release:
         found = _make_way(run, found)
     run.address = address(run, found)
     rayservice = run.persist(lambda: run.cluster.get(run.rayservice))
-    serving = routes.serving(run, rayservice, found)
-    stable = serving.version if serving else None
-    if stable == request.version and found is not None and found.phase == "promoted" and found.request_digest == request.digest:
-        run.record = found
-        return tidy.tidy_release(run) if tidy.due(run, found) else found
+    serving: Serving | None = None
     try:
+        serving = routes.serving(run, rayservice, found)
+        stable = serving.version if serving else None
+        if stable == request.version and found is not None and found.phase == "promoted" and found.request_digest == request.digest:
+            run.record = found
+            return tidy.tidy_release(run) if tidy.due(run, found) else found
         assert_new(run, stable, first_version)
         situation = preflight.check(
             run.cluster, run.registry, request, found=rayservice, serving=serving, address=run.address, first_version=first_version

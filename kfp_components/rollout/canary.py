@@ -99,9 +99,10 @@ def _has_weight(run: Run) -> bool:
     record = journal.current(run)
     if record.phase != "canary" or record.judge is None or record.stable_version is None or not record.weight_percent:
         return False
+    split = _split(run, record, record.weight_percent)
+    run.persist(lambda: run.router.assert_there(split))
     if run.persist(run.router.observed_weight).weight_percent != record.weight_percent:
         weights.assert_runs(run, record.candidate_version)
-        split = _split(run, record, record.weight_percent)
         run.router.set_weight(split)
         weights.wait_applied(run, split)
         journal.note(run, "canary", f"{record.weight_percent:g} % of the requests go to {record.candidate_version} again, as before")
@@ -126,7 +127,7 @@ def _shift(run: Run, record: Release, weight_percent: float) -> None:
             run, "canary", f"the router takes {run.address.route}; then {record.candidate_version} gets its first requests", held=None
         )
     if routes.take(run, record):
-        record = journal.note(run, "canary", f"{record.stable_version} serves all requests of {run.address.route} through the router")
+        record = journal.note(run, "canary", f"users reach {record.stable_version} through the router now")
     judge = record.judge or _begin(run, record, record.stable_version)
     if held:  # a new budget; the evidence stays
         seen = judge.state["candidate"]["requests"]

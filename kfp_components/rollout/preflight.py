@@ -124,6 +124,6 @@ def _check_routes(asked: request.PromoteRequest, ref: str, applications: dict[st
 
 def _other_model(route: str, entry: Mapping[str, object]) -> str | None:
     """The model that an application of this library belongs to: `bge` with version `large-v1` is named as `bge-large` with `v1`."""
-    if entry.get("import_path") == names.ROUTER_IMPORT_PATH:
-        return route.removeprefix("/")
-    return names.model_of_version_route(route)
+    args = entry.get("args")
+    told = args.get("model") if isinstance(args, Mapping) else None
+    return names.model_of_version_route(route) or (str(told) if told else None)

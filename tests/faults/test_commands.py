@@ -176,7 +176,7 @@ def test_d8_abort_of_what_is_held_or_left(stage: Stage) -> None:
 
 def test_d8_what_is_not_unfinished_cannot_be_commanded(stage: Stage) -> None:
     for kind in commands.KINDS:
-        with pytest.raises(errors.NotFound, match="there is no release of it"):
+        with pytest.raises(errors.NotFound, match="the release of v1 is promoted, none is unfinished"):
             stage.cli(kind)
     assert outcome(stage, asked()).exit_code == 0
     for kind in commands.KINDS:

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from memory_world import MODEL, NAMESPACE, RAYSERVICE, Chosen, Process, World, asked, live
+from memory_world import MODEL, NAMESPACE, RAYSERVICE, Chosen, Process, World, asked, live, routed
 from test_engine import PATIENT, in_canary, smoked
 
 from kfp_components import errors, names, rollout
@@ -73,7 +73,7 @@ def test_d22_while_a_step_judges_the_rayservice_is_not_written(world: World) -> 
     began = world.clock.monotonic()
     well(process, lambda: rollout.canary_step(process.open(REQUEST), 0))
     assert world.clock.monotonic() - began > 1.5 * LEASE_S, "the weight would have lapsed"
-    assert heartbeats(script) > 9 and len(rayservice_writes(script)) == 1, "the write that shifts"
+    assert heartbeats(script) > 9 and len(rayservice_writes(script)) == 2, "the router takes the route, and the share"
     assert all(point.weight_percent == 20.0 for point in world.record().timeline) and not world.serve.failed
 
 
@@ -104,7 +104,7 @@ def test_d22_a_router_that_is_slow_to_take_a_weight_up_gets_a_heartbeat_and_no_w
     script = Script(clock=world.clock)
     process = Process(world, run.holder, script)
     well(process, lambda: rollout.shift_traffic(process.open(REQUEST), 20.0))
-    assert told[-1] - told[0] >= 30.0 and len(rayservice_writes(script)) == 1 and heartbeats(script) >= 3
+    assert told[-1] - told[0] >= 30.0 and len(rayservice_writes(script)) == 2 and heartbeats(script) >= 3
     assert world.users_get() == ("v1", "v2"), "it has not lapsed, though what was written has"
 
 
@@ -155,7 +155,7 @@ def test_d10_a_lapse_of_ones_own_is_known_and_judged_by_nobody(world: World, mon
     end = process.outcome(lambda: process.promote(REQUEST))
     assert end.exit_code == 0, str(end)
     assert lapsed and 20 <= sum(told) <= 32, "those in which it had lapsed, the one that found it so, and the first of each step"
-    assert len(rayservice_writes(script)) == 5, "the candidate, two shifts, the promotion, and what goes: none to renew"
+    assert len(rayservice_writes(script)) == 7, "the candidate, the route, two shifts, the promotion, the route, and what goes: none to renew"
 
 
 def test_d10_heartbeats_that_stay_away_end_the_step(world: World) -> None:
@@ -274,7 +274,7 @@ def test_d5_after_somebody_elses_write_the_run_puts_its_own_back_once(world: Wor
     script = Script(clock=world.clock)
     process = Process(world, run.holder, script, once_in_canary(somebody))
     well(process, lambda: rollout.canary_step(process.open(REQUEST), 0))
-    assert len(rayservice_writes(script)) == 2, "the shift, and putting it back"
+    assert len(rayservice_writes(script)) == 3, "the route, the shift, and putting it back"
     for key in ("weight_percent", "heartbeat_sha256", "lease_s"):
         assert config(world)[key] == before[0][key]
 
@@ -348,9 +348,9 @@ def test_case_01_a_candidate_taken_out_beside_a_router_that_answers_is_noticed(w
 
 @pytest.mark.parametrize("several", [{"num_replicas": 2}, {"num_replicas": "auto"}, {"autoscaling_config": {"min_replicas": 1, "max_replicas": 3}}])
 def test_d23_a_router_with_several_replicas_is_refused_at_the_door(world: World, several: dict[str, Any]) -> None:
-    entry = rayservice.applications(live())[f"{MODEL}-router"]
+    entry = rayservice.applications(routed())[f"{MODEL}-router"]
     entry["deployments"][0] |= several
-    text = rayservice.with_application(live(), entry)
+    text = rayservice.with_application(routed(), entry)
     world.rayservice(text)
     process = world.process()
     end = process.outcome(lambda: process.promote(asked()))
@@ -360,7 +360,7 @@ def test_d23_a_router_with_several_replicas_is_refused_at_the_door(world: World,
     assert world.text() == text and world.stored() is None
     router = RayRouter(world.cluster, asked())
     with pytest.raises(errors.NameTaken, match=f"take {key} out"):
-        router.prepare(text, rollout.weights.split(process.open(asked()), stable="v1"))
+        router.prepare(text, rollout.weights.split(process.open(asked()), {}, stable="v1"))
 
 
 def test_d23_a_second_replica_that_answers_in_mid_canary_breaks_the_meter(world: World) -> None:
