@@ -41,11 +41,11 @@ def stable_of(record: Release) -> Serving | None:
 
 
 def version_change(run: Run, stable: Serving | None) -> Edit:
-    """The version at its internal route beside the others; where there is a stable one, with a router that knows both and that no user reaches yet."""
-    ours = frozenset({application(run)} if stable is None else {application(run), names.router_application(run.request.model)})
-    return Edit(
-        run.rayservice, lambda text: with_version(run, text, stable), ours, f"application {', '.join(sorted(ours))} beside the others, at 0 %"
-    )
+    """The version at its internal route beside the others; where there is a stable one, with a router that knows both, which no user reaches yet."""
+    name, router = application(run), names.router_application(run.request.model)
+    ours = frozenset({name} if stable is None else {name, router})
+    why = f"application {name} beside the others" + ("" if stable is None else f", and the router {router}, which no user reaches yet")
+    return Edit(run.rayservice, lambda text: with_version(run, text, stable), ours, why)
 
 
 def application(run: Run) -> str:

@@ -6,6 +6,7 @@ application at the end: no replica restarts, and nobody's request is lost (a req
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -92,11 +93,22 @@ def take(run: Run, record: Release) -> bool:
 
 
 def give(run: Run, version: str, *, way_back: bool = False) -> None:
-    """The application of ``version`` has the public route, and it is waited for. Idempotent. Raises as `take`."""
+    """The application of ``version`` has the public route, and it is waited for. Idempotent. Raises as `take`.
+
+    On the ``way_back`` that nobody can be asked stops nobody: users are with a version that works already.
+    """
     record = journal.current(run)
     fence = partial(journal.assert_ours, run)
     write(run.cluster, to_version(run, version, record), fence=fence, clock=run.clock, way_back=way_back)
-    weights.wait_owner(run, record.application(version))
+    try:
+        weights.wait_owner(run, record.application(version))
+    except errors.WaitTimeout:
+        if not way_back:
+            raise
+        with contextlib.suppress(errors.Unreachable):
+            run.router.observed_owner()
+            raise
+        journal.try_note(run, "roll back", f"Serve could not be asked whether {record.application(version)} has {run.address.route} again")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from kfp_components.release import Failure, Held, Release, Rollback
 from kfp_components.request import SmokeCase
 from kfp_components.rollout import journal, manifests, routes, weights
 from kfp_components.rollout.run import Run
+from kfp_components.serving import rayservice
 
 PROBES = 10
 VERIFY_S = 30.0
@@ -185,10 +186,12 @@ def tidy_up(run: Run, record: Release, back: routes.WayBack | None) -> list[str]
 
 def _remove(run: Run, record: Release, candidate: str, back: routes.WayBack | None) -> None:
     """The route goes to stable's application, as it stood there before; then the candidate and the router go, which nobody reaches any more."""
-    if back is not None:
+    router = names.router_application(record.model)
+    found = run.persist(lambda: run.cluster.get(run.rayservice))
+    if back is not None and router in rayservice.applications(rayservice.serve_config(found)):  # else the route was given before
         routes.give(run, back.stable, way_back=True)
         routes.drain(run)
-    gone = {candidate} if record.stable_version is None else {candidate, names.router_application(record.model)}
+    gone = {candidate} if record.stable_version is None else {candidate, router}
     removal = manifests.removal_change(run, gone, created_by=record.identity)
     write(run.cluster, removal, fence=partial(journal.assert_ours, run), clock=run.clock, way_back=True)
 

@@ -33,7 +33,7 @@ class RayRouter:
         self._epoch, self._token = 0, new_token()
         self.address = names.address(target.model)
         self._page_route: str | None = None
-        """Where its own pages answered last."""
+        """Where its own pages answered last; None: at its internal route."""
         self._clock: Clock = clock or SystemClock()
         self._transport = transport
         self.application = names.router_application(target.model)
@@ -130,6 +130,7 @@ class RayRouter:
         if routes is None:
             raise errors.Unreachable(f"Serve: /-/routes answered {answer.status_code}: {answer.text[:200]}")
         found = routes.get(self.address.route)
+        self._page_route = self.address.prefix if found == self.application else None
         return None if found is None else str(found)
 
     def observed_weight(self) -> Split:
@@ -201,20 +202,20 @@ class RayRouter:
     def _ask(self, method: str, page: str, headers: dict[str, str] | None = None) -> httpx.Response:
         """The answer, whatever it is, from where the router stands: at its internal route, or at the public one.
 
-        Raises `Unreachable` when there is none.
+        Raises `Unreachable` when there is none, and when somebody else answers at both.
         """
-        internal, public = names.router_route(self.target.model), self.address.prefix
-        last = public if self._page_route == public else internal
-        answer = self._send(method, f"{last}/-/{page}", headers)
-        if _is_routers(answer):
-            self._page_route = last
-            return answer
-        other = internal if last == public else public
-        second = self._send(method, f"{other}/-/{page}", headers)
-        if _is_routers(second):
-            self._page_route = other
-            return second
-        return answer if answer.status_code != 404 else second
+        places = [names.router_route(self.target.model), self.address.prefix]
+        if self._page_route is not None:
+            places.reverse()
+        told = []
+        for place in places:
+            answer = self._send(method, f"{place}/-/{page}", headers)
+            if _is_routers(answer):
+                self._page_route = None if place == names.router_route(self.target.model) else place
+                return answer
+            told.append(f"{place}/-/{page} answered {answer.status_code}, and not the router: {answer.text[:100]}")
+        self._endpoint = None
+        raise errors.Unreachable(f"router of {self.target.model}: {'; '.join(told)}")
 
     def _send(self, method: str, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
         """The answer to one request through the alias. Raises `Unreachable` when there is none."""

@@ -217,9 +217,7 @@ class Serve:
         rules, weight = self._control.rules, self._control.weight_percent(self.clock.now_unix_s())
         assert rules is not None
         backends = ([rules.stable] if weight < 100 else []) + ([rules.candidate] if weight > 0 and rules.candidate else [])
-        return tuple(
-            f"nothing at {backend.route}" if (behind := self._behind(backend)) is None else self._runs(behind) for backend in backends
-        )
+        return tuple(f"nothing at {backend.route}" if (behind := self._behind(backend)) is None else self._runs(behind) for backend in backends)
 
     def _runs(self, application: str) -> str:
         status = self.status(application)

@@ -835,7 +835,9 @@ def clashing(model: str, version: str) -> PromoteRequest:
 def test_d21_a_version_whose_application_is_named_as_another_models_is_refused(world: World, model: str, version: str) -> None:
     world.rayservice("applications: []\n")
     world.deploy(clashing(f"{MODEL}-large", "v1"))
-    router = f"  - {{name: {MODEL}-large-router, route_prefix: /.versions/{MODEL}-large/router, import_path: '{names.ROUTER_IMPORT_PATH}'}}\n"
+    split = "deployments: [{name: Router, user_config: {stable: {version: v1, route: /x}}}]"
+    at = f"name: {MODEL}-large-router, route_prefix: {names.router_route(f'{MODEL}-large')}, import_path: '{names.ROUTER_IMPORT_PATH}'"
+    router = f"  - {{{at}, {split}}}\n"
     world.rayservice(world.text() + router + application("v1", f"/{MODEL}"))
     text, record = world.text(), world.stored()
     with pytest.raises(errors.NameTaken, match=f"application {model}-{version} is there already, at .*; it belongs to model {MODEL}-large"):

@@ -209,15 +209,16 @@ def test_d10_a_router_that_restarts_gives_stable_everything_until_the_next_heart
 # --- D5: whose heartbeats count -------------------------------------------------------------------------------------------------------
 
 
-def heartbeat(world: World, authorization: str | None = None, method: str = "POST") -> httpx.Response:
+def heartbeat(world: World, authorization: str | None = None, method: str = "POST", path: str = HEARTBEAT) -> httpx.Response:
     headers = {} if authorization is None else {"authorization": authorization}
-    status, told, body = world.serve.answer(method, HEARTBEAT, headers)
+    status, told, body = world.serve.answer(method, path, headers)
     return httpx.Response(status, headers=told, content=body)
 
 
 def test_d5_a_heartbeat_needs_the_token_of_the_run_that_wrote_the_weight(world: World) -> None:
     _, run = smoked(world, REQUEST)
-    assert heartbeat(world).status_code == 409, "at weight 0 there is nothing to renew"
+    beside = f"{names.router_route(MODEL)}/-/heartbeat"
+    assert heartbeat(world, path=beside).status_code == 409, "at weight 0 there is nothing to renew"
     rollout.shift_traffic(run, 20.0)
     assert isinstance(run.router, RayRouter)
     token = run.router._token
