@@ -10,36 +10,27 @@ Each version has a bulkhead: so many requests in flight, and one more is answere
 
 from __future__ import annotations
 
-import asyncio
-import json
 import random
 import time
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-from urllib.parse import quote
 
-import aiohttp
-from multidict import CIMultiDict
 from ray import serve
-from yarl import URL
 
-from kfp_components.router import ledger, policy
+from kfp_components.router import http, ledger, policy, websocket
+from kfp_components.router.answers import answer
 from kfp_components.router.control import METHODS, Control
+from kfp_components.router.headers import ROUTER_HEADER, VERSION_HEADER, header
+from kfp_components.router.upstream import Arrived, Upstream
 
-VERSION_HEADER = "x-model-version"
+DISTRIBUTION = "kfp-serving-components"
 OWN_PAGES = "/-/"
-REPLAYABLE_BYTES = 1 << 20
-CONNECT_TIMEOUT_S = 5.0
 IN_FLIGHT_PER_VERSION = 1000
 OWN_REQUESTS = 200
 """Requests that the deployment takes beside two full bulkheads: the own pages, and what is answered 503."""
 
-KEEP_ALIVE_S = 30.0
-"""Below the 90 s of Serve's proxy, so that we never write to a connection that it is just closing."""
-
-HOP_BY_HOP = {
-    *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection"),
-    *("te", "trailer", "transfer-encoding", "upgrade"),
-}
+DRAIN_S = 3600.0
+"""For what is in flight when the router is removed: then it ends, however long it takes."""
 
 _current: Router | None = None
 
@@ -67,223 +58,103 @@ class Router:
     def __init__(self, model: str, serve_url: str | None = None, max_in_flight_per_version: int = IN_FLIGHT_PER_VERSION) -> None:
         global _current
         self.model = model
-        self._serve_url = serve_url
         self._max_in_flight = max_in_flight_per_version
         self._control = Control(model)
-        self._session: aiohttp.ClientSession | None = None
+        self._replica, self._application = identity()
+        self._upstream = Upstream(self._application, serve_url)
         self._counts: dict[str, ledger.VersionCounts] = {}
         self._started_unix_s = time.time()
-        self._replica = replica_id()
+        self._version = package_version()
         _current = self
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """Serve calls this with every new ``user_config``. A wrong one is refused and the old one goes on: raising would stop the replica."""
         self._control.configure(config)
+        self._upstream.routes.forget()
+
+    async def close(self) -> None:
+        """All connections to the versions."""
+        await self._upstream.close()
 
     async def handle(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """One request."""
+        """One request, or one WebSocket."""
+        arrived = Arrived.of(scope)
+        if arrived.below.startswith(OWN_PAGES):
+            await self._own_page(arrived.below[len(OWN_PAGES) :], scope, send)
+            return
         rules = self._control.rules
         if rules is None:
-            await _answer(send, 503, {"error": f"router of {self.model}: not configured yet"})
+            await answer(scope, send, 503, {"error": f"router of {self.model}: not configured yet"})
             return
-        path = scope["path"]
-        root = scope.get("root_path") or ""
-        below = path[len(root) :] if root and path.startswith(root) else path
-        if below.startswith(OWN_PAGES):
-            await self._own_page(below[len(OWN_PAGES) :], scope, send)
+        if arrived.header(ROUTER_HEADER) == self._application:
+            told = f"router of {self.model}: no version is at {arrived.root or '/'}, this router is"
+            await answer(scope, send, 508, {"error": told}, headers={ROUTER_HEADER: self._application})
             return
-        headers = scope["headers"]
-        pin = _header(headers, VERSION_HEADER)
+        pin = arrived.header(VERSION_HEADER)
+        if pin is not None and pin not in rules.known():
+            known = list(rules.known())
+            message = f"router of {self.model}: no version {pin!r}; known are {', '.join(known)}"
+            await answer(scope, send, 400, {"error": message, "known": known})
+            return
+        await self._to_version(arrived, receive, send, rules, pin)
+
+    async def _to_version(self, arrived: Arrived, receive: Any, send: Any, rules: policy.Policy, pin: str | None) -> None:
         if pin is not None:
-            known = rules.known()
-            if pin not in known:
-                message = f"router of {self.model}: no version {pin!r}; known are {', '.join(known)}"
-                await _answer(send, 400, {"error": message, "known": list(known)})
-                return
-            backend = known[pin]
+            backend = rules.known()[pin]
         else:
-            sticky = _header(headers, rules.sticky_header) if rules.sticky_header else None
+            sticky = arrived.header(rules.sticky_header) if rules.sticky_header else None
             backend = self._control.choose(sticky, random.random(), time.time())
         counts = self._counts.setdefault(backend.version, ledger.VersionCounts())
         if counts.in_flight >= self._max_in_flight:
             counts.count(0.0, 503, "overloaded", pin is not None)
             message = f"version {backend.version} has {counts.in_flight} requests in flight, which is its limit; ask again"
-            await _answer(send, 503, {"error": message}, backend.version, retry_after_s=1)
+            await answer(arrived.scope, send, 503, {"error": message}, backend.version, {"retry-after": "1"})
             return
-        counts.in_flight += 1
+        forward = websocket.forward if arrived.scope["type"] == "websocket" else http.forward
+        counting = ledger.Counting(counts, pin is not None)
         try:
-            await self._forward(scope, receive, send, backend, below, counts, rules.request_timeout_s, pinned=pin is not None)
+            await forward(self._upstream, arrived, receive, send, backend, counting, rules.request_timeout_s)
         finally:
-            counts.in_flight -= 1
-
-    async def _forward(
-        self,
-        scope: dict[str, Any],
-        receive: Any,
-        send: Any,
-        backend: policy.Backend,
-        below: str,
-        counts: ledger.VersionCounts,
-        timeout_s: float,
-        *,
-        pinned: bool,
-    ) -> None:
-        started = time.perf_counter()
-        begun = False  # whether the client has been sent the head of the answer
-        status = 502
-
-        def done(failure: str | None) -> None:
-            counts.count(time.perf_counter() - started, status, failure, pinned)
-
-        try:
-            body = await _request_body(scope, receive)
-            async with self._upstream().request(
-                scope["method"],
-                self._url(scope, backend, below),
-                data=body,
-                headers=_forwarded_headers(scope["headers"]),
-                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=timeout_s),
-            ) as answer:
-                status = answer.status
-                await send({"type": "http.response.start", "status": status, "headers": _answer_headers(answer, backend.version)})
-                begun = True
-                async for chunk in answer.content.iter_any():
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except (asyncio.CancelledError, ClientGone):
-            counts.count_disconnect(pinned)
-            raise
-        except TimeoutError:
-            status = 504
-            done("timeout")
-            if begun:
-                raise
-            await _answer(send, 504, {"error": f"version {backend.version} gave no answer in {timeout_s:g} s"}, backend.version)
-        except aiohttp.ClientError as error:
-            done("stream_broken" if begun else "connect")
-            if begun:
-                raise
-            await _answer(send, 502, {"error": f"version {backend.version}: {type(error).__name__}: {error}"}, backend.version)
-        else:
-            overloaded = status == 503 and "retry-after" in answer.headers
-            done("overloaded" if overloaded else "http_5xx" if status >= 500 else None)
-
-    def _upstream(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
-            self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
-        return self._session
-
-    def _url(self, scope: dict[str, Any], backend: policy.Backend, below: str) -> Any:
-        if self._serve_url is not None:
-            base = self._serve_url
-        else:
-            host, port = scope["server"]  # the proxy that the request arrived at
-            base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        raw = scope.get("raw_path")
-        root = (scope.get("root_path") or "").encode()
-        path = raw[len(root) :].decode("ascii") if raw and raw.startswith(root) else _quote(below)
-        query = scope.get("query_string", b"").decode("ascii")
-        return URL(f"{base}{backend.route}{path}" + (f"?{query}" if query else ""), encoded=True)
+            counting.over()
 
     async def _own_page(self, page: str, scope: dict[str, Any], send: Any) -> None:
-        method = METHODS.get(page)
+        method, asked = METHODS.get(page), scope.get("method", "a WebSocket")
         if method is None:
-            await _answer(send, 404, {"error": f"router of {self.model}: no page {page!r}; there are {', '.join(METHODS)}"})
-        elif scope["method"] != method:
+            await answer(scope, send, 404, {"error": f"router of {self.model}: no page {page!r}; there are {', '.join(METHODS)}"})
+        elif asked != method:
             told = f"router of {self.model}: {OWN_PAGES}{page} takes {method} alone; the weight is changed in the RayService"
-            await _answer(send, 405, {"error": told})
+            await answer(scope, send, 405, {"error": told})
         elif page == "heartbeat":  # a body is not read
-            status, found = self._control.heartbeat(_header(scope["headers"], "authorization"), time.time())
-            await _answer(send, status, found)
-        elif page == "ledger":
-            versions = {version: counts.as_dict() for version, counts in self._counts.items()}
-            mine = {"started_unix_s": self._started_unix_s, "versions": versions}
-            found = {"model": self.model, "now_unix_s": time.time(), "replicas": {self._replica: mine}}
-            await _answer(send, 200, {**found, "latency_bounds_s": ledger.LATENCY_BOUNDS_S})
+            status, found = self._control.heartbeat(header(scope["headers"], "authorization"), time.time())
+            await answer(scope, send, status, found, headers={"www-authenticate": "Bearer"} if status == 401 else None)
         else:
-            await _answer(send, 200, {**self._control.state(time.time()), "replica": self._replica})
+            await answer(scope, send, 200, self._ledger() if page == "ledger" else self._state())
+
+    def _ledger(self) -> dict[str, Any]:
+        versions = {version: counts.as_dict() for version, counts in self._counts.items()}
+        mine = {"started_unix_s": self._started_unix_s, "versions": versions}
+        found = {"model": self.model, "now_unix_s": time.time(), "replicas": {self._replica: mine}}
+        return {**found, "latency_bounds_s": ledger.LATENCY_BOUNDS_S, "protocol": policy.PROTOCOL, "router_version": self._version}
+
+    def _state(self) -> dict[str, Any]:
+        """``in_flight``: requests of users and WebSockets that are not over yet, of all versions. Who takes the router away waits for 0."""
+        in_flight = sum(counts.in_flight for counts in self._counts.values())
+        mine = {"replica": self._replica, "application": self._application, "router_version": self._version, "in_flight": in_flight}
+        return {**self._control.state(time.time()), **mine}
 
 
-class ClientGone(Exception):
-    """The client went away while it was sending."""
+def identity() -> tuple[str, str]:
+    """Of the replica that this process is, and of its application in Serve."""
+    context = serve.get_replica_context()
+    return str(context.replica_id.unique_id), context.app_name
 
 
-async def _request_body(scope: dict[str, Any], receive: Any) -> Any:
-    """The body as bytes when it is whole and small, else as a stream."""
-    first = await receive()
-    if first["type"] == "http.disconnect":
-        raise ClientGone
-    body = first.get("body", b"")
-    if not first.get("more_body"):
-        return body or None
-    length = _header(scope["headers"], "content-length")
-    if length is not None and int(length) <= REPLAYABLE_BYTES:
-        parts = [body]
-        async for part in _rest(receive):
-            parts.append(part)
-        return b"".join(parts)
-
-    async def stream() -> Any:
-        yield body
-        async for part in _rest(receive):
-            yield part
-
-    return stream()
-
-
-async def _rest(receive: Any) -> Any:
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        if message.get("body"):
-            yield message["body"]
-        if not message.get("more_body"):
-            return
-
-
-def _forwarded_headers(headers: list[tuple[bytes, bytes]]) -> CIMultiDict[str]:
-    forwarded: CIMultiDict[str] = CIMultiDict()
-    for name, value in headers:
-        key = name.decode("latin-1")
-        if key.lower() not in HOP_BY_HOP:
-            forwarded.add(key, value.decode("latin-1"))
-    return forwarded
-
-
-def _answer_headers(answer: aiohttp.ClientResponse, version: str) -> list[tuple[bytes, bytes]]:
-    kept = [(name.lower(), value) for name, value in answer.raw_headers if name.decode("latin-1").lower() not in (*HOP_BY_HOP, VERSION_HEADER)]
-    return [*kept, (VERSION_HEADER.encode(), version.encode())]
-
-
-async def _answer(send: Any, status: int, body: dict[str, Any], version: str | None = None, retry_after_s: int | None = None) -> None:
-    payload = json.dumps(body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(payload)).encode())]
-    if version is not None:
-        headers.append((VERSION_HEADER.encode(), version.encode()))
-    if retry_after_s is not None:
-        headers.append((b"retry-after", str(retry_after_s).encode()))
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": payload, "more_body": False})
-
-
-def _header(headers: list[tuple[bytes, bytes]], name: str) -> str | None:
-    wanted = name.encode()
-    return next((value.decode("latin-1") for key, value in headers if key.lower() == wanted), None)
-
-
-def _quote(path: str) -> str:
-    return quote(path, safe="/:@!$&'()*+,;=~-._")
-
-
-def replica_id() -> str:
-    """Of the replica that this process is."""
-    return str(serve.get_replica_context().replica_id.unique_id)
+def package_version() -> str | None:
+    """Of the distribution that this is part of; None where only these modules are there."""
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return None
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -299,7 +170,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         logging_config={"enable_access_log": False},  # a line a request costs as much as a small model
         max_ongoing_requests=2 * limit + OWN_REQUESTS,
         ray_actor_options={"num_cpus": 0.1},
-        graceful_shutdown_timeout_s=30,
+        graceful_shutdown_timeout_s=DRAIN_S,
     )
     return deployment(serve.ingress(asgi_app)(Router)).bind(model, serve_url, limit)
 

@@ -72,9 +72,10 @@ class Control:
         """The page ``/-/router``; what it holds no token can be made of."""
         rules = self.rules
         if rules is None:
-            return {"model": self.model, "refused_config": self.refused}
+            return {"model": self.model, "protocol": policy.PROTOCOL, "refused_config": self.refused}
         return {
             "model": self.model,
+            "protocol": policy.PROTOCOL,
             "stable": vars(rules.stable),
             "candidate": vars(rules.candidate) if rules.candidate else None,
             "weight_percent": rules.weight_percent,

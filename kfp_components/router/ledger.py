@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import time
 from collections import deque
 from typing import Any
 
@@ -18,7 +19,8 @@ RECENT_REQUESTS = 2000
 class VersionCounts:
     """Counts of one version. ``requests`` are answered unpinned ones; those whose client went away are only in ``client_disconnects``.
 
-    ``recent`` are the same outcomes among the last `RECENT_REQUESTS` unpinned requests, answered or given up.
+    ``recent`` are the same outcomes among the last `RECENT_REQUESTS` unpinned requests, answered or given up. ``in_flight`` are all that are not over
+    yet, pinned ones, streams and WebSockets too; of them ``waiting`` are the unpinned ones whose answer has not begun, since ``oldest_waiting_s``.
     """
 
     def __init__(self) -> None:
@@ -34,6 +36,7 @@ class VersionCounts:
         self.latency_counts = [0] * (len(LATENCY_BOUNDS_S) + 1)
         self.recent = dict.fromkeys(("requests", "failures", "client_errors", "disconnects"), 0)
         self._outcomes: deque[str | None] = deque()
+        self._waiting: dict[Counting, float] = {}  # since when, the oldest first
 
     def count(self, seconds: float, status: int, failure: str | None, pinned: bool) -> None:
         """One answered request: time from its arrival to its last byte, its status, the class of its failure or None."""
@@ -63,7 +66,9 @@ class VersionCounts:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        oldest = next(iter(self._waiting.values()), None)
+        found = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        return {**found, "waiting": len(self._waiting), "oldest_waiting_s": None if oldest is None else time.perf_counter() - oldest}
 
     def _remember(self, outcome: str | None) -> None:
         if len(self._outcomes) == RECENT_REQUESTS:
@@ -76,3 +81,36 @@ class VersionCounts:
             self.recent["requests"] += number
         if outcome is not None:
             self.recent[outcome] += number
+
+
+class Counting:
+    """One request, from its choice of a version to its end, which is counted once whatever comes together."""
+
+    def __init__(self, counts: VersionCounts, pinned: bool) -> None:
+        self._counts = counts
+        self._pinned = pinned
+        self._started = time.perf_counter()
+        self._handshake_s: float | None = None
+        counts.in_flight += 1
+        if not pinned:
+            counts._waiting[self] = self._started
+
+    def begun(self, *, socket: bool = False) -> None:
+        """The head of the answer is here. Of a WebSocket (``socket``) that is the time that counts: how long it stays open is up to the client."""
+        self._counts._waiting.pop(self, None)
+        if socket:
+            self._handshake_s = time.perf_counter() - self._started
+
+    def done(self, status: int, failure: str | None) -> None:
+        """It was answered."""
+        seconds = time.perf_counter() - self._started if self._handshake_s is None else self._handshake_s
+        self._counts.count(seconds, status, failure, self._pinned)
+
+    def gone(self) -> None:
+        """Its client went away."""
+        self._counts.count_disconnect(self._pinned)
+
+    def over(self) -> None:
+        """It is not in flight any more."""
+        self._counts._waiting.pop(self, None)
+        self._counts.in_flight -= 1

@@ -2,14 +2,14 @@
 
 ::
 
-    {"stable": {"version": "v7", "route": "/.versions/whisper/v7"},
-     "candidate": {"version": "v8", "route": "/.versions/whisper/v8"},   optional
+    {"stable": {"version": "v7", "route": "/.versions/whisper/v7", "application": "whisper-v7"},
+     "candidate": {"version": "v8", "route": "/.versions/whisper/v8"},   optional, as is the application of each: where that is now (see `routes`)
      "weight_percent": 10.0,               the candidate's share of unpinned requests
      "lease_expires_unix_s": 1780000000.0, after which the share is 0 (dead-man's switch), unless a heartbeat came
      "lease_s": 60.0,                      how long each heartbeat makes it hold, by the router's clock (see `control`)
      "heartbeat_sha256": "5d0b...",        hex SHA-256 of the token that a heartbeat must know; with lease_s or not at all
      "sticky_header": "x-user-id",         optional: equal values see the same version
-     "request_timeout_s": 60.0,            between two pieces of an answer
+     "request_timeout_s": 60.0,            between two pieces of an answer; missing or null: no limit, as Serve itself has none
      "epoch": 3}                           of the release that wrote it; one with a lower epoch than that in force is refused: its run was taken over
 """
 
@@ -27,16 +27,21 @@ KEYS = {
     *("stable", "candidate", "weight_percent", "lease_expires_unix_s", "lease_s", "heartbeat_sha256"),
     *("sticky_header", "request_timeout_s", "epoch"),
 }
+BACKEND_KEYS = {"version", "route", "application"}
+PROTOCOL = 2
+"""Raised whenever a key comes to `KEYS` or `BACKEND_KEYS`, or may hold something that it could not."""
+
 SHA256 = re.compile(r"[0-9a-f]{64}")
 BUCKETS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One version: its name and the internal route prefix of its application."""
+    """One version: its name, the internal route prefix of its application, and that application's name in Serve, by which it is found elsewhere."""
 
     version: str
     route: str
+    application: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Policy:
     weight_percent: float
     lease_expires_unix_s: float | None
     sticky_header: str | None
-    request_timeout_s: float
+    request_timeout_s: float | None
     digest: str
     epoch: int = 0
     lease_s: float | None = None
@@ -92,7 +97,7 @@ def parse(config: Mapping[str, Any]) -> Policy:
         weight_percent=weight,
         lease_expires_unix_s=None if expires is None else float(expires),
         sticky_header=str(sticky).lower() if sticky else None,
-        request_timeout_s=float(config.get("request_timeout_s", 60.0)),
+        request_timeout_s=_request_timeout_s(config.get("request_timeout_s")),
         digest=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
         epoch=int(config.get("epoch") or 0),
         lease_s=lease_s,
@@ -103,6 +108,15 @@ def parse(config: Mapping[str, Any]) -> Policy:
 def fixed_draw(value: str) -> float:
     """A number in [0, 1) that depends on the value alone."""
     return int.from_bytes(hashlib.sha256(value.encode()).digest()[:8], "big") % BUCKETS / BUCKETS
+
+
+def _request_timeout_s(value: Any) -> float | None:
+    if value is None:
+        return None
+    found = float(value)
+    if not 0.0 < found < math.inf:
+        raise ValueError(f"router user_config: request_timeout_s {found:g} is not a positive number of seconds; leave it out for no limit")
+    return found
 
 
 def _heartbeat(config: Mapping[str, Any]) -> tuple[float | None, str | None]:
@@ -123,4 +137,8 @@ def _backend(value: Mapping[str, Any]) -> Backend:
     version, route = value.get("version"), value.get("route")
     if not version or not isinstance(route, str) or not route.startswith("/"):
         raise ValueError(f"router user_config: {dict(value)!r} needs a version and a route that starts with /")
-    return Backend(str(version), route.rstrip("/"))
+    unknown = sorted(set(value) - BACKEND_KEYS)
+    if unknown:
+        raise ValueError(f"router user_config: {unknown[0]!r} of {version} is not a known key; known are {', '.join(sorted(BACKEND_KEYS))}")
+    application = value.get("application")
+    return Backend(str(version), route.rstrip("/"), str(application) if application else None)

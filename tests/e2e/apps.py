@@ -10,11 +10,13 @@ from typing import Any
 from ray import serve
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 _settings: dict[str, Any] = {}
 _pieces: dict[str, asyncio.Event] = {}
+_left: list[list[Any]] = []
 _asked = 0
 
 
@@ -99,6 +101,61 @@ async def _gzip(_request: Request) -> Response:
     return Response(gzip.compress(b"squeezed"), headers={"content-encoding": "gzip"})
 
 
+async def _items(request: Request) -> JSONResponse:
+    """At ``/items/``; without the slash at the end Starlette redirects to it."""
+    answer = JSONResponse({"root_path": request.scope["root_path"], "prefix": request.headers.get("x-forwarded-prefix")})
+    root = request.scope["root_path"]
+    answer.headers["link"] = f"<{request.url_for('items')}?page=2>; rel=next, <{root}/items/>; rel=first"
+    answer.headers["content-location"] = f"{root}/items/"
+    answer.headers["refresh"] = f"5; url={root}/items/"
+    answer.set_cookie("session", "1", path=root or "/")
+    return answer
+
+
+async def _see_other(request: Request) -> RedirectResponse:
+    return RedirectResponse(request.url_for("items"), status_code=303)
+
+
+async def _held(request: Request) -> JSONResponse:
+    """Answers when it is told to, and then at once (``/held/{name}/go``)."""
+    await _pieces.setdefault(request.path_params["name"], asyncio.Event()).wait()
+    return JSONResponse({"version": _settings["version"]})
+
+
+async def _chat(socket: WebSocket) -> None:
+    """Sends back what it gets; closes or breaks when it is told to. Takes the last subprotocol that it is offered."""
+    offered = socket.scope["subprotocols"]
+    await socket.accept(subprotocol=offered[-1] if offered else None, headers=[(b"set-cookie", f"k=v; Path={socket.scope['root_path']}".encode())])
+    while True:
+        message = await socket.receive()
+        if message["type"] == "websocket.disconnect":
+            _left.append([message["code"], message.get("reason") or ""])
+            return
+        if message.get("bytes") is not None:
+            await socket.send_bytes(message["bytes"])
+        elif message["text"] == "close":
+            await socket.close(4001, "as you wish")
+            return
+        elif message["text"] == "break":
+            raise RuntimeError("told to break")
+        else:
+            await socket.send_text(message["text"])
+
+
+async def _refuse(socket: WebSocket) -> None:
+    code = int(socket.path_params["code"])
+    if code == 403:
+        await socket.close()  # which servers tell as 403
+    elif code == 500:
+        raise RuntimeError("told to fail")
+    else:
+        await socket.send_denial_response(JSONResponse({"refused": code}, status_code=code, headers={"location": f"{socket.scope['root_path']}/x"}))
+
+
+async def _how_they_left(_request: Request) -> JSONResponse:
+    return JSONResponse(_left)
+
+
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 ROUTES = [
     Route("/v2/health/live", _ok),
@@ -112,6 +169,13 @@ ROUTES = [
     Route("/slow", _slow),
     Route("/status/{code}", _status),
     Route("/gzip", _gzip),
+    Route("/items/", _items, name="items"),
+    Route("/see-other", _see_other),
+    Route("/held/{name}", _held),
+    Route("/held/{name}/go", _next, methods=["POST"]),
+    WebSocketRoute("/chat", _chat),
+    WebSocketRoute("/chat/refused/{code}", _refuse),
+    Route("/chat/left", _how_they_left),
 ]
 asgi = Starlette(routes=ROUTES)
 

@@ -204,7 +204,7 @@ def with_router(test: Callable[[app.Router, Backend], Coroutine[Any, Any, None]]
     async def go() -> None:
         backend = Backend()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(app, "replica_id", lambda: "r1")
+            patch.setattr(app, "identity", lambda: ("r1", "m-router"))
             async with backend.served() as url:
                 router = app.Router("m", url, 2)
                 router.reconfigure(config(lease_expires_unix_s=None, **changes))
@@ -212,8 +212,7 @@ def with_router(test: Callable[[app.Router, Backend], Coroutine[Any, Any, None]]
                     await test(router, backend)
                 finally:
                     backend.go_on.set()
-                    if router._session is not None:
-                        await router._session.close()
+                    await router.close()
 
     asyncio.run(go())
 
