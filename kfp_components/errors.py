@@ -10,7 +10,7 @@
     │   ├── PermissionDenied                 the identity used may not do it
     │   ├── StepOutOfOrder                   an earlier step has to pass first; the release goes on
     │   ├── RecordTooNew                     a newer version of the library wrote the release record; use that
-    │   └── ManagedElsewhere                 GitOps owns the object; commit the patch there
+    │   └── ManagedElsewhere                 another tool applies the field; commit the patch there, or have it yielded
     ├── TemporaryError                   3   try again; the state in the cluster says where to go on
     │   ├── Unreachable                      no answer from the API, the registry or the endpoint
     │   ├── Conflict                         somebody else wrote first, more often than we retried
@@ -69,7 +69,7 @@ class RecordTooNew(InputError):
 
 
 class ManagedElsewhere(InputError):
-    """The object is managed by GitOps (Flux, Argo CD); writing it here would start a fight."""
+    """The field is applied by another tool (Flux, Argo CD, Helm ...), which would write it back; see `kfp_components.serving.ownership`."""
 
 
 class TemporaryError(KfpServingError):

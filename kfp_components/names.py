@@ -22,6 +22,9 @@ ALLOWED_IMPORTS = "kfp-serving/allowed-import-paths"
 ALLOW_RUNTIME_ENV = "kfp-serving/allow-runtime-env"
 """Annotation on a RayService: ``true`` lets requests bring pip packages or code by ``runtime_env``."""
 
+GITOPS = "kfp-serving/gitops"
+"""Annotation on an object that GitOps or somebody else applies: ``yielded`` says that its owner leaves to us what we write of it."""
+
 COMMAND = "kfp-serving/command"
 """Annotation on a release's Lease: ``abort``, ``pause``, ``resume`` or ``approve``, obeyed by the step that runs and taken off by it."""
 

@@ -26,7 +26,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from kfp_components import errors, names
 from kfp_components.clock import Clock, SystemClock
 from kfp_components.cluster import Cluster, Manifest, Ref
-from kfp_components.serving import rayservice
+from kfp_components.serving import ownership, rayservice
 
 Surgery = Callable[[str], str]
 """From one ``serveConfigV2`` to another. Called again after a lost race, so it only computes."""
@@ -192,18 +192,16 @@ def write(
 
 
 def refuse_gitops(manifest: Manifest) -> None:
-    """Raise `ManagedElsewhere` for an object that Flux, Argo CD or Helm writes; it would be written back behind our back."""
-    metadata = manifest["metadata"]
-    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
-    marks = {
-        "Flux": [key for key in labels if key.startswith(("kustomize.toolkit.fluxcd.io/", "helm.toolkit.fluxcd.io/"))],
-        "Argo CD": [key for key in (*labels, *annotations) if key.startswith("argocd.argoproj.io/")],
-    }
-    for tool, found in marks.items():
-        if found:
-            raise errors.ManagedElsewhere(
-                f"{Ref.of(manifest)}: it is managed by {tool} ({found[0]}), which would write it back; commit the change to its repository instead"
-            )
+    """Raise `ManagedElsewhere` for a RayService whose ``serveConfigV2`` another tool applies: it would be written back behind our back."""
+    found = ownership.of(manifest)
+    if found.mode != "commit":
+        return
+    ref, leave = Ref.of(manifest), ownership.how_to_yield(found.manager)
+    raise errors.ManagedElsewhere(
+        f"{ref}: it is managed by {found.manager} ({found.sign}), which would write serveConfigV2 back; commit the change to its repository, "
+        f"or have {found.manager} leave the field to us{f' ({leave})' if leave else ''} and say so: "
+        f"kubectl annotate {ref.kind.lower()} {ref.name} -n {ref.namespace} {names.GITOPS}=yielded"
+    )
 
 
 def _swap(cluster: Cluster, edit: Edit, fence: Callable[[], object], way_back: bool) -> Manifest | None:
