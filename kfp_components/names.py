@@ -39,8 +39,8 @@ LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 SERVE_PORT = 8000
 VERSION_HEADER = "x-model-version"
-ROUTER_HEADER = "x-kfp-serving-router"
-"""On every answer of the router's own pages: they are asked for where it may stand, which may be an application's route by now."""
+ROUTER_HEADER = "x-model-router"
+"""On every answer of the router's own pages, with its application: they are asked for where it may stand, which may be a version's route by now."""
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 VERSION = re.compile(r"[a-z0-9]([-a-z0-9._]*[a-z0-9])?")

@@ -43,7 +43,7 @@ LONG_SHARE = 0.1
 
 @dataclass
 class Tally:
-    """What users saw: answers by version, failures by version and kind, and requests that nobody answered."""
+    """What users saw: answers and failures by version (``unnamed`` where no router says which one it is), and requests that nobody answered."""
 
     sent: int = 0
     answered: Counter[str] = field(default_factory=Counter)
@@ -73,7 +73,7 @@ async def send(url: str, host: str, rate_per_s: float, requests: int, clients: i
             version = "nobody"
             try:
                 async with session.post(f"{url}/embed", json={"texts": texts(source)}) as answer:
-                    version = answer.headers.get("x-model-version", "nobody")
+                    version = answer.headers.get("x-model-version", "unnamed")
                     body = await answer.read()
                     if answer.status == 200:
                         tally.answered[version] += 1

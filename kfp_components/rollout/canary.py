@@ -116,19 +116,17 @@ def _require_turn(record: Release, index: int) -> None:
 
 
 def _shift(run: Run, record: Release, weight_percent: float) -> None:
-    if not record.reached("smoked") or record.stable_version is None:
-        raise errors.StepOutOfOrder(
-            f"model {record.model}: version {record.candidate_version} is not smoke-tested beside a stable one; run that step first"
-        )
-    weights.assert_runs(run, record.candidate_version)
+    stable, candidate = record.stable_version, record.candidate_version
+    if not record.reached("smoked") or stable is None:
+        raise errors.StepOutOfOrder(f"model {record.model}: version {candidate} is not smoke-tested beside a stable one; run that step first")
+    weights.assert_runs(run, candidate)
     held = record.phase == "held"
     if record.phase != "canary":  # first it is said that the candidate may have traffic: whoever comes after a kill here gives it back
-        record = journal.advance(
-            run, "canary", f"the router takes {run.address.route}; then {record.candidate_version} gets its first requests", held=None
-        )
+        told = f"the router takes {run.address.route}; then {candidate} gets its first requests"
+        record = journal.advance(run, "canary", told, held=None)
     if routes.take(run, record):
-        record = journal.note(run, "canary", f"users reach {record.stable_version} through the router now")
-    judge = record.judge or _begin(run, record, record.stable_version)
+        record = journal.note(run, "canary", f"users reach {stable} through the router now")
+    judge = record.judge or _begin(run, record, stable)
     if held:  # a new budget; the evidence stays
         seen = judge.state["candidate"]["requests"]
         judge = judge.model_copy(update={"watched_s": 0.0, "requests_before": seen})

@@ -53,7 +53,8 @@ def check(
 ) -> Situation:
     """Look at everything that a release will touch.
 
-    ``found`` is the RayService as it was read, ``serving`` what users get at ``address``. ``first_version`` allows that there is nothing (deploy_model).
+    ``found`` is the RayService as it was read, ``serving`` what users get at ``address``. ``first_version`` allows that there is nothing
+    (deploy_model).
     """
     check_permissions(cluster, asked)
     ref = Ref("RayService", asked.rayservice, asked.namespace)

@@ -1,4 +1,4 @@
-"""The promotion: all traffic to the candidate in one write, watched there; then the route is its own, the router and the old version go, names follow."""
+"""The promotion: all traffic to the candidate in one write, watched there; then the route is its own, router and old version go, names follow."""
 
 from __future__ import annotations
 

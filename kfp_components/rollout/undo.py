@@ -117,7 +117,7 @@ def left(run: Run, why: str, users: str = "") -> errors.ReleaseLeft:
 
 
 def give_back(run: Run, record: Release) -> routes.WayBack | None:
-    """Write that users get stable, whatever was written before; None when there is no stable version, or the route is none of this release's any more.
+    """Write that users get stable, whatever was written before; None without a stable version, and when the route is none of this release's any more.
 
     Raises `ApplicationRemoved`, and writes nothing, when stable itself is not there any more; `ReleaseHeld` when another run has taken over.
     """
@@ -206,7 +206,7 @@ def _aliases_as_before(run: Run, record: Release) -> list[tuple[str, Callable[[]
 
 
 def verify(run: Run, version: str, *, strict: bool) -> None:
-    """Where the router stands, probes through the alias must be answered by ``version``; else Serve must send the route's requests to its application.
+    """Where the router stands, probes through the alias must be answered by ``version``; else Serve must give the route to its application.
 
     Raises `WaitTimeout` naming who answered instead. Probes without an answer raise it only when ``strict``; else they are noted.
     """

@@ -118,17 +118,19 @@ class Router:
             counting.over()
 
     async def _own_page(self, page: str, scope: dict[str, Any], send: Any) -> None:
+        """Answered with the router's name: a version that has the route by now may answer anything."""
         method, asked = METHODS.get(page), scope.get("method", "a WebSocket")
+        mine = {ROUTER_HEADER: self._application}
         if method is None:
-            await answer(scope, send, 404, {"error": f"router of {self.model}: no page {page!r}; there are {', '.join(METHODS)}"})
+            await answer(scope, send, 404, {"error": f"router of {self.model}: no page {page!r}; there are {', '.join(METHODS)}"}, headers=mine)
         elif asked != method:
             told = f"router of {self.model}: {OWN_PAGES}{page} takes {method} alone; the weight is changed in the RayService"
-            await answer(scope, send, 405, {"error": told})
+            await answer(scope, send, 405, {"error": told}, headers=mine)
         elif page == "heartbeat":  # a body is not read
             status, found = self._control.heartbeat(header(scope["headers"], "authorization"), time.time())
-            await answer(scope, send, status, found, headers={"www-authenticate": "Bearer"} if status == 401 else None)
+            await answer(scope, send, status, found, headers=mine | ({"www-authenticate": "Bearer"} if status == 401 else {}))
         else:
-            await answer(scope, send, 200, self._ledger() if page == "ledger" else self._state())
+            await answer(scope, send, 200, self._ledger() if page == "ledger" else self._state(), headers=mine)
 
     def _ledger(self) -> dict[str, Any]:
         versions = {version: counts.as_dict() for version, counts in self._counts.items()}

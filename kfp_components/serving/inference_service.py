@@ -59,8 +59,8 @@ def status(
 ) -> dict[str, Any]:
     """The status to apply: URL, conditions and the live split.
 
-    ``url`` is what clients call. ``traffic`` maps version to percent (0-100, shown as whole percent that sum to 100). ``now`` is RFC 3339; a condition whose status did not change
-    keeps its ``lastTransitionTime`` from ``previous`` (the object as it stands).
+    ``url`` is what clients call. ``traffic`` maps version to percent (0-100, shown as whole percent that sum to 100). ``now`` is RFC 3339;
+    a condition whose status did not change keeps its ``lastTransitionTime`` from ``previous`` (the object as it stands).
     """
     old = {c["type"]: c for c in ((previous or {}).get("status") or {}).get("conditions", [])}
     state = "True" if ready else "False"

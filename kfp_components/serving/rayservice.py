@@ -185,8 +185,8 @@ def owner(text: str, route: str) -> str | None:
 def with_owner(text: str, route: str, application: str, aside: Mapping[str, str], *, implied: bool = False) -> str:
     """The text in which ``application`` has the route; that one of ``aside`` (application -> internal route) that had it stands at its own one.
 
-    ``implied``: the route is ``/`` and is not written down. Raises `ApplicationRemoved` when the application is not there, `NameTaken` when the route is
-    somebody else's.
+    ``implied``: the route is ``/`` and is not written down. Raises `ApplicationRemoved` when the application is not there, `NameTaken` when the route
+    is somebody else's.
     """
     if application not in applications(text):
         raise errors.ApplicationRemoved(

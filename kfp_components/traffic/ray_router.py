@@ -210,7 +210,7 @@ class RayRouter:
         told = []
         for place in places:
             answer = self._send(method, f"{place}/-/{page}", headers)
-            if _is_routers(answer):
+            if answer.headers.get(names.ROUTER_HEADER) == self.application:
                 self._page_route = None if place == names.router_route(self.target.model) else place
                 return answer
             told.append(f"{place}/-/{page} answered {answer.status_code}, and not the router: {answer.text[:100]}")
@@ -272,11 +272,6 @@ class RayRouter:
 def new_token() -> str:
     """What a heartbeat must know: of this process, for one takeover of the release, and only in memory."""
     return secrets.token_urlsafe(32)
-
-
-def _is_routers(answer: httpx.Response) -> bool:
-    """Whether the router answered, not the proxy that knows no such route, nor an application that stands there instead."""
-    return names.ROUTER_HEADER in answer.headers
 
 
 def _json(answer: httpx.Response) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from world import NAMESPACE, RAYSERVICE, STEADY, command, first, promote_and_die
 from kfp_components import errors, names, registry, rollout
 from kfp_components.cluster import Ref
 from kfp_components.cluster.kubernetes import KubernetesCluster
-from kfp_components.release import Release
+from kfp_components.release import Release, ReleaseStore
 from kfp_components.request import parse_target
 from kfp_components.serving import rayservice
 from kfp_components.traffic.ray_router import RayRouter
@@ -32,8 +32,12 @@ def serve_config(cluster: KubernetesCluster) -> str:
 
 
 def effective(cluster: KubernetesCluster, model: str) -> tuple[str, float]:
-    split = RayRouter(cluster, parse_target({"model": model, "namespace": NAMESPACE, "rayservice": RAYSERVICE})).observed_weight()
-    return split.stable, split.weight_percent
+    """The version that users get beside the candidate, and that one's share."""
+    record = ReleaseStore(cluster, model, NAMESPACE).load()
+    assert record is not None
+    traffic = rollout.read_status(cluster, record).traffic or {}
+    stable = record.stable_now or "none"
+    return (stable if stable in traffic else ", ".join(traffic)), sum(share for version, share in traffic.items() if version != stable)
 
 
 def assert_promoted(cluster: KubernetesCluster, model: str, version: str, old: str) -> None:

@@ -34,6 +34,7 @@ def run(embedded: Embedded, cluster_of_module: KubernetesCluster) -> Iterator[ro
     first(cluster_of_module, tiny(MODEL, "v1"))
     run = rollout.open_run(tiny(MODEL, "v2", request_timeout_s=TIMEOUT_S, sticky_header="x-user", lease_s=3600.0), cluster_of_module)
     rollout._deploy_and_smoke(run, first_version=False)
+    rollout.shift_traffic(run, 1.0)
     yield run
     rollout.roll_back(run, "the tests are over")
     clean(embedded)

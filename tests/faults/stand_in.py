@@ -165,7 +165,7 @@ class Serve:
             return self._direct(application["name"], {})
         below = path.removeprefix(application["route_prefix"])
         if below.startswith("/-/"):
-            told = {names.ROUTER_HEADER: "2"}
+            told = {names.ROUTER_HEADER: application["name"]}
             status, more, body = self.page(below[3:]) or self._own_page(self._control, method, below[3:], headers)
             return status, {**told, **more}, body
         pin = headers.get(names.VERSION_HEADER)

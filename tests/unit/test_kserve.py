@@ -52,7 +52,7 @@ def test_d24_the_stub_is_an_inference_service_of_kserve(uri: str) -> None:
 @pytest.mark.parametrize("ready", [True, False])
 def test_d24_the_status_is_one_of_kserve(ready: bool) -> None:
     status = inference_service.status(
-        "bge", "ai-ml", traffic={"v1": 90.0, "v2": 10.0}, ready=ready, message="told", now="2026-01-01T00:00:00Z", previous=None
+        "bge", "ai-ml", url="http://bge", traffic={"v1": 90.0, "v2": 10.0}, ready=ready, message="told", now="2026-01-01T00:00:00Z", previous=None
     )
     assert round_trip(status) == status
 

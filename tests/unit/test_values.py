@@ -64,7 +64,7 @@ def test_the_tree_that_is_drawn_is_the_tree() -> None:
 
 def test_names_as_clients_know_them() -> None:
     assert names.alias("whisper") == "whisper-predictor"
-    assert names.public_url("whisper", "ai-ml") == "http://whisper-predictor.ai-ml.svc.cluster.local:8000/whisper"
+    assert names.address("whisper").url("ai-ml") == "http://whisper-predictor.ai-ml.svc.cluster.local:8000/whisper"
     assert names.serve_service("ai-inference") == "ai-inference-serve-svc"
     assert names.application("whisper", "v8") == "whisper-v8"
     assert names.router_application("whisper") == "whisper-router"
@@ -154,7 +154,14 @@ def test_a_uri_that_kserve_refuses_stays_in_an_annotation(uri: str) -> None:
 
 def test_the_status_shows_address_and_split() -> None:
     status = inference_service.status(
-        "whisper", "ai-ml", traffic={"v7": 90, "v8": 10}, ready=True, message="canary", now="2026-11-20T10:00:00Z", previous=None
+        "whisper",
+        "ai-ml",
+        url=names.address("whisper").url("ai-ml"),
+        traffic={"v7": 90, "v8": 10},
+        ready=True,
+        message="canary",
+        now="2026-11-20T10:00:00Z",
+        previous=None,
     )["status"]
     assert status["url"] == "http://whisper-predictor.ai-ml.svc.cluster.local:8000/whisper" == status["address"]["url"]
     assert status["deploymentMode"] == "ModelMesh"
@@ -167,7 +174,7 @@ def test_the_status_shows_address_and_split() -> None:
 
 def test_a_condition_that_stays_keeps_its_time() -> None:
     def status(ready: bool, now: str, previous: Any) -> Any:
-        return inference_service.status("m", "n", traffic={"v7": 100}, ready=ready, message="x", now=now, previous=previous)
+        return inference_service.status("m", "n", url="http://m", traffic={"v7": 100}, ready=ready, message="x", now=now, previous=previous)
 
     def times(state: Any) -> set[str]:
         return {condition["lastTransitionTime"] for condition in state["status"]["conditions"]}
