@@ -12,6 +12,7 @@ from kfp_components.rollout import journal, preflight, tidy
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.status import without_router
 from kfp_components.rollout.step import adopt, step, take
+from kfp_components.serving import alias
 from kfp_components.traffic import Split
 
 
@@ -96,7 +97,7 @@ def _opened(run: Run, found: Release | None, split: Split | None, situation: pre
         holder=run.holder,
         steps=[] if first_version else list(request.steps),
         started_unix_s=run.clock.now_unix_s(),
-        made=[kind for kind, there in front if there is None],
+        made=[kind for kind, there in front if there is None] + ([alias.LABEL] if alias.is_unlabelled(request.model, situation.service) else []),
         stub_uid=None if situation.stub is None else str(situation.stub["metadata"]["uid"]),
     )
 

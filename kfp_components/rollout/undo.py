@@ -20,6 +20,7 @@ from kfp_components.release import Failure, Held, Release, Rollback
 from kfp_components.request import SmokeCase
 from kfp_components.rollout import journal, manifests, weights
 from kfp_components.rollout.run import Run
+from kfp_components.serving import alias
 from kfp_components.traffic import Split
 
 PROBES = 10
@@ -163,6 +164,8 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
     made = "this release made it"
     if "Service" in record.made:
         in_cluster.append((str(service), partial(write, run.cluster, Delete(service, made), fence=fence)))
+    if alias.LABEL in record.made:
+        in_cluster.append((f"label of {service}", partial(_unlabel, run, service, fence)))
     if "InferenceService" in record.made:
         in_cluster.append((str(stub), partial(write, run.cluster, Delete(stub, made), fence=fence)))
     elif stable is not None:
@@ -189,6 +192,13 @@ def tidy_up(run: Run, record: Release, back: Split | None) -> list[str]:
     if unfinished:
         raise unfinished[0]
     return left_behind
+
+
+def _unlabel(run: Run, service: Ref, fence: Callable[[], object]) -> None:
+    found, request = run.cluster.get(service), run.request
+    if found is not None:
+        bare = alias.without_label(request.model, request.namespace, request.target_host, found)
+        write(run.cluster, Apply(bare, "as it was before the release"), fence=fence)
 
 
 def _aliases_as_before(run: Run, record: Release) -> list[tuple[str, Callable[[], object]]]:
