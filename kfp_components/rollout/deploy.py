@@ -52,8 +52,8 @@ def with_version(run: Run, serve_config: str, stable: str | None) -> str:
         "route_prefix": names.version_route(request.model, request.version),
         "import_path": request.import_path,
     }
-    if options.builder:
-        entry["args"] = {"model": request.model, "version": request.version, **options.args}
+    if request.builder_args:
+        entry["args"] = request.builder_args
     if options.runtime_env:
         entry["runtime_env"] = options.runtime_env
     if options.deployments:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from kfp_components import names
 from kfp_components.cluster import Manifest
 from kfp_components.cluster.changes import Change, Plan
+from kfp_components.request import PromoteRequest, plain_secrets
 from kfp_components.rollout import deploy, manifests, preflight, promote, weights
 from kfp_components.rollout.begin import assert_new
 from kfp_components.rollout.run import Run
@@ -23,11 +24,11 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
     stable = split.stable if split else None
     assert_new(run, stable, first_version)
     found = preflight.check(run.cluster, run.registry, request, found=rayservice, stable_version=stable, first_version=first_version)
-    alias = manifests.alias_change(run)
+    alias = manifests.alias_change(run, found.service)
     serving = stable or version
     changes: list[Change] = [] if rayservice is not None else [manifests.new_rayservice(run, "a new release")]
     deployed = deploy.version_change(run, stable)
-    changes += [replace(deployed, why=deployed.why + _kubectl_warning(rayservice)), alias]
+    changes += [replace(deployed, why=deployed.why + _kubectl_warning(rayservice) + _plain_secrets(request)), alias]
     if stable is None or found.stub is None:
         changes.append(manifests.stub_change(run, serving, found.stub))
     changes.append(manifests.traffic_change(run, {serving: 100.0}, "waits for smoke inference", found.stub))
@@ -54,3 +55,12 @@ def _kubectl_warning(rayservice: Manifest | None) -> str:
     if "serveConfigV2" not in str(annotations.get(names.LAST_APPLIED, "")):
         return ""
     return ". Its owner applied serveConfigV2 with kubectl: the next `kubectl apply` of that file takes all of this back"
+
+
+def _plain_secrets(asked: PromoteRequest) -> str:
+    """Where environment variables look like secrets: nothing is refused, since whoever set them may have no other way."""
+    found = plain_secrets(asked)
+    return (
+        f". In plain text there: runtime_env.env_vars {', '.join(found)}; a Secret in the pods' env keeps them out of RayService and record"
+        * bool(found)
+    )
