@@ -178,6 +178,11 @@ class Options(_Part):
     deployments: list[dict[str, Any]] = Field(
         default_factory=list, description="Serve deployment overrides: name, num_replicas, ray_actor_options, ..."
     )
+    deployments_from: Literal["stable", "request"] = Field(
+        "stable",
+        description="stable: replicas, resources and limits that deployments does not give are as the running version has them, where import_path is "
+        "the same; request: only what deployments gives",
+    )
     runtime_env: dict[str, Any] = Field(default_factory=dict, description="env_vars always; code or packages only where the RayService allows it")
     smoke: tuple[SmokeCase, ...] = Field(
         (), description="beside the protocol's own health checks; with protocol json, which has none, at least one case, or the word none"

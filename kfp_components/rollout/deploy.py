@@ -11,7 +11,7 @@ from kfp_components.release import Release
 from kfp_components.rollout import journal, manifests, weights
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.step import step
-from kfp_components.serving import rayservice
+from kfp_components.serving import capacity, rayservice
 
 
 def deploy_rayservice(run: Run) -> Release:
@@ -26,10 +26,11 @@ def deploy_rayservice(run: Run) -> Release:
             if options.rayservice_template is not None and run.cluster.get(run.rayservice) is None:
                 write(run.cluster, manifests.new_rayservice(run, record.identity), fence=fence)
             change = version_change(run, record.stable_version)
-            write(run.cluster, change, fence=fence, clock=run.clock)
+            written = write(run.cluster, change, fence=fence, clock=run.clock)
             for name in sorted(change.changed if record.stable_version is None else {application(run)}):
                 weights.wait_until_runs(run, name, options.ready_timeout_s)
-            journal.advance(run, "deployed", f"application {application(run)} runs")
+            size = capacity.told(run.request, rayservice.serve_config(written), stable_application(run, record.stable_version))
+            journal.advance(run, "deployed", f"application {application(run)} runs{size}")
     return journal.current(run)
 
 
@@ -44,6 +45,11 @@ def application(run: Run) -> str:
     return names.application(run.request.model, run.request.version)
 
 
+def stable_application(run: Run, stable: str | None) -> str | None:
+    """Name of the application of the version that users have; None where there is none."""
+    return None if stable is None else names.application(run.request.model, stable)
+
+
 def with_version(run: Run, serve_config: str, stable: str | None) -> str:
     """``serveConfigV2`` with the version in it and, for a model's first version, the router."""
     request, options = run.request, run.request.options
@@ -56,8 +62,8 @@ def with_version(run: Run, serve_config: str, stable: str | None) -> str:
         entry["args"] = request.builder_args
     if options.runtime_env:
         entry["runtime_env"] = options.runtime_env
-    if options.deployments:
-        entry["deployments"] = options.deployments
+    if deployments := capacity.deployments(request, serve_config, stable_application(run, stable)):
+        entry["deployments"] = deployments
     serve_config = rayservice.with_application(serve_config, entry)
     if stable is None:
         return run.router.prepare(serve_config, weights.split(run, stable=request.version))

@@ -11,6 +11,8 @@ from kfp_components.request import PromoteRequest, plain_secrets
 from kfp_components.rollout import deploy, manifests, preflight, promote, weights
 from kfp_components.rollout.begin import assert_new
 from kfp_components.rollout.run import Run
+from kfp_components.serving import capacity
+from kfp_components.serving.rayservice import serve_config
 
 
 def plan(run: Run, *, first_version: bool = False) -> Plan:
@@ -28,7 +30,8 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
     serving = stable or version
     changes: list[Change] = [] if rayservice is not None else [manifests.new_rayservice(run, "a new release")]
     deployed = deploy.version_change(run, stable)
-    changes += [replace(deployed, why=deployed.why + _kubectl_warning(rayservice) + _plain_secrets(request)), alias]
+    size = capacity.told(request, serve_config(rayservice), deploy.stable_application(run, stable))
+    changes += [replace(deployed, why=deployed.why + size + _kubectl_warning(rayservice) + _plain_secrets(request)), alias]
     if stable is None or found.stub is None:
         changes.append(manifests.stub_change(run, serving, found.stub))
     changes.append(manifests.traffic_change(run, {serving: 100.0}, "waits for smoke inference", found.stub))
