@@ -6,7 +6,7 @@
     ├── InputError                       2   fix the input or the cluster's set-up; nothing was touched
     │   ├── RequestInvalid                   a field of the request is wrong
     │   ├── NotFound                         an object that the request names does not exist
-    │   ├── NameTaken                        an object of that name belongs to somebody else
+    │   ├── NameTaken                        an object of that name, or a field of it, belongs to somebody else
     │   ├── PermissionDenied                 the identity used may not do it
     │   ├── StepOutOfOrder                   an earlier step has to pass first; the release goes on
     │   ├── RecordTooNew                     a newer version of the library wrote the release record; use that
@@ -53,7 +53,7 @@ class NotFound(InputError):
 
 
 class NameTaken(InputError):
-    """An object of that name exists and belongs to somebody else."""
+    """An object of that name, or a field of it that has to be written, belongs to somebody else."""
 
 
 class PermissionDenied(InputError):

@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 
-from kfp_components import errors, names
+from kfp_components import errors, names, uris
 
-IMPORT_PATH = re.compile(r"[A-Za-z_][\w]*(\.[A-Za-z_]\w*)*[:.][A-Za-z_]\w*")
+IMPORT_PATH = re.compile(r"\w[\w-]*(\.\w[\w-]*)*[:.][^\W\d]\w*")
+"""Ray imports the module by name (``importlib.import_module``), so folders and files may be called what no identifier is: ``my-repo.serving:app``."""
+
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 ROUTE = re.compile(r"/|(/[^/\s{}?#]+)+")
 HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
@@ -24,7 +26,25 @@ CLUSTER_HOST = re.compile(r"([a-z0-9]([-a-z0-9]*[a-z0-9])?\.){2}svc(\.cluster\.l
 LOOKS_PER_LEASE = 3
 """The candidate's weight is renewed at looks, three times before it lapses."""
 
+STORED = "stored"
+"""In the context of a validation: the request was taken before, so what only a new one may not say is no fault."""
+
 Part = TypeVar("Part", bound=BaseModel)
+
+
+def _refuse_credentials(uri: str, info: ValidationInfo, instead: str = "; let the pods have the right: a service account, or a Secret") -> None:
+    """Raise ValueError, which names the key and never the value, unless the request was taken and stored by an older version."""
+    found = None if (info.context or {}).get(STORED) else uris.credential_in(uri)
+    if found:
+        raise ValueError(f"it carries a credential, {found}; it would be stored where many can read it{instead}")
+
+
+def _uris_in(value: Any) -> list[str]:
+    """The URIs in the texts of a value, at any depth."""
+    if isinstance(value, str):
+        return uris.in_text(value)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [uri for item in items for uri in _uris_in(item)]
 
 
 def whole_numbers(value: Any) -> Any:
@@ -150,10 +170,19 @@ class Options(_Part):
 
     model_format: str = Field("custom", min_length=1, max_length=63, description="shown in Kubeflow's UI: whisper, embedding, llm ...")
     digest: str | None = Field(None, description="sha256:... of the artifact, recorded in the registry")
-    args: dict[str, Any] = Field(default_factory=dict, description="given to the application builder beside model and version")
-    builder: bool = Field(True, description="false when import_path is a bound application, which takes no arguments")
+    args: dict[str, Any] = Field(default_factory=dict, description="given to the application builder; see builder")
+    builder: bool | Literal["exact"] = Field(
+        True,
+        description="true: it gets model and version beside args; exact: args and nothing else, for a builder that refuses what it does not know "
+        "(ray.serve.llm:build_openai_app); false: import_path is a bound application, which takes no arguments",
+    )
     deployments: list[dict[str, Any]] = Field(
         default_factory=list, description="Serve deployment overrides: name, num_replicas, ray_actor_options, ..."
+    )
+    deployments_from: Literal["stable", "request"] = Field(
+        "stable",
+        description="stable: replicas, resources and limits that deployments does not give are as the running version has them, where import_path is "
+        "the same; request: only what deployments gives",
     )
     runtime_env: dict[str, Any] = Field(default_factory=dict, description="env_vars always; code or packages only where the RayService allows it")
     smoke: tuple[SmokeCase, ...] = Field(
@@ -195,6 +224,33 @@ class Options(_Part):
         if isinstance(values, Mapping) and values.get("smoke") == "none":
             return {**values, "smoke": (), "skip_smoke": True}
         return values
+
+    @field_validator("builder", mode="before")
+    @classmethod
+    def _builder(cls, value: Any) -> bool | str:
+        if value == "exact":
+            return "exact"
+        try:
+            return TypeAdapter(bool).validate_python(value)
+        except ValidationError:
+            raise ValueError("it is true, exact or false: whether the builder gets model and version beside args, args alone, or is none") from None
+
+    @field_validator("registry_uri")
+    @classmethod
+    def _registry(cls, value: str | None, info: ValidationInfo) -> str | None:
+        _refuse_credentials(value or "", info, "; give it in the environment (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_TOKEN ...)")
+        return value
+
+    @field_validator("runtime_env")
+    @classmethod
+    def _uris(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        for key, part in value.items():
+            for uri in _uris_in(part) if key != "env_vars" else ():
+                try:
+                    _refuse_credentials(uri, info)
+                except ValueError as error:
+                    raise ValueError(f"{key}: {error}") from None
+        return value
 
     @field_validator("digest")
     @classmethod
@@ -303,12 +359,11 @@ class PromoteRequest(ModelTarget):
 
     @field_validator("uri")
     @classmethod
-    def _uri(cls, value: str) -> str:
+    def _uri(cls, value: str, info: ValidationInfo) -> str:
+        _refuse_credentials(value, info)
         parts = urlsplit(value)
-        if parts.password or "@" in parts.netloc:
-            raise ValueError("it carries credentials; reference a Secret instead")
         if len(parts.scheme) < 2 or not (parts.netloc or parts.path.strip("/")):  # C:\\model is a path, not a URI
-            raise ValueError(f"{value!r} is not a URI with a scheme, such as s3://bucket/model or pvc://claim/path")
+            raise ValueError("it is not a URI with a scheme, such as s3://bucket/model or pvc://claim/path")
         return value
 
     @field_validator("import_path")
@@ -363,6 +418,12 @@ class PromoteRequest(ModelTarget):
         return names.address(self.model, alias_name=self.options.alias, route=self.options.route)
 
     @property
+    def builder_args(self) -> dict[str, Any]:
+        """What the application builder gets; empty for a bound application."""
+        options = self.options
+        return {"model": self.model, "version": self.version, **options.args} if options.builder is True else dict(options.args)
+
+    @property
     def target_host(self) -> str:
         """DNS name that the alias points to."""
         return self.options.alias_target or names.service_host(names.serve_service(self.rayservice), self.namespace)
@@ -379,6 +440,11 @@ class PromoteRequest(ModelTarget):
 def parse(values: Mapping[str, Any]) -> PromoteRequest:
     """A request from plain values (a run form, JSON, YAML). Raises `RequestInvalid` that names every wrong field in one paragraph."""
     return _validated(PromoteRequest, values, "request")
+
+
+def parse_stored(values: Mapping[str, Any]) -> PromoteRequest:
+    """A request as an earlier `parse` took it, perhaps that of an older version: it can be gone on with, and taken back."""
+    return _validated(PromoteRequest, values, "request", {STORED: True})
 
 
 def parse_options(values: Mapping[str, Any]) -> Options:
@@ -414,11 +480,18 @@ def assert_allowed(request: PromoteRequest, annotations: Mapping[str, str], know
         )
 
 
-def _validated(kind: type[Part], values: Mapping[str, Any], what: str) -> Part:
+def plain_secrets(asked: PromoteRequest) -> list[str]:
+    """Names of environment variables that look like secrets and stand in plain text in the request, and so in RayService and record."""
+    found = asked.options.runtime_env.get("env_vars")
+    names_of = {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+    return [name for name, value in names_of.items() if uris.has_token(value) or (uris.is_secret_name(name) and value and not value.startswith("/"))]
+
+
+def _validated(kind: type[Part], values: Mapping[str, Any], what: str, context: dict[str, Any] | None = None) -> Part:
     if not isinstance(values, Mapping):
         raise errors.RequestInvalid(f"{what}: expected a mapping of keys to values, found {type(values).__name__}")
     try:
-        return kind.model_validate(dict(values))
+        return kind.model_validate(dict(values), context=context)
     except ValidationError as error:
         raise errors.RequestInvalid(f"{what}: " + "; ".join(_sentence(kind, item) for item in error.errors())) from error
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
-from kfp_components import errors
+from kfp_components import errors, uris
 
 Alias = Literal["champion", "candidate", "previous"]
 
@@ -28,7 +28,7 @@ class ModelVersion:
         """Raise `NameTaken` when the version is another artifact than the one given."""
         if (self.uri, self.digest) != (uri, digest):
             raise errors.NameTaken(
-                f"model {self.model} version {self.version}: registered with {self.uri} ({self.digest or 'no digest'}), "
+                f"model {self.model} version {self.version}: registered with {uris.shown(self.uri)} ({self.digest or 'no digest'}), "
                 f"not with {uri} ({digest or 'no digest'}); give the new artifact a new version"
             )
 
@@ -69,5 +69,5 @@ def connect(uri: str | None = None) -> ModelRegistry:
         raise errors.RequestInvalid("registry: none given; set options.registry_uri or MLFLOW_TRACKING_URI (sqlite:////path/file.db or https://host)")
     scheme = urlsplit(where).scheme
     if scheme not in REGISTRIES:
-        raise errors.RequestInvalid(f"registry {where!r}: scheme {scheme!r} is not known; known are {', '.join(REGISTRIES)}")
+        raise errors.RequestInvalid(f"registry {uris.shown(where)!r}: scheme {scheme!r} is not known; known are {', '.join(REGISTRIES)}")
     return REGISTRIES[scheme](where)

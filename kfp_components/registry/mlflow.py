@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-from kfp_components import errors
+from kfp_components import errors, uris
 from kfp_components.registry import Alias, ModelVersion
 
 VERSION_TAG = "kfp_serving.version"
@@ -24,7 +24,7 @@ class MlflowRegistry:
 
     def __init__(self, uri: str) -> None:
         """Nothing is sent yet."""
-        self.uri = uri
+        self.uri, self.shown = uri, uris.shown(uri)
 
     @cached_property
     def _client(self) -> Any:
@@ -34,7 +34,7 @@ class MlflowRegistry:
         try:
             from mlflow.tracking import MlflowClient
         except ImportError as error:
-            raise errors.RequestInvalid(f"registry {self.uri}: MLflow is not installed; install kfp-serving-components[mlflow]") from error
+            raise errors.RequestInvalid(f"registry {self.shown}: MLflow is not installed; install kfp-serving-components[mlflow]") from error
         for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
@@ -87,7 +87,7 @@ class MlflowRegistry:
     def _required(self, model: str, version: str) -> Any:
         entry = self._entry(model, version)
         if entry is None:
-            raise errors.NotFound(f"model {model} version {version}: not registered at {self.uri}; register it first")
+            raise errors.NotFound(f"model {model} version {version}: not registered at {self.shown}; register it first")
         return entry
 
     def _entry(self, model: str, version: str) -> Any | None:
@@ -96,6 +96,11 @@ class MlflowRegistry:
     def _entries(self, model: str) -> list[Any]:
         with self._mapped(f"reading the versions of {model}"):
             return [entry for entry in self._client.search_model_versions(f"name='{model}'") if VERSION_TAG in entry.tags]
+
+    def _told(self, error: Exception) -> str:
+        """MLflow's words, which may hold the URI and so what stands before its host."""
+        message = str(getattr(error, "message", error))
+        return message.replace(self.uri.rstrip("/"), self.shown.rstrip("/")) if self.shown != self.uri else message
 
     @contextmanager
     def _mapped(self, doing: str, exists_ok: bool = False) -> Iterator[None]:
@@ -108,10 +113,10 @@ class MlflowRegistry:
             if exists_ok and error.error_code == "RESOURCE_ALREADY_EXISTS":
                 return
             if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
-                raise errors.PermissionDenied(f"registry {self.uri}: {doing}: {error.message}") from error
+                raise errors.PermissionDenied(f"registry {self.shown}: {doing}: {self._told(error)}") from error
             if error.error_code == "INVALID_PARAMETER_VALUE":
-                raise errors.RequestInvalid(f"registry {self.uri}: {doing}: {error.message}") from error
-            raise errors.Unreachable(f"registry {self.uri}: {doing}: {str(error.message)[:300]}; is it running?") from error
+                raise errors.RequestInvalid(f"registry {self.shown}: {doing}: {self._told(error)}") from error
+            raise errors.Unreachable(f"registry {self.shown}: {doing}: {self._told(error)[:300]}; is it running?") from error
 
 
 def _version(entry: Any) -> ModelVersion:

@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kfp_components import errors, names, phases
 from kfp_components.phases import Phase
-from kfp_components.request import PromoteRequest
-from kfp_components.request import parse as parse_request
+from kfp_components.request import PromoteRequest, parse_stored
 
 SCHEMA_VERSION = 3
 """Of the records that this library writes. 1 had no such field, kept timeline and judge in the record, and ended in a phase `inconclusive`; in 2 the
@@ -201,7 +200,7 @@ class Release(BaseModel):
     switched_unix_s: float | None = Field(None, description="when the candidate had all traffic")
     previous: Previous | None = Field(None, description="the old version, from the switch until it is removed")
     names_before: NamesBefore | None = Field(None, description="as they were, once they have followed")
-    made: list[str] = Field([], description="objects that this release created (alias, stub, rayservice), to be removed by its rollback")
+    made: list[str] = Field([], description="what this release created (alias, stub, a label of the alias), to be removed by its rollback")
     stub_uid: str | None = Field(None, description="of the InferenceService, once it is known: Events that name it are shown by kubectl describe")
     events: list[Event] = []
     timeline: list[Point] = Field([], description="lies apart, see `ReleaseStore.save_canary`")
@@ -267,7 +266,7 @@ class Release(BaseModel):
     def asked(self) -> PromoteRequest:
         """The request that it promotes. Raises `RequestInvalid` when another version of the library wrote what this one does not take."""
         try:
-            return parse_request(self.request)
+            return parse_stored(self.request)
         except errors.RequestInvalid as error:
             raise errors.RequestInvalid(
                 f"model {self.namespace}/{self.model}: the stored request of the release of {self.candidate_version} is not one that this version of "

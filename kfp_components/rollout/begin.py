@@ -12,6 +12,7 @@ from kfp_components.rollout.preflight import Serving
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.status import not_served
 from kfp_components.rollout.step import own, step, take
+from kfp_components.serving import alias
 
 
 def register_model(run: Run, *, first_version: bool = False, boxes: int | None = None) -> Release:
@@ -103,7 +104,7 @@ def _opened(run: Run, found: Release | None, serving: Serving | None, situation:
         holder=run.holder,
         steps=[] if first_version else list(request.steps),
         started_unix_s=run.clock.now_unix_s(),
-        made=[kind for kind, there in front if there is None],
+        made=[kind for kind, there in front if there is None] + ([alias.LABEL] if alias.is_unlabelled(request.model, situation.service) else []),
         stub_uid=None if situation.stub is None else str(situation.stub["metadata"]["uid"]),
     )
 

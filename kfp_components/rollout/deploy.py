@@ -12,7 +12,7 @@ from kfp_components.rollout import journal, manifests, weights
 from kfp_components.rollout.preflight import Serving
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.step import step
-from kfp_components.serving import rayservice
+from kfp_components.serving import capacity, rayservice
 
 
 def deploy_rayservice(run: Run) -> Release:
@@ -26,11 +26,13 @@ def deploy_rayservice(run: Run) -> Release:
             options, fence = run.request.options, partial(journal.assert_ours, run)
             if options.rayservice_template is not None and run.cluster.get(run.rayservice) is None:
                 write(run.cluster, manifests.new_rayservice(run, record.identity), fence=fence)
-            change = version_change(run, stable_of(record))
-            write(run.cluster, change, fence=fence, clock=run.clock)
+            stable = stable_of(record)
+            change = version_change(run, stable)
+            written = write(run.cluster, change, fence=fence, clock=run.clock)
             for name in sorted(change.changed):
                 weights.wait_until_runs(run, name, options.ready_timeout_s)
-            journal.advance(run, "deployed", f"application {application(run)} runs")
+            size = capacity.told(run.request, rayservice.serve_config(written), stable.application if stable else None)
+            journal.advance(run, "deployed", f"application {application(run)} runs{size}")
     return journal.current(run)
 
 
@@ -61,12 +63,12 @@ def with_version(run: Run, serve_config: str, stable: Serving | None) -> str:
         "route_prefix": names.version_route(request.model, request.version),
         "import_path": request.import_path,
     }
-    if options.builder:
-        entry["args"] = {"model": request.model, "version": request.version, **options.args}
+    if request.builder_args:
+        entry["args"] = request.builder_args
     if options.runtime_env:
         entry["runtime_env"] = options.runtime_env
-    if options.deployments:
-        entry["deployments"] = options.deployments
+    if deployments := capacity.deployments(request, serve_config, stable.application if stable else None):
+        entry["deployments"] = deployments
     serve_config = rayservice.with_application(serve_config, entry)
     if stable is None:
         return serve_config

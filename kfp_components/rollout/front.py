@@ -18,9 +18,9 @@ def create_alias(run: Run) -> Release:
     with step(run, "alias", until="smoked") as record:
         if record is not None:
             request = run.request
-            wanted = manifests.alias_change(run)
-            found, stub = run.cluster.get(wanted.ref), run.cluster.get(manifests.stub_ref(run))
+            found, stub = run.cluster.get(manifests.alias_ref(run)), run.cluster.get(manifests.stub_ref(run))
             alias.assert_free(request.model, request.namespace, found, stub, request.target_host)
+            wanted = manifests.alias_change(run, found)
             write(run.cluster, wanted, fence=partial(journal.assert_ours, run))
             journal.note(run, "alias", f"{run.address.host(request.namespace)} -> {request.target_host}")
     return journal.current(run)

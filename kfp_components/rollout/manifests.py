@@ -9,30 +9,23 @@ from kfp_components.cluster import Manifest, Ref
 from kfp_components.cluster.changes import Apply, Edit, only, write
 from kfp_components.rollout import journal
 from kfp_components.rollout.run import Run
-from kfp_components.serving import alias, inference_service, rayservice
+from kfp_components.serving import alias, inference_service, ownership, rayservice
 
 
-def alias_change(run: Run) -> Apply:
-    """The alias as it should be."""
+def alias_change(run: Run, found: Manifest | None) -> Apply:
+    """The alias as it should be; ``found`` is the one that is there."""
     request = run.request
-    return Apply(alias.manifest(request.model, request.namespace, request.target_host, run.address.alias), "the name that clients call")
+    wanted = alias.manifest(request.model, request.namespace, request.target_host, found, name=run.address.alias)
+    return Apply(wanted, "the name that clients call", force=_yielded(found))
 
 
 def stub_change(run: Run, version: str, found: Manifest | None) -> Apply:
     """The stub as it should be when ``version`` serves; ``found`` is the one that is there."""
-    request = run.request
-    annotations = (found["metadata"].get("annotations") or {}) if found else {}
-    uri = request.uri if version == request.version else annotations.get("kfp-serving/uri", request.uri)
-    wanted = inference_service.manifest(
-        request.model,
-        request.namespace,
-        version=version,
-        uri=uri,
-        model_format=request.options.model_format,
-        rayservice=request.rayservice,
-        protocol=request.options.protocol,
-    )
-    return Apply(wanted, "shows the model in Kubeflow's UI")
+    return Apply(inference_service.wanted(run.request, version, found), "shows the model in Kubeflow's UI", force=_yielded(found))
+
+
+def _yielded(found: Manifest | None) -> bool:
+    return found is not None and ownership.of(found).mode == "yielded"
 
 
 def stub_fields(run: Run) -> Manifest | None:
@@ -41,8 +34,9 @@ def stub_fields(run: Run) -> Manifest | None:
     if found is None:
         return None
     manifest = stub_change(run, run.request.version, found).manifest
-    model = {"storageUri": "", "protocolVersion": "", **manifest["spec"]["predictor"]["model"]}  # one that is not written any more goes
-    fields: Manifest = only(found, {**manifest, "spec": {"predictor": {"model": model}}})
+    if "spec" in manifest:  # of what is not written any more, too: it goes
+        manifest["spec"]["predictor"]["model"] = {"storageUri": "", "protocolVersion": "", **manifest["spec"]["predictor"]["model"]}
+    fields: Manifest = only(found, manifest)
     return fields
 
 
@@ -102,6 +96,11 @@ def removal_change(run: Run, gone: Collection[str], *, created_by: str | None = 
         return text
 
     return Edit(run.rayservice, without, frozenset(gone), f"application {', '.join(sorted(gone))} goes", created_by)
+
+
+def alias_ref(run: Run) -> Ref:
+    """The Service that clients call."""
+    return Ref("Service", run.address.alias, run.request.namespace)
 
 
 def stub_ref(run: Run) -> Ref:

@@ -7,9 +7,12 @@ from dataclasses import replace
 from kfp_components import names
 from kfp_components.cluster import Manifest
 from kfp_components.cluster.changes import Change, Plan
+from kfp_components.request import PromoteRequest, plain_secrets
 from kfp_components.rollout import deploy, manifests, preflight, promote, routes, weights
 from kfp_components.rollout.begin import address, assert_new
 from kfp_components.rollout.run import Run
+from kfp_components.serving import capacity
+from kfp_components.serving.rayservice import serve_config
 
 
 def plan(run: Run, *, first_version: bool = False) -> Plan:
@@ -24,11 +27,12 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
     stable = routes.serving(run, rayservice, last)
     assert_new(run, stable.version if stable else None, first_version)
     found = preflight.check(run.cluster, run.registry, request, found=rayservice, serving=stable, address=run.address, first_version=first_version)
-    alias = manifests.alias_change(run)
+    alias = manifests.alias_change(run, found.service)
     serving = stable.version if stable else version
     changes: list[Change] = [] if rayservice is not None else [manifests.new_rayservice(run, "a new release")]
     deployed = deploy.version_change(run, stable)
-    changes += [replace(deployed, why=deployed.why + _kubectl_warning(rayservice)), alias]
+    size = capacity.told(request, serve_config(rayservice), stable.application if stable else None)
+    changes += [replace(deployed, why=deployed.why + size + _kubectl_warning(rayservice) + _plain_secrets(request)), alias]
     if stable is None or found.stub is None:
         changes.append(manifests.stub_change(run, serving, found.stub))
     changes.append(manifests.traffic_change(run, {serving: 100.0}, "waits for smoke inference", found.stub))
@@ -58,3 +62,12 @@ def _kubectl_warning(rayservice: Manifest | None) -> str:
     if "serveConfigV2" not in str(annotations.get(names.LAST_APPLIED, "")):
         return ""
     return ". Its owner applied serveConfigV2 with kubectl: the next `kubectl apply` of that file takes all of this back"
+
+
+def _plain_secrets(asked: PromoteRequest) -> str:
+    """Where environment variables look like secrets: nothing is refused, since whoever set them may have no other way."""
+    found = plain_secrets(asked)
+    return (
+        f". In plain text there: runtime_env.env_vars {', '.join(found)}; a Secret in the pods' env keeps them out of RayService and record"
+        * bool(found)
+    )

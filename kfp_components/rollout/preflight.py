@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from kfp_components import errors, names, request
 from kfp_components.cluster import Cluster, Manifest, Permission, Ref
-from kfp_components.cluster.changes import refuse_gitops
+from kfp_components.cluster.changes import Apply, refuse_gitops
+from kfp_components.cluster.fields import refuse_taken
 from kfp_components.registry import ModelRegistry
-from kfp_components.serving import alias, rayservice
+from kfp_components.serving import alias, inference_service, ownership, rayservice
 
 PERMISSIONS: tuple[Permission, ...] = (
     *(Permission(verb, "ConfigMap") for verb in ("get", "create", "update")),
@@ -82,6 +83,7 @@ def check(
     service = cluster.get(Ref("Service", address.alias, asked.namespace))
     stub = cluster.get(Ref("InferenceService", asked.model, asked.namespace))
     alias.assert_free(asked.model, asked.namespace, service, stub, asked.target_host)
+    _check_fields(asked, service, stub)
     known = registry.find(registered_name(asked), asked.version)
     if known is not None:
         known.assert_same(asked.uri, asked.options.digest)
@@ -95,6 +97,17 @@ def check_permissions(cluster: Cluster, target: request.ModelTarget) -> None:
         raise errors.PermissionDenied(
             f"namespace {target.namespace}: this identity may not {', '.join(map(str, missing))}; bind the Role of deploy/rbac.yaml to it"
         )
+
+
+def _check_fields(asked: request.PromoteRequest, service: Manifest | None, stub: Manifest | None) -> None:
+    """Raise `NameTaken` for a field of alias or stub that has to be written and is somebody else's, unless he yields the object."""
+    wanted = (
+        (alias.manifest(asked.model, asked.namespace, asked.target_host, service), service),
+        (inference_service.wanted(asked, asked.version, stub), stub),
+    )
+    for manifest, found in wanted:
+        if found is not None and ownership.of(found).mode != "yielded":
+            refuse_taken(Apply(manifest, "as it should be"), found)
 
 
 def registered_name(target: request.ModelTarget) -> str:

@@ -131,7 +131,7 @@ def _names_follow(run: Run, record: Release) -> None:
         ("registry", "alias champion", partial(run.registry.move, name, "champion", version)),
         ("registry", "alias candidate", partial(run.registry.move, name, "candidate", None)),
         ("registry", "verdict", partial(run.registry.annotate, name, version, verdict)),
-        ("stub", "spec", lambda: write(run.cluster, manifests.stub_change(run, version, None))),
+        ("stub", "spec", lambda: write(run.cluster, manifests.stub_change(run, version, run.cluster.get(manifests.stub_ref(run))))),
         ("stub", "traffic", partial(manifests.show, run, {version: 100.0}, shown)),
     ]
     if record.stable_version is not None:

@@ -20,7 +20,7 @@ from kfp_components.release import Failure, Held, Release, Rollback
 from kfp_components.request import SmokeCase
 from kfp_components.rollout import journal, manifests, routes, weights
 from kfp_components.rollout.run import Run
-from kfp_components.serving import rayservice
+from kfp_components.serving import alias, rayservice
 
 PROBES = 10
 VERIFY_S = 30.0
@@ -156,6 +156,8 @@ def tidy_up(run: Run, record: Release, back: routes.WayBack | None) -> list[str]
     made = "this release made it"
     if "Service" in record.made:
         in_cluster.append((str(service), partial(write, run.cluster, Delete(service, made), fence=fence)))
+    if alias.LABEL in record.made:
+        in_cluster.append((f"label of {service}", partial(_unlabel, run, service, fence)))
     if "InferenceService" in record.made:
         in_cluster.append((str(stub), partial(write, run.cluster, Delete(stub, made), fence=fence)))
     elif stable is not None:
@@ -194,6 +196,13 @@ def _remove(run: Run, record: Release, candidate: str, back: routes.WayBack | No
     gone = {candidate} if record.stable_version is None else {candidate, router}
     removal = manifests.removal_change(run, gone, created_by=record.identity)
     write(run.cluster, removal, fence=partial(journal.assert_ours, run), clock=run.clock, way_back=True)
+
+
+def _unlabel(run: Run, service: Ref, fence: Callable[[], object]) -> None:
+    found, request = run.cluster.get(service), run.request
+    if found is not None:
+        bare = alias.without_label(request.model, request.namespace, request.target_host, found)
+        write(run.cluster, Apply(bare, "as it was before the release"), fence=fence)
 
 
 def _aliases_as_before(run: Run, record: Release) -> list[tuple[str, Callable[[], object]]]:

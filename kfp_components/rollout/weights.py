@@ -9,7 +9,7 @@ from kfp_components import errors
 from kfp_components.cluster import Manifest
 from kfp_components.rollout import journal
 from kfp_components.rollout.run import Run
-from kfp_components.serving import rayservice
+from kfp_components.serving import rayservice, startup
 from kfp_components.traffic import Split
 
 APPLY_TIMEOUT_S = 60.0
@@ -95,10 +95,11 @@ def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bo
             return
         except errors.WaitTimeout:
             if run.clock.monotonic() >= end:
-                diagnosis = rayservice.failed(application)(run.cluster.get(run.rayservice) or {"metadata": {}})
+                last = run.cluster.get(run.rayservice)
+                diagnosis = rayservice.failed(application)(last or {"metadata": {}})
                 if diagnosis:
                     raise errors.DeployFailed(diagnosis) from None
-                raise
+                raise errors.WaitTimeout(startup.not_ready(last, str(run.rayservice), application, timeout_s)) from None
 
 
 def assert_runs(run: Run, version: str) -> None:

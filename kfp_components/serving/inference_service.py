@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kfp_components import names
+from kfp_components.request import PromoteRequest
+from kfp_components.serving import ownership
 
 STORAGE_SCHEMES = ("gs", "s3", "pvc", "hdfs", "webhdfs", "http", "https", "oci", "hf")
 """URI schemes that KServe's webhook accepts as ``storageUri``; others stay in an annotation."""
@@ -21,29 +23,75 @@ def is_stub(inference_service: Mapping[str, Any]) -> bool:
     return annotations.get(names.DEPLOYMENT_MODE) == "ModelMesh"
 
 
-def manifest(model: str, namespace: str, *, version: str, uri: str, model_format: str, rayservice: str, protocol: str = "v2") -> dict[str, Any]:
-    """The stub as a manifest for server-side apply; ``version`` is the stable one. KServe has a name for protocol v2, and none for json."""
+def manifest(
+    model: str,
+    namespace: str,
+    *,
+    version: str,
+    uri: str,
+    model_format: str,
+    rayservice: str,
+    protocol: str = "v2",
+    found: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The stub as a manifest for server-side apply; ``version`` is the stable one. KServe has a name for protocol v2, and none for json.
+
+    Of one that is ``found`` it has what this library made of it, our annotations, and a URI that would be wrong: the rest stays its owner's.
+    """
     predictor: dict[str, Any] = {"modelFormat": {"name": model_format}}
     if protocol == "v2":
         predictor["protocolVersion"] = protocol
     if uri.split("://", 1)[0] in STORAGE_SCHEMES:
         predictor["storageUri"] = uri
-    return {
-        "apiVersion": "serving.kserve.io/v1beta1",
-        "kind": "InferenceService",
-        "metadata": {
-            "name": model,
-            "namespace": namespace,
-            "labels": {names.MANAGED_BY_LABEL: names.MANAGED_BY},
-            "annotations": {
-                names.DEPLOYMENT_MODE: "ModelMesh",
-                "kfp-serving/rayservice": rayservice,
-                "kfp-serving/version": version,
-                "kfp-serving/uri": uri,
-            },
-        },
+    annotations = {
+        names.DEPLOYMENT_MODE: "ModelMesh",
+        "kfp-serving/rayservice": rayservice,
+        "kfp-serving/version": version,
+        "kfp-serving/uri": uri,
+    }
+    whole: dict[str, Any] = {
+        "metadata": {"labels": {names.MANAGED_BY_LABEL: names.MANAGED_BY}, "annotations": annotations},
         "spec": {"predictor": {"model": predictor}},
     }
+    if found is not None:
+        whole = _needed(whole, found)
+    metadata = {"name": model, "namespace": namespace, **whole["metadata"]}
+    return {"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService", **whole, "metadata": metadata}
+
+
+def wanted(asked: PromoteRequest, version: str, found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The stub as it should be when ``version`` serves; ``found`` is the one that is there."""
+    annotations = (found["metadata"].get("annotations") or {}) if found else {}
+    return manifest(
+        asked.model,
+        asked.namespace,
+        version=version,
+        uri=asked.uri if version == asked.version else annotations.get("kfp-serving/uri", asked.uri),
+        model_format=asked.options.model_format,
+        rayservice=asked.rayservice,
+        protocol=asked.options.protocol,
+        found=found,
+    )
+
+
+def _needed(whole: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Of ``whole`` what was ours before, each annotation that is missing or wrong, and a storageUri that is there and wrong."""
+    kept = ownership.owned(whole, found)
+    metadata, predictor = kept.setdefault("metadata", {}), whole["spec"]["predictor"]["model"]
+    there = found["metadata"].get("annotations") or {}
+    missing = {key: value for key, value in whole["metadata"]["annotations"].items() if there.get(key) != value}
+    if missing:
+        metadata["annotations"] = {**metadata.get("annotations", {}), **missing}
+    if not metadata.get("labels"):
+        metadata.pop("labels", None)
+    ours = ((kept.get("spec") or {}).get("predictor") or {}).get("model") or {}
+    shown = ((found.get("spec") or {}).get("predictor") or {}).get("model") or {}
+    wrong = "storageUri" in shown and predictor.get("storageUri", shown["storageUri"]) != shown["storageUri"]
+    model = {
+        key: value for key, value in predictor.items() if key in ours or (ours and key not in shown) or (key == "storageUri" and wrong)
+    }  # one of ours may get a protocol or a URI that it had not
+    kept.pop("spec", None)
+    return kept | ({"spec": {"predictor": {"model": model}}} if model else {})
 
 
 def status(

@@ -7,6 +7,7 @@ Labels and annotations decide where those are missing, or name nobody that is kn
 from __future__ import annotations
 
 import fnmatch
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -118,6 +119,26 @@ def of(manifest: Mapping[str, Any], path: Path = SERVE_CONFIG) -> Ownership:
         if key in tool.hands_off and _fits(value, (tool.hands_off[key],)):
             return Ownership("yielded", tool.name, f"{kind} {key}: {value}")
     return Ownership("commit", tool.name, sign)
+
+
+def owned(wanted: Mapping[str, Any], found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of ``wanted`` this library applied to the object before; ``{}`` where there is none. Left out of the next apply, it would be removed."""
+    for entry in ((found or {}).get("metadata") or {}).get("managedFields") or []:
+        if entry.get("manager") == names.MANAGER and entry.get("operation") == "Apply" and not entry.get("subresource"):
+            kept: dict[str, Any] = _owned(wanted, entry.get("fieldsV1") or {})
+            return kept
+    return {}
+
+
+def _owned(wanted: Any, fields: Mapping[str, Any]) -> Any:
+    if isinstance(wanted, Mapping) and fields:
+        return {key: _owned(item, fields[f"f:{key}"]) for key, item in wanted.items() if f"f:{key}" in fields}
+    if isinstance(wanted, list) and fields:
+        keys = {element: json.loads(element[2:]) for element in fields if element.startswith("k:")}
+        return [
+            {**key, **_owned(item, fields[element])} for element, key in keys.items() for item in wanted if all(item.get(k) == key[k] for k in key)
+        ]
+    return wanted
 
 
 def how_to_yield(manager: str) -> str:

@@ -46,9 +46,10 @@ def goes_on(world: World, request: PromoteRequest) -> None:
 
 
 def labelled(world: World) -> None:
-    """GitOps takes the RayService over."""
+    """GitOps takes the RayService over, with what it serves now."""
     metadata = {"name": RAYSERVICE, "namespace": NAMESPACE, "labels": FLUX}
-    world.cluster.apply({"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata}, manager="kustomize-controller", force=True)
+    body = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata, "spec": {"serveConfigV2": world.text()}}
+    world.cluster.apply(body, manager="kustomize-controller", force=True)
 
 
 # --- D3: not every exception is the candidate's fault -----------------------------------------------------------------------------------

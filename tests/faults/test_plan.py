@@ -136,3 +136,20 @@ def test_a_plan_is_what_the_run_writes(world: Any, request_: PromoteRequest, fir
 def test_a_plan_of_a_version_that_is_live_is_refused() -> None:
     with pytest.raises(errors.RequestInvalid, match="version v1 is what users get already"):
         rollout.plan(opened(served(front=True), asked("v1")))
+
+
+@pytest.mark.parametrize(("builder", "beside"), [("exact", {}), (True, {"model": MODEL, "version": "v2"})])
+def test_case_07_a_strict_builder_gets_its_own_arguments_and_nothing_else(builder: Any, beside: dict[str, str]) -> None:
+    args = {"llm_configs": [{"model_loading_config": {"model_id": "chat"}}]}
+    world = served(front=True)
+    plan = rollout.plan(opened(world, asked("v2", args=args, builder=builder)))
+    then = [rayservice.applications(rayservice.serve_config(after)) for change, _, after in plan.played() if change.ref.kind == "RayService"]
+    assert then[0][f"{MODEL}-v2"]["args"] == {**args, **beside}
+    world.promote(asked("v2", args=args, builder=builder))
+    assert world.serve.applications()[f"{MODEL}-v2"]["args"] == {**args, **beside}
+
+
+def test_case_07_a_bound_application_gets_none() -> None:
+    plan = rollout.plan(opened(served(front=True), asked("v2", builder=False)))
+    then = [rayservice.applications(rayservice.serve_config(after)) for change, _, after in plan.played() if change.ref.kind == "RayService"]
+    assert "args" not in then[0][f"{MODEL}-v2"]

@@ -22,6 +22,7 @@ from kfp_components.request import PromoteRequest
 from kfp_components.serving import alias
 
 NAMESPACE = "ai-ml"
+TARGET = names.service_host(names.serve_service(demo.RAYSERVICE), NAMESPACE)
 LIVE = f"""
 applications:
   - name: bge-v1
@@ -106,6 +107,16 @@ def standard(world: World) -> None:
     world.cluster.apply(manifest, manager="somebody")
 
 
+def handmade_stub(world: World) -> None:
+    body = {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": "bge", "namespace": NAMESPACE, "annotations": {names.DEPLOYMENT_MODE: "ModelMesh"}},
+        "spec": {"predictor": {"model": {"modelFormat": {"name": "embedding"}, "storageUri": "s3://models/bge/v1"}}},
+    }
+    world.cluster.apply(body, manager="kubectl-client-side-apply")
+
+
 def other_digest(world: World) -> None:
     world.rayservice()
     registry.connect(world.registry_uri).register("ai-ml.bge", "v2", asked().uri, digest="sha256:" + "0" * 64, properties={})
@@ -131,11 +142,23 @@ CASES: dict[str, tuple[Callable[[World], Any], PromoteRequest, type[errors.KfpSe
         errors.NameTaken,
         "Service ai-ml/bge-predictor: it is a ClusterIP Service of somebody else",
     ),
-    "alias without our label": (
-        lambda world: (world.rayservice(), world.service(type="ExternalName", externalName="x.y.svc.cluster.local")),
+    "alias of another model": (
+        lambda world: (world.rayservice(), world.service(type="ExternalName", externalName=TARGET, labels={names.ISVC_LABEL: "whisper"})),
         asked(),
         errors.NameTaken,
-        "so it is somebody else's",
+        "says whisper, so it is that model's",
+    ),
+    "alias onto another RayService": (
+        lambda world: (world.rayservice(), world.service(type="ExternalName", externalName=names.service_host("other-serve-svc", NAMESPACE))),
+        asked(),
+        errors.NameTaken,
+        "it points to other-serve-svc.ai-ml.svc.cluster.local, not to",
+    ),
+    "case_09 a field of the stub is somebody else's": (
+        lambda world: (world.rayservice(), handmade_stub(world)),
+        asked(),
+        errors.NameTaken,
+        "InferenceService ai-ml/bge: spec.predictor.model.storageUri belongs to kubectl-client-side-apply",
     ),
     "alias points elsewhere": (
         lambda world: (world.rayservice(), world.service(type="ExternalName", externalName="x.y.svc", labels={names.ISVC_LABEL: "bge"})),

@@ -112,8 +112,11 @@ def test_a_free_name_and_our_own_may_be_taken() -> None:
     ("service", "found", "told"),
     [
         ({"spec": {"type": "ClusterIP"}}, None, "Service ai-ml/whisper-predictor: it is a ClusterIP Service of somebody else"),
-        ({"metadata": {"labels": None}}, None, "Service ai-ml/whisper-predictor: it has no label"),
-        ({"metadata": {"labels": {"serving.kserve.io/inferenceservice": "bge"}}}, None, "Service ai-ml/whisper-predictor: it has no label"),
+        (
+            {"metadata": {"labels": {"serving.kserve.io/inferenceservice": "bge"}}},
+            None,
+            "Service ai-ml/whisper-predictor: its label serving.kserve.io/inferenceservice says bge",
+        ),
         (
             {"spec": {"type": "ExternalName", "externalName": "x.y.svc"}},
             None,
