@@ -37,6 +37,7 @@ Model = Annotated[str, typer.Argument(help="name of the model")]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="namespace of the RayService")]
 RayServiceName = Annotated[str | None, typer.Option("--rayservice", help="name of the RayService; default: the one that the release is on")]
 Reason = Annotated[str, typer.Option(help="recorded with the release")]
+AdoptFirst = Annotated[bool, typer.Option("--adopt", help="take over what serves the model now as its stable version first (as options.adopt)")]
 Obeyed = Annotated[float, typer.Option(help="how long to wait until the step that runs has obeyed")]
 
 
@@ -44,6 +45,7 @@ Obeyed = Annotated[float, typer.Option(help="how long to wait until the step tha
 def promote(
     file: RequestFile,
     first: Annotated[bool, typer.Option("--first", help="the model has no version yet: deploy it without a canary")] = False,
+    adopt_first: AdoptFirst = False,
     kubeconfig: Kubeconfig = None,
     report_to: Annotated[Path | None, typer.Option("--report", help="write the report of the release here (HTML)")] = None,
     as_json: Json = False,
@@ -52,7 +54,7 @@ def promote(
     from kfp_components import live
 
     console = Console(stderr=as_json)
-    asked = _read(file)
+    asked = _read(file, adopt_first)
     shown, watcher = live.view(console)
     run = rollout.open_run(asked, _cluster(kubeconfig), watch=watcher)
     try:
@@ -73,11 +75,12 @@ def promote(
 def plan(
     file: RequestFile,
     first: Annotated[bool, typer.Option("--first", help="the model has no version yet")] = False,
+    adopt_first: AdoptFirst = False,
     kubeconfig: Kubeconfig = None,
     as_json: Json = False,
 ) -> None:
     """Check everything and print what would be written, as diffs; nothing is touched."""
-    changes = rollout.plan(rollout.open_run(_read(file), _cluster(kubeconfig)), first_version=first)
+    changes = rollout.plan(rollout.open_run(_read(file, adopt_first), _cluster(kubeconfig)), first_version=first)
     if as_json:
         told = [
             {"change": str(change), "kind": change.ref.kind, "name": change.ref.name, "diff": change.diff(before)}
@@ -86,6 +89,54 @@ def plan(
         print(json.dumps(told))
     else:
         print(changes)
+
+
+@app.command()
+def adopt(
+    namespace: Namespace,
+    rayservice: Annotated[str, typer.Option("--rayservice", help="the RayService that serves it")],
+    model: Annotated[str | None, typer.Argument(help="its name in Kubeflow; with --all it is found for each application")] = None,
+    application: Annotated[str | None, typer.Option(help="the Serve application; default: the one at the route")] = None,
+    route: Annotated[str | None, typer.Option(help="the route prefix that users call; default: the application's, else /MODEL")] = None,
+    alias: Annotated[str | None, typer.Option(help="the Service that users call; default: MODEL-predictor")] = None,
+    version: Annotated[str | None, typer.Option(help="what to call the running version; default: its args.version, else found-DIGEST")] = None,
+    uri: Annotated[str | None, typer.Option(help="where its artifact is, for the registry")] = None,
+    model_format: Annotated[str, typer.Option(help="shown in Kubeflow's UI")] = "custom",
+    everything: Annotated[bool, typer.Option("--all", help="every application of the RayService")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="take away what the adoption made; what serves goes on")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what is there and what would be made; nothing is touched")] = False,
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """Record what serves a model now as its stable version. Nothing of it restarts or is changed; only what is missing is made."""
+    cluster, console = _cluster(kubeconfig), Console(stderr=as_json)
+    if everything == (model is not None):
+        raise errors.RequestInvalid("adopt takes one MODEL, or --all")
+    names_given = [flag for flag, value in (("--application", application), ("--route", route), ("--alias", alias), ("--version", version)) if value]
+    if everything and (names_given or uri):
+        raise errors.RequestInvalid(f"{(names_given or ['--uri'])[0]} is of one model; name the model instead of --all")
+    models = {application: model} if model else {found: name for found, name in rollout.adoptable(cluster, namespace, rayservice).items()}
+    told: list[dict[str, Any]] = []
+    for found, name in models.items():
+        target = request.parse_target({"model": name, "namespace": namespace, "rayservice": rayservice})
+        if undo:
+            record = rollout.undo_adoption(rollout.open_rollback(target, cluster))
+            told.append(_summary(record))
+            console.print(f"{record.model}: the adoption is undone; what serves goes on", soft_wrap=True, markup=False)
+            continue
+        asked = rollout.Asked(found, route, alias, version, uri, model_format)
+        run = rollout.open_run(rollout.adoption_of(cluster, target, asked), cluster)
+        if dry_run:
+            sentences, changes = rollout.plan_adoption(run)
+            told.append({"model": name, "found": sentences, "changes": [str(change) for change in changes]})
+            console.print(f"{name}: {'; '.join(sentences)}\n{changes}", soft_wrap=True, markup=False)
+            continue
+        record = rollout.adopt_model(run)
+        told.append({**_summary(record), "found": [event.message for event in record.events if event.step == "adopt"]})
+        for event in record.events:
+            console.print(f"{record.model}: {event.message}", soft_wrap=True, markup=False)
+    if as_json:
+        print(json.dumps(told if everything else told[0]))
 
 
 @app.command()
@@ -408,13 +459,15 @@ def _open(model: str, namespace: str, rayservice: str | None, kubeconfig: Path |
     return rollout.open_rollback(target, cluster, watch=watch)
 
 
-def _read(file: Path) -> request.PromoteRequest:
+def _read(file: Path, adopt_first: bool) -> request.PromoteRequest:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise errors.RequestInvalid(f"{file}: {error}") from error
     if not isinstance(values, dict):
         raise errors.RequestInvalid(f"{file}: expected a mapping with model, version, uri, ...; found {type(values).__name__}")
+    if adopt_first:
+        values = {**values, "options": {**(values.get("options") or {}), "adopt": True}}
     return request.parse(values)
 
 

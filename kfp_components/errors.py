@@ -56,6 +56,10 @@ class NameTaken(InputError):
     """An object of that name, or a field of it that has to be written, belongs to somebody else."""
 
 
+class NotAdopted(NameTaken):
+    """An application serves the model that no release knows; `adopt` records it as the stable version."""
+
+
 class PermissionDenied(InputError):
     """The identity used may not do what the step needs."""
 

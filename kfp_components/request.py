@@ -212,6 +212,7 @@ class Options(_Part):
     )
     route: str | None = Field(None, description="route prefix that users call; default the one that was adopted, else /{model}")
     alias: str | None = Field(None, description="Service that clients call; default the one that was adopted, else {model}-predictor")
+    application: str | None = Field(None, min_length=1, description="name of its Serve application; default {model}-{version}")
     adopt: bool = Field(False, description="take over what serves the model now as its stable version; nothing of it restarts")
     alias_target: str | None = Field(None, description="DNS name; default {rayservice}-serve-svc.{namespace}.svc.cluster.local")
     allow_external_alias: bool = Field(False, description="needed for an alias target outside the cluster")

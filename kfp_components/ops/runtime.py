@@ -22,6 +22,30 @@ def open_unfinished(model: str, namespace: str, rayservice: str, run_id: str) ->
     return rollout.open_rollback(target, holder=f"kfp/{run_id}" if run_id else None, watch=_Narrator())
 
 
+def adopt(
+    model: str,
+    namespace: str,
+    rayservice: str,
+    application: str,
+    route: str,
+    alias: str,
+    version: str,
+    uri: str,
+    model_format: str,
+    undo: bool,
+    run_id: str,
+) -> Release:
+    """What serves the model is its stable version from now on; with ``undo`` what an earlier adoption made goes. Empty strings: not given."""
+    if undo:
+        return rollout.undo_adoption(open_unfinished(model, namespace, rayservice, run_id))
+    from kfp_components.cluster.kubernetes import KubernetesCluster
+
+    target = request.parse_target({"model": model, "namespace": namespace, "rayservice": rayservice})
+    asked = rollout.Asked(application or None, route or None, alias or None, version or None, uri or None, model_format)
+    found = rollout.adoption_of(KubernetesCluster(), target, asked)
+    return rollout.adopt_model(open_run(found.plain | target.model_dump(), run_id))
+
+
 def write_report(release: Release, path: str) -> None:
     """The release as a self-contained page."""
     Path(path).write_text(report.render(release.model_dump(mode="json")), encoding="utf-8")

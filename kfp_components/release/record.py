@@ -157,8 +157,7 @@ class Adoption(_Part):
     version: str
     application: str
     at_unix_s: float = 0.0
-    made: list[str] = Field([], description="objects that were created: Service, InferenceService")
-    labelled: bool = Field(False, description="whether the label that Kubeflow looks for was put on the alias")
+    made: list[str] = Field([], description="what was created: Service, or Service label where one was there, InferenceService")
     aliases: dict[str, str] | None = Field(None, description="of the registry as they were before; None when it could not be asked")
 
 
@@ -226,6 +225,11 @@ class Release(BaseModel):
         """The version that users have, or had last: the candidate from the switch on. None before a model's first promotion."""
         switched = self.phase == "promoted" or (self.phase == "promoting" and self.switched_unix_s is not None)
         return self.candidate_version if switched else self.stable_version
+
+    @property
+    def adopts(self) -> bool:
+        """Whether it only records what served before: then nothing of that is ever removed."""
+        return self.adoption is not None and self.stable_version is None and self.adoption.version == self.candidate_version
 
     @property
     def open(self) -> bool:

@@ -14,6 +14,7 @@ A release that runs is steered from any other process, `open_rollback` connects 
 """
 
 from kfp_components.release import Release, ReleaseStore, Watcher
+from kfp_components.rollout.adopt import Asked, adopt_model, adoptable, adoption_of, plan_adoption, undo_adoption
 from kfp_components.rollout.begin import register_model
 from kfp_components.rollout.canary import canary_step, judge_canary, shift_traffic
 from kfp_components.rollout.command import abort_release, approve_release, pause_release, resume_release
@@ -55,12 +56,16 @@ def _deploy_and_smoke(run: Run, *, first_version: bool) -> None:
 
 
 __all__ = [
+    "Asked",
     "Release",
     "ReleaseStore",
     "Run",
     "Status",
     "Watcher",
     "abort_release",
+    "adopt_model",
+    "adoptable",
+    "adoption_of",
     "approve_release",
     "canary_step",
     "create_alias",
@@ -73,6 +78,7 @@ __all__ = [
     "open_run",
     "pause_release",
     "plan",
+    "plan_adoption",
     "promote_model",
     "promote_with_canary",
     "read_status",
@@ -83,4 +89,5 @@ __all__ = [
     "smoke_cases",
     "smoke_inference",
     "tidy_release",
+    "undo_adoption",
 ]

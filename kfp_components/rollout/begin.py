@@ -6,8 +6,10 @@ import contextlib
 from functools import partial
 
 from kfp_components import errors, names
+from kfp_components.cluster import Manifest
 from kfp_components.release import Release
-from kfp_components.rollout import journal, preflight, routes, tidy
+from kfp_components.request import parse_target
+from kfp_components.rollout import adopt, journal, preflight, routes, tidy
 from kfp_components.rollout.preflight import Serving
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.status import not_served
@@ -61,6 +63,9 @@ def _begin(run: Run, first_version: bool) -> Release:
             run.cluster, run.registry, request, found=rayservice, serving=serving, address=run.address, first_version=first_version
         )
     except errors.InputError as error:
+        if isinstance(error, errors.NotAdopted) and request.options.adopt:
+            _adopt(run, rayservice, first_version)
+            return _begin(run, first_version)
         if serving is None and found is not None and found.stable_now is not None and rayservice is not None:
             error.add_note(f"The last release left users on {found.stable_now}, but {not_served(rayservice, found)}.")
         if _state(run.persist(run.store.load_record)) != _state(found):  # it was looked at while another run changed it
@@ -83,6 +88,23 @@ def _begin(run: Run, first_version: bool) -> Release:
     return record
 
 
+def adoption(run: Run) -> tuple[Run, Serving]:
+    """The run that adopts the application at this request's route, which no release knows, and what serves then. Nothing is written."""
+    request, options = run.request, run.request.options
+    asked = adopt.Asked(route=run.address.route, alias=run.address.alias, model_format=options.model_format)
+    target = parse_target({key: getattr(request, key) for key in ("model", "namespace", "rayservice")})
+    found = adopt.adoption_of(run.cluster, target, asked)
+    return run.for_request(found), Serving(found.version, str(found.options.application))
+
+
+def _adopt(run: Run, rayservice: Manifest | None, first_version: bool) -> None:
+    """With ``options.adopt``: once nothing is in this request's way."""
+    adopting, serving = adoption(run)
+    assert_new(run, serving.version, first_version)
+    preflight.check(run.cluster, run.registry, run.request, found=rayservice, serving=serving, address=run.address, first_version=first_version)
+    adopt.adopt_model(adopting)
+
+
 def _opened(run: Run, found: Release | None, serving: Serving | None, situation: preflight.Situation, first_version: bool) -> Release:
     """The record to begin with, over the finished one that was ``found``."""
     request = run.request
@@ -96,6 +118,7 @@ def _opened(run: Run, found: Release | None, serving: Serving | None, situation:
         stable_version=serving.version if serving else None,
         stable_application=serving.application if serving else None,
         route_implied=serving.route_implied if serving else False,
+        candidate_application=request.options.application,
         alias=run.address.alias,
         route=run.address.route,
         adoption=found.adoption if found else None,
@@ -149,6 +172,8 @@ def _make_way(run: Run, found: Release) -> Release:
     """Another request's release: one that was held for longer than it may is taken back first, any other one refuses this request."""
     if tidy.due(run, found):
         return _put_away(run, found)
+    if found.adopts and run.request.options.adopt:  # it was killed in the middle
+        return adopt.adopt_model(run.for_request(found.asked()))
     raise errors.ReleaseHeld(
         f"{run.store.ref}: the release of {found.candidate_version} is unfinished ({found.phase}, last run by {found.holder}); "
         f"run that request again to go on, or `kfp-serving rollback {found.in_a_command}` to give it up"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kfp_components import names
+from kfp_components import errors, names
 from kfp_components.cluster import Manifest
 from kfp_components.cluster.changes import Change, Plan
 from kfp_components.request import PromoteRequest, plain_secrets
 from kfp_components.rollout import deploy, manifests, preflight, promote, routes, weights
-from kfp_components.rollout.begin import address, assert_new
+from kfp_components.rollout.adopt import plan_adoption
+from kfp_components.rollout.begin import address, adoption, assert_new
+from kfp_components.rollout.preflight import Serving
 from kfp_components.rollout.run import Run
 from kfp_components.serving import capacity
 from kfp_components.serving.rayservice import serve_config
@@ -21,12 +23,8 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
     A weight's lease and the release's epoch are those of now. What a way back would write is not in it: see `rollout.undo`.
     """
     request, version = run.request, run.request.version
-    last = run.store.load_record()
-    run.address = address(run, last)
-    rayservice = run.cluster.get(run.rayservice)
-    stable = routes.serving(run, rayservice, last)
-    assert_new(run, stable.version if stable else None, first_version)
-    found = preflight.check(run.cluster, run.registry, request, found=rayservice, serving=stable, address=run.address, first_version=first_version)
+    stable, found, adopted = _checked(run, first_version)
+    rayservice = found.rayservice
     alias = manifests.alias_change(run, found.service)
     serving = stable.version if stable else version
     changes: list[Change] = [] if rayservice is not None else [manifests.new_rayservice(run, "a new release")]
@@ -53,7 +51,29 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
         gone = {names.router_application(request.model)} | (set() if kept else {stable.application})
         changes.append(manifests.removal_change(run, gone))
     changes += [manifests.stub_change(run, version, found.stub), shown]
-    return Plan(tuple(changes), {run.rayservice: rayservice, alias.ref: found.service, manifests.stub_ref(run): found.stub})
+    return adopted + Plan(tuple(changes), {run.rayservice: rayservice, alias.ref: found.service, manifests.stub_ref(run): found.stub})
+
+
+def _checked(run: Run, first_version: bool) -> tuple[Serving | None, preflight.Situation, Plan]:
+    """Who serves, what is there, and what an adoption would write before, with ``options.adopt``."""
+    last = run.store.load_record()
+    run.address = address(run, last)
+    rayservice = run.cluster.get(run.rayservice)
+    adopted = Plan()
+    try:
+        stable = routes.serving(run, rayservice, last)
+    except errors.NotAdopted:
+        if not run.request.options.adopt:
+            raise
+        adopting, stable = adoption(run)
+        adopted = plan_adoption(adopting)[1]
+    assert_new(run, stable.version if stable else None, first_version)
+    found = preflight.check(
+        run.cluster, run.registry, run.request, found=rayservice, serving=stable, address=run.address, first_version=first_version
+    )
+    then = {change.ref: after for change, _, after in adopted.played()}
+    service, stub = then.get(manifests.alias_ref(run), found.service), then.get(manifests.stub_ref(run), found.stub)
+    return stable, replace(found, service=service, stub=stub), adopted
 
 
 def _kubectl_warning(rayservice: Manifest | None) -> str:

@@ -28,7 +28,7 @@ DRAIN_S = 60.0
 def serving(run: Run, found: Manifest | None, record: Release | None) -> Serving | None:
     """Who serves the model, by the RayService as it was read and the record of its last release; None when nobody has its route.
 
-    Raises `NameTaken` when an application has it that no release knows: it may be adopted.
+    Raises `NotAdopted` when an application has it that no release knows.
     """
     request, route = run.request, run.address.route
     holder = has_it(run, found)
@@ -39,9 +39,9 @@ def serving(run: Run, found: Manifest | None, record: Release | None) -> Serving
     if record is not None and record.stable_now is not None and record.application(record.stable_now) == holder:
         implied = "route_prefix" not in rayservice.applications(rayservice.serve_config(found))[holder]
         return Serving(record.stable_now, holder, implied)
-    raise errors.NameTaken(
+    raise errors.NotAdopted(
         f"{run.rayservice}: route {route} belongs to application {holder}, which no release of model {request.model} knows: "
-        f"`kfp-serving adopt {request.model} -n {request.namespace} --rayservice {request.rayservice}` takes it over as the stable version (so does "
+        f"`kfp-serving adopt {request.model} -n {request.namespace} --rayservice {request.rayservice}` records it as the stable version (so does "
         "options.adopt); nothing of it restarts, and users are served all the time"
     )
 

@@ -188,6 +188,8 @@ def tidy_up(run: Run, record: Release, back: routes.WayBack | None) -> list[str]
 
 def _remove(run: Run, record: Release, candidate: str, back: routes.WayBack | None) -> None:
     """The route goes to stable's application, as it stood there before; then the candidate and the router go, which nobody reaches any more."""
+    if record.adopts:
+        return  # it served before, and goes on
     router = names.router_application(record.model)
     found = run.persist(lambda: run.cluster.get(run.rayservice))
     if back is not None and router in rayservice.applications(rayservice.serve_config(found)):  # else the route was given before
@@ -295,6 +297,8 @@ def _let_go(run: Run) -> None:
 def _who_serves(run: Run, record: Release) -> str:
     if record.phase == "promoted":
         return f"{record.candidate_version} serves all requests"
+    if record.adopts:
+        return f"application {record.application(record.candidate_version)} serves all requests, as before"
     if record.phase == "promoting":
         return f"all traffic is being moved from {record.stable_version or 'nothing'} to {record.candidate_version}; users get the one or the other"
     if record.phase == "canary":

@@ -182,6 +182,20 @@ def owner(text: str, route: str) -> str | None:
     return next((name for name, entry in applications(text).items() if entry.get("route_prefix", "/") == route), None)
 
 
+def beside(text: str, route: str) -> list[str]:
+    """Sentences about applications whose routes are below ``route``, or above it: Serve gives a request to the longest route that fits."""
+    found = []
+    for name, entry in applications(text).items():
+        other = entry.get("route_prefix", "/")
+        if not other or other == route:
+            continue
+        if f"{other}/".startswith(f"{route.rstrip('/')}/"):
+            found.append(f"requests below {other} go to application {name}, not to what is at {route}")
+        elif f"{route}/".startswith(f"{other.rstrip('/')}/"):
+            found.append(f"application {name} at {other} gets what is not below {route}")
+    return found
+
+
 def with_owner(text: str, route: str, application: str, aside: Mapping[str, str], *, implied: bool = False) -> str:
     """The text in which ``application`` has the route; that one of ``aside`` (application -> internal route) that had it stands at its own one.
 

@@ -15,6 +15,7 @@ from kfp import compiler
 from kfp_components.workflows import promote_with_canary
 
 COMPONENTS = (
+    "adopt_model",
     "register_model",
     "create_inference_service",
     "create_alias",

@@ -1,0 +1,328 @@
+"""Adoption: what serves a model already is recorded as its stable version. Nothing of it restarts, and ``serveConfigV2`` is not written.
+
+Only what is missing is made (alias or its label, stub, registered version with the alias champion), and `undo_adoption` takes that away again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from kfp_components import errors, names
+from kfp_components.cluster import Cluster, Manifest, Ref
+from kfp_components.cluster.changes import Apply, Change, Delete, Plan, write
+from kfp_components.registry import Alias
+from kfp_components.release import Adoption, Release
+from kfp_components.request import ModelTarget, PromoteRequest, parse
+from kfp_components.rollout import journal, manifests, preflight, undo
+from kfp_components.rollout.run import Run
+from kfp_components.rollout.step import own, step, take
+from kfp_components.serving import alias, rayservice
+
+ALIASES: tuple[Alias, ...] = ("champion", "previous")
+NOT_IN_A_NAME = re.compile(r"[^a-z0-9-]+")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the owner says of a running model; what he does not say is found. ``uri`` is where its artifact is."""
+
+    application: str | None = None
+    route: str | None = None
+    alias: str | None = None
+    version: str | None = None
+    uri: str | None = None
+    model_format: str = "custom"
+
+
+def adoption_of(cluster: Cluster, target: ModelTarget, asked: Asked = Asked()) -> PromoteRequest:
+    """The request that stands for what serves the model: its application, route and version, by ``serveConfigV2``. Reads only.
+
+    The application is the one that is named, else the one at the route that is named, else at ``/{model}``, else the one that is called as the model.
+    A version that nobody names is ``args.version`` of the application, else ``found-`` and eight digits of its configuration's digest.
+    Raises `NotFound` listing what there is.
+    """
+    ref = Ref("RayService", target.rayservice, target.namespace)
+    found = cluster.get(ref)
+    if found is None:
+        raise errors.NotFound(f"{ref}: it does not exist; correct the name")
+    text = rayservice.serve_config(found)
+    there = rayservice.applications(text)
+    name = asked.application or rayservice.owner(text, asked.route or names.public_route(target.model))
+    if name is None and asked.route is None and target.model in there:
+        name = target.model
+    entry = there.get(name) if name is not None else None
+    if name is None or entry is None:
+        known = ", ".join(f"{other} at {at}" for other, at in _reachable(there).items()) or "none that HTTP reaches"
+        what = f"application {asked.application}" if asked.application else f"application at {asked.route or names.public_route(target.model)}"
+        raise errors.NotFound(f"{ref}: there is no {what}; there are: {known}. Name one with --application or --route")
+    route = entry.get("route_prefix", "/")
+    if not route or (asked.route is not None and route != asked.route):
+        raise errors.NotFound(f"{ref}: application {name} is at {route or 'no route'}{f', not at {asked.route}' if asked.route else ''}")
+    if entry.get("import_path") == names.ROUTER_IMPORT_PATH or names.model_of_version_route(route):
+        raise errors.NameTaken(f"{ref}: application {name} is of a release by this library already; `kfp-serving status` shows it")
+    options = {
+        "application": name,
+        "route": route,
+        "alias": asked.alias,
+        "model_format": asked.model_format,
+        "protocol": "json",
+        "smoke": "none",
+    }
+    return parse(
+        {
+            **target.model_dump(),
+            "version": asked.version or _version(entry, rayservice.digests(text)[name]),
+            "uri": asked.uri or f"rayservice://{target.namespace}/{target.rayservice}/{name}",
+            "import_path": entry.get("import_path"),
+            "options": {key: value for key, value in options.items() if value is not None},
+        }
+    )
+
+
+def adoptable(cluster: Cluster, namespace: str, rayservice_name: str) -> dict[str, str]:
+    """Application -> model name, of all applications of a RayService that HTTP reaches and that are of no release.
+
+    Raises `NotFound` without the RayService, `RequestInvalid` where an application gives no name of its own. The model is called as its alias
+    ``{model}-predictor`` says, where one is there for the application's name or its route; else as the application.
+    """
+    ref = Ref("RayService", rayservice_name, namespace)
+    found = cluster.get(ref)
+    if found is None:
+        raise errors.NotFound(f"{ref}: it does not exist; correct the name")
+    there = rayservice.applications(rayservice.serve_config(found))
+    models: dict[str, str] = {}
+    for name, route in _reachable(there).items():
+        if there[name].get("import_path") == names.ROUTER_IMPORT_PATH or names.model_of_version_route(route):
+            continue
+        candidates = [slug for slug in (_slug(name), _slug(route)) if slug]
+        models[name] = next((slug for slug in candidates if cluster.get(Ref("Service", names.alias(slug), namespace))), (candidates or [""])[0])
+    for name, model in models.items():
+        if not model or list(models.values()).count(model) > 1:
+            raise errors.RequestInvalid(
+                f"{ref}: application {name} gives no model name of its own ({model!r}); adopt it by `adopt MODEL --application {name}`"
+            )
+    return models
+
+
+def plan_adoption(run: Run) -> tuple[list[str], Plan]:
+    """What is there and stays as it is, in sentences, and what would be made. Reads only; raises as `adopt_model` before it writes."""
+    run.address = run.request.address
+    seen = _look(run)
+    stub_ref = manifests.stub_ref(run)
+    return seen.told, Plan(tuple(_missing(run, seen)), {manifests.alias_ref(run): seen.service, stub_ref: seen.stub})
+
+
+def adopt_model(run: Run) -> Release:
+    """Record the running application as the model's stable version; make what is missing. The same again is harmless.
+
+    Raises an `InputError` with everything that is in the way before anything is written, `ReleaseHeld` while a release of the model is unfinished,
+    `ReleaseLeft` when the surroundings did not let it finish: users are served as before, and the same command goes on.
+    """
+    known = _known(run)
+    if known is not None:
+        return known
+    with step(run, "adopt", until="promoted", begun=_begin(run)) as record:
+        if record is not None:
+            request, fence = run.request, partial(journal.assert_ours, run)
+            properties = {"model_format": request.options.model_format, "import_path": request.import_path, **run.source}
+            run.registry.register(run.registered_name, request.version, request.uri, digest=None, properties=properties)
+            run.registry.move(run.registered_name, "champion", request.version)
+            for change in _missing(run, _look(run)):
+                run.keep()
+                write(run.cluster, change, fence=fence)
+            undo.finish(run, "promoted", f"application {record.application(request.version)} is adopted as {request.version}")
+    return journal.current(run)
+
+
+def undo_adoption(run: Run) -> Release:
+    """Take away what the adoption made; what serves the model by now goes on. Only the record of it, Events and registered versions stay.
+
+    Raises `NotFound` when the model was not adopted, `ReleaseHeld` while a release is unfinished or an old version is kept. ``run`` is of
+    `open_rollback`.
+    """
+    record = journal.read(run)
+    run.address = record.address
+    adoption = record.adoption
+    if adoption is None:
+        raise errors.NotFound(f"model {record.namespace}/{record.model}: it was not adopted; there is nothing to undo")
+    if record.open:
+        raise errors.ReleaseHeld(
+            f"{run.store.ref}: the release of {record.candidate_version} is {record.phase.replace('_', ' ')}"
+            f"{' and its old version is kept' if record.previous else ''}; end it first (`kfp-serving status`, `tidy`, `rollback`)"
+        )
+    run.persist(run.lease.acquire)
+    try:
+        for change in _made(run, adoption):
+            write(run.cluster, change)
+        if adoption.aliases is not None:
+            for name in ALIASES:
+                run.registry.move(run.registered_name, name, adoption.aliases.get(name))
+        undone = Release(
+            **{key: getattr(record, key) for key in ("model", "namespace", "rayservice", "candidate_version", "request", "request_digest")},
+            epoch=record.epoch + 1,
+            holder=run.holder,
+            phase="rolled_back",
+            started_unix_s=run.clock.now_unix_s(),
+            finished_unix_s=run.clock.now_unix_s(),
+        )
+        return run.persist(lambda: run.store.start(undone))
+    finally:
+        run.persist(run.lease.release)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    entry: Mapping[str, Any]
+    service: Manifest | None
+    stub: Manifest | None
+    told: list[str]
+
+
+def _known(run: Run) -> Release | None:
+    """The record, when the application is the stable version of an earlier release or adoption."""
+    found = run.persist(run.store.load_record)
+    if found is None or not found.done or found.stable_now is None or found.address != run.request.address:
+        return None
+    if found.application(found.stable_now) != run.request.options.application:
+        return None
+    run.record, run.address = found, found.address
+    return found
+
+
+def _begin(run: Run) -> Release:
+    """Look for everything that is in the way, then open the record, or find the one that this adoption continues."""
+    request = run.request
+    found = run.persist(run.store.load_record)
+    if found is not None and not found.done:
+        if found.request_digest != request.digest:
+            raise errors.ReleaseHeld(f"{run.store.ref}: the release of {found.candidate_version} is unfinished ({found.phase}); end it first")
+        run.record = found
+        take(run)
+        return journal.current(run)
+    run.address = request.address
+    seen = _look(run)
+    run.persist(run.lease.acquire)
+    made = [kind for kind, there in (("Service", seen.service), ("InferenceService", seen.stub)) if there is None]
+    made += [alias.LABEL] if alias.is_unlabelled(request.model, seen.service) else []
+    now = run.clock.now_unix_s()
+    aliases = run.persist(lambda: run.registry.aliases(run.registered_name))
+    application = str(request.options.application)
+    record = run.persist(
+        lambda: run.store.start(
+            Release(
+                epoch=(found.epoch if found else 0) + 1,
+                model=request.model,
+                namespace=request.namespace,
+                rayservice=request.rayservice,
+                candidate_version=request.version,
+                candidate_application=application,
+                alias=run.address.alias,
+                route=run.address.route,
+                request=request.model_dump(mode="json"),
+                request_digest=request.digest,
+                phase="promoting",
+                holder=run.holder,
+                started_unix_s=now,
+                switched_unix_s=now,
+                adoption=Adoption(version=request.version, application=application, at_unix_s=now, made=made, aliases=aliases),
+                stub_uid=None if seen.stub is None else str(seen.stub["metadata"]["uid"]),
+            )
+        )
+    )
+    own(run, record)
+    for sentence in seen.told:
+        journal.note(run, "adopt", sentence)
+    return journal.current(run)
+
+
+def _look(run: Run) -> _Seen:
+    """What is there. Raises one error that names everything that is in the way."""
+    request, address = run.request, run.address
+    in_the_way: list[str] = []
+    try:
+        preflight.check_permissions(run.cluster, request)
+    except errors.PermissionDenied as error:
+        in_the_way.append(str(error))
+    found = run.persist(lambda: run.cluster.get(run.rayservice))
+    text = rayservice.serve_config(found)
+    application = str(request.options.application)
+    holder = rayservice.owner(text, address.route)
+    if holder != application:
+        in_the_way.append(f"{run.rayservice}: route {address.route} belongs to {holder or 'no application'}, not to {application}")
+    service, stub = run.cluster.get(manifests.alias_ref(run)), run.cluster.get(manifests.stub_ref(run))
+    try:
+        alias.assert_free(request.model, request.namespace, service, stub, request.target_host)
+    except errors.NameTaken as error:
+        in_the_way.append(str(error))
+    registered = run.registry.find(run.registered_name, request.version)
+    try:
+        if registered is not None:
+            registered.assert_same(request.uri, None)
+    except errors.NameTaken as error:
+        in_the_way.append(f"{error} (--version names another one)")
+    if in_the_way:
+        raise errors.NameTaken("; ".join(in_the_way))
+    return _Seen(rayservice.applications(text)[application], service, stub, _told(run, text, service, stub))
+
+
+def _told(run: Run, text: str, service: Manifest | None, stub: Manifest | None) -> list[str]:
+    request, route = run.request, run.address.route
+    told = [f"application {request.options.application} at {route} ({request.import_path}) is version {request.version}: nothing of it is touched"]
+    told += rayservice.beside(text, route)
+    if service is not None:
+        label = "the label is put on" if alias.is_unlabelled(request.model, service) else "it is not touched"
+        told.append(f"{Ref.of(service)} -> {service['spec'].get('externalName')} is there: {label}")
+    if stub is not None:
+        told.append(f"{Ref.of(stub)} is there: it is not touched before a promotion")
+    return told
+
+
+def _missing(run: Run, seen: _Seen) -> list[Change]:
+    """What is not there and is made. The stub gets its status with it."""
+    changes: list[Change] = []
+    version = run.request.version
+    if seen.service is None or alias.is_unlabelled(run.request.model, seen.service):
+        changes.append(manifests.alias_change(run, seen.service))
+    if seen.stub is None:
+        changes.append(manifests.stub_change(run, version, None))
+        changes.append(manifests.traffic_change(run, {version: 100.0}, manifests.all_message(version), None))
+    return changes
+
+
+def _made(run: Run, adoption: Adoption) -> list[Change]:
+    """What goes when the adoption is undone."""
+    changes: list[Change] = []
+    made, request = "the adoption made it", run.request
+    if "InferenceService" in adoption.made:
+        changes.append(Delete(manifests.stub_ref(run), made))
+    service = manifests.alias_ref(run)
+    found = run.cluster.get(service)
+    if "Service" in adoption.made:
+        changes.append(Delete(service, made))
+    elif alias.LABEL in adoption.made and found is not None:
+        bare = alias.without_label(request.model, request.namespace, request.target_host, found)
+        changes.append(Apply(bare, "as it was before the adoption"))
+    return changes
+
+
+def _reachable(there: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Application -> route, of those that have one; Serve gives ``/`` to one that says nothing, and none where it is null."""
+    return {name: str(route) for name, entry in there.items() if (route := entry.get("route_prefix", "/"))}
+
+
+def _version(entry: Mapping[str, Any], digest: str) -> str:
+    args = entry.get("args")
+    told = args.get("version") if isinstance(args, Mapping) else None
+    if isinstance(told, str) and names.VERSION.fullmatch(told) and len(told) <= 63 and told != "router":
+        return told
+    return f"found-{digest[:8]}"
+
+
+def _slug(text: str) -> str:
+    """As a model may be called: ``Whisper_large`` -> ``whisper-large``; empty when nothing is left."""
+    slug = NOT_IN_A_NAME.sub("-", text.lower()).strip("-")
+    return slug if names.DNS_1035.fullmatch(slug) and len(slug) <= names.MAX_MODEL_CHARACTERS else ""
