@@ -15,7 +15,16 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.events import AliasEvent, Event, MappingEndEvent, MappingStartEvent, ScalarEvent, SequenceEndEvent, StreamEndEvent
+from ruamel.yaml.events import (
+    AliasEvent,
+    CollectionStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    StreamEndEvent,
+)
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.reader import Reader
 from ruamel.yaml.scanner import Scanner
@@ -25,7 +34,7 @@ PLAIN = re.compile(r"/|[A-Za-z/][A-Za-z0-9_./:-]*[A-Za-z0-9_/]")
 NOT_PLAIN = ("yes", "no", "on", "off", "true", "false", "null")
 """A text is written without quotes when every reader takes it for a text: this one reads YAML 1.2, the operator 1.1 (``no`` is false there)."""
 
-PATH = re.compile(r"/(?:(?! #|: |:$| $)[ -~])*")
+PATH = re.compile(r"/(?:(?! #|: |:$| $)[^\x00-\x1f\x7f-\xa0\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff])*")
 PATH_IN_FLOW = re.compile(r"/(?:(?!:$)[^\x00-\x20,\[\]{}#\x7f-\U0010ffff])*")
 """What begins with a slash is a text to every reader; where it stood without quotes it is written so."""
 
@@ -174,15 +183,15 @@ class _Reader:
         if isinstance(event, ScalarEvent):
             node = self._scalar(event, start, end)
         else:
+            assert isinstance(event, CollectionStartEvent)
             kind = "mapping" if isinstance(event, MappingStartEvent) else "sequence"
             node = Node(kind, start, end, tag=event.tag, anchor=event.anchor, flow=bool(event.flow_style), opened=end)
-            if event.anchor:
-                self.anchors[event.anchor] = node
+        if node.anchor:
+            self.anchors[node.anchor] = node
+        if node.kind != "scalar":
             self.open.add(id(node))
-            (self._mapping if isinstance(event, MappingStartEvent) else self._sequence)(node)
+            (self._mapping if node.kind == "mapping" else self._sequence)(node)
             self.open.remove(id(node))
-        if event.anchor:
-            self.anchors[event.anchor] = node
         return node
 
     def _scalar(self, event: ScalarEvent, start: int, end: int) -> Node:
@@ -207,6 +216,7 @@ class _Reader:
             if not node.flow:
                 item.marker = dashes[bisect_left(dashes, item.start) - 1]
                 item.colon = item.marker + 1
+                _at_its_colon(item, item.colon)
             node.items.append(item)
             node.value.append(item.value)
 
@@ -221,6 +231,7 @@ class _Reader:
             colons = self.seen.get(ValueToken, [])
             at = bisect_left(colons, key.end)
             value.colon = colons[at] + 1 if at < len(colons) and colons[at] < max(value.start, key.end + 1) else None
+            _at_its_colon(value, value.colon or key.end)
             node.pairs.append((key, value))
         node.value = self._merged(node)
 
@@ -258,6 +269,12 @@ class _Reader:
         return f"line {len(BREAK.findall(self.text, 0, node.start)) + 1}"
 
 
+def _at_its_colon(node: Node, at: int) -> None:
+    """A value of no text stands where its colon or dash ends; the parser has it at the next token."""
+    if node.kind == "scalar" and node.start == node.end:
+        node.start = node.end = at
+
+
 def name_of(key: Node) -> str:
     """A key as JSON has it: a text."""
     return str(key.value) if isinstance(key.value, str) else json.dumps(key.value)
@@ -285,11 +302,11 @@ def scalar(value: Any, quote: str | None = None) -> str:
     if isinstance(value, int):
         return str(value)
     if quote is None and PLAIN.fullmatch(value) and value.lower() not in NOT_PLAIN:
-        return str(value)
+        return f"{value}"
     escaped = ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
     if quote == '"' or escaped.count("\\") != 2 * value.count("\\") + value.count('"'):
         return escaped
-    return "'" + value.replace("'", "''") + "'"
+    return f"""'{value.replace("'", "''")}'"""
 
 
 @dataclass(frozen=True)
@@ -585,11 +602,19 @@ def _matched(node: Node, new: list[Any]) -> dict[int, int]:
     return {old.index(key): index for index, key in enumerate(there)} if there == wanted[: len(there)] else {}
 
 
+def _open_ended(text: str, node: Node) -> bool:
+    """Whether a literal or folded text ends the whole text without a line end: with one it would mean another value."""
+    *_, last = node.walk()
+    return last.style in ("|", ">") and not BREAK.search(text, last.end)
+
+
 def with_pairs(text: str, mapping: Node, new: Mapping[str, Any], indents: Indents, after: int | None = None) -> str:
     """With more keys at the end of a mapping, or behind the pair of index ``after`` (-1: as the first ones)."""
     if not new:
         return text
     index = len(mapping.pairs) - 1 if after is None else after
+    if index == len(mapping.pairs) - 1 and mapping.block and _open_ended(text, mapping):
+        index -= 1
     spans = _spans(mapping)
     before = spans[index][1] if index >= 0 else None
     if mapping.flow:
@@ -627,7 +652,12 @@ def with_items(text: str, sequence: Node, new: Sequence[Any], indents: Indents, 
         for value in reversed(new):
             text = flow_inserted(text, sequence, before, flow.text(value, margin, line_end(text)), flow)
         return text
-    return append_lines(text, max(sequence.end, sequence.items[-1].colon or 0), lines(list(new), indents), column(text, sequence.first))
+    written, indent = lines(list(new), indents), column(text, sequence.first)
+    last = sequence.items[-1]
+    if _open_ended(text, sequence) and begins_line(text, last.marker):
+        above = with_comments_above(text, last.marker)
+        return text[:above] + "".join(" " * indent + line + line_end(text) for line in written) + text[above:]
+    return append_lines(text, max(sequence.end, last.colon or 0), written, indent)
 
 
 def without_item(text: str, sequence: Node, index: int) -> str:
