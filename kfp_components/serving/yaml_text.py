@@ -30,12 +30,12 @@ from ruamel.yaml.reader import Reader
 from ruamel.yaml.scanner import Scanner
 from ruamel.yaml.tokens import BlockEntryToken, KeyToken, Token, ValueToken
 
-PLAIN = re.compile(r"/|[A-Za-z/][A-Za-z0-9_./:-]*[A-Za-z0-9_/]")
-NOT_PLAIN = ("yes", "no", "on", "off", "true", "false", "null")
+PLAIN = re.compile(r"[A-Za-z/](?:[A-Za-z0-9_./:-]*[A-Za-z0-9_/])?")
+NOT_PLAIN = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
 """A text is written without quotes when every reader takes it for a text: this one reads YAML 1.2, the operator 1.1 (``no`` is false there)."""
 
 PATH = re.compile(r"/(?:(?! #|: |:$| $)[^\x00-\x1f\x7f-\xa0\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff])*")
-PATH_IN_FLOW = re.compile(r"/(?:(?!:$)[^\x00-\x20,\[\]{}#\x7f-\U0010ffff])*")
+PATH_IN_FLOW = re.compile(PATH.pattern.replace("[^", r"[^,\[\]{}"))
 """What begins with a slash is a text to every reader; where it stood without quotes it is written so."""
 
 ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
@@ -200,8 +200,11 @@ class _Reader:
             tag = str(self.yaml.resolver.resolve(ScalarNode, event.value, event.implicit if tag is None else (False, True)))
         if event.style in ("|", ">"):
             written = self.text[start:end]
-            kept = "+" in written.splitlines()[0].split("#")[0].split()[-1] if written.strip() else False
-            end = start + len(written.removesuffix("\n").removesuffix("\r") if kept else written.rstrip())
+            if "+" in BREAK.split(written)[0].split("#")[0].split()[-1]:
+                end = start + len(written.removesuffix("\n").removesuffix("\r"))
+            else:
+                blank = event.value.rstrip("\n")[-1:].isspace()
+                end = start + len(written.rstrip("\r\n" if blank else None))
         known = tag in self.yaml.constructor.yaml_constructors and tag != MERGE
         value = self.yaml.constructor.construct_object(ScalarNode(tag, event.value, event.start_mark, event.end_mark)) if known else event.value
         if not (value is None or isinstance(value, str | int | float)):
@@ -386,14 +389,16 @@ def begins_line(text: str, at: int) -> bool:
     return not text[line_start(text, at) : at].strip(" ")
 
 
-def with_comments_above(text: str, at: int) -> int:
-    """The offset of the line at which ``at`` stands, or of the first of the comment lines directly above it that are indented as far or deeper."""
+def with_comments_above(text: str, at: int, floor: int = 0) -> int:
+    """The offset of the line at which ``at`` stands, or of the first of the comment lines directly above it that are indented as far or deeper.
+
+    What begins before ``floor``, where the text before ends, is no comment.
+    """
     deep, start = column(text, at), line_start(text, at)
     while start:
         above = line_start(text, start - (2 if text[start - 2 : start] == "\r\n" else 1))
         line = text[above:start]
-        blanks = len(line) - len(line.lstrip(" "))
-        if not line.lstrip(" ").startswith("#") or blanks < deep:
+        if above < floor or not line.lstrip(" ").startswith("#") or len(line) - len(line.lstrip(" ")) < deep:
             break
         start = above
     return start
@@ -447,12 +452,12 @@ def append_lines(text: str, at: int, new: Sequence[str], indent: int) -> str:
     return text[:below] + block + end + text[below:]
 
 
-def without_block(text: str, marker: int, end: int, *, comments: bool = True) -> str:
-    """Without an item or a pair of block style, from its dash or key to its ``end``, and the comments above that belong to it."""
+def without_block(text: str, marker: int, end: int, floor: int | None = None) -> str:
+    """Without an item or a pair of block style, from its dash or key to its ``end``; with ``floor`` also without the comments above that are its own."""
     below = rest_of_line(text, end)
     below = end if below is None else below
     if begins_line(text, marker):
-        start = with_comments_above(text, marker) if comments else line_start(text, marker)
+        start = line_start(text, marker) if floor is None else with_comments_above(text, marker, floor)
         if start and below == len(text) and text[below - 1] not in "\r\n":  # the text has no line end, and will have none
             start -= 2 if text[start - 2 : start] == "\r\n" else 1
         return text[:start] + text[below:]
@@ -499,7 +504,7 @@ def without_flow(text: str, collection: Node, index: int) -> str:
     before = entries[index - 1][1] if index else None
     below = rest_of_line(text, stop if comma is None else comma + 1)
     if begins_line(text, start) and below is not None and below < len(text):
-        text = text[: with_comments_above(text, start)] + text[below:]
+        text = text[: with_comments_above(text, start, before or 0)] + text[below:]
         return _without_comma(text, before) if comma is None and before is not None else text
     if before is not None:
         if "#" not in text[before:start]:
@@ -553,7 +558,7 @@ def replaced(text: str, parent: Node, node: Node, new: Any, indents: Indents) ->
 
 def _inline(text: str, node: Node, written: str) -> str:
     if node.block and begins_line(text, node.start) and node.colon is not None:
-        text = without_block(text, node.first, node.end, comments=False)
+        text = without_block(text, node.first, node.end)
         return f"{text[: node.colon]} {written}{text[node.colon :]}"
     behind_colon = (": " if node.colon is None else " ") if node.start == node.end else ""
     return text[: node.start] + behind_colon + written + text[node.end :]
@@ -637,7 +642,9 @@ def without_pair(text: str, mapping: Node, index: int, *, comments: bool = True)
     if mapping.flow:
         return without_flow(text, mapping, index)
     start, end = _spans(mapping)[index]
-    return without_block(text, start, end, comments=comments)
+    if index:
+        text = _not_swallowed(text, end, mapping.pairs[index - 1][1], column(text, start))
+    return without_block(text, start, end, (_spans(mapping)[index - 1][1] if index else 0) if comments else None)
 
 
 def with_items(text: str, sequence: Node, new: Sequence[Any], indents: Indents, like: Node | None = None) -> str:
@@ -655,7 +662,7 @@ def with_items(text: str, sequence: Node, new: Sequence[Any], indents: Indents, 
     written, indent = lines(list(new), indents), column(text, sequence.first)
     last = sequence.items[-1]
     if _open_ended(text, sequence) and begins_line(text, last.marker):
-        above = with_comments_above(text, last.marker)
+        above = with_comments_above(text, last.marker, sequence.items[-2].end if len(sequence.items) > 1 else 0)
         return text[:above] + "".join(" " * indent + line + line_end(text) for line in written) + text[above:]
     return append_lines(text, max(sequence.end, last.colon or 0), written, indent)
 
@@ -665,4 +672,26 @@ def without_item(text: str, sequence: Node, index: int) -> str:
     if sequence.flow:
         return without_flow(text, sequence, index)
     item = sequence.items[index]
-    return without_block(text, item.marker, max(item.end, item.colon or 0))
+    end = max(item.end, item.colon or 0)
+    if index:
+        text = _not_swallowed(text, end, sequence.items[index - 1], column(text, item.marker))
+    return without_block(text, item.marker, end, sequence.items[index - 1].end if index else 0)
+
+
+def _not_swallowed(text: str, at: int, before: Node, indent: int) -> str:
+    """With the comments below the line of ``at`` no deeper than ``indent``, when a literal or folded text before would take them for its own.
+
+    A text that keeps its blank lines would take more of them too; they go.
+    """
+    *_, last = before.walk()
+    below = rest_of_line(text, at)
+    if last.style not in ("|", ">") or below is None:
+        return text
+    lead, found = text[:below], re.compile(r"(?:[ ]*(?:#[^\r\n]*)?(?:\r\n|\n|\r))*").match(text, below)
+    between = found[0].splitlines(True) if found else []
+    keeps = "+" in BREAK.split(text[last.start : last.end])[0].split("#")[0]
+    shallow = [line[max(len(line) - len(line.lstrip(" ")) - indent, 0) :] if line.strip() else line for line in between]
+    if keeps:
+        while shallow and not shallow[0].strip():
+            shallow.pop(0)
+    return lead + "".join(shallow) + text[below + len("".join(between)) :]
