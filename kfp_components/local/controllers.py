@@ -85,7 +85,7 @@ class RayServiceController:
             self._warn(item, "FailedToUpdateServeApplications", f"Serve refused serveConfigV2: {told}")
             self._write_status(item, {"conditions": [_condition("Ready", False, "FailedToUpdateServeApplications", told)]})
             return
-        wanted = {entry["name"] for entry in config.get("applications") or []}
+        wanted = {entry.get("name", "default") for entry in config.get("applications") or []}
         reported = (self.serve.get_status().get("applications") or {}).items()
         statuses = {name: _application_status(state) for name, state in reported if name in wanted}
         running = any(state["status"] == "RUNNING" for state in statuses.values()) or not wanted

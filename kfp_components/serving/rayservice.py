@@ -7,49 +7,28 @@ exactly one of them, keep comments and order, and `assert_others_unchanged` prov
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import CommentMark, YAMLError
-from ruamel.yaml.nodes import ScalarNode
-from ruamel.yaml.representer import RoundTripRepresenter
-from ruamel.yaml.scalarstring import SingleQuotedScalarString
-from ruamel.yaml.tokens import CommentToken
-
 from kfp_components import errors
+from kfp_components.serving import yaml_text
+from kfp_components.serving.yaml_text import Indents, Node
 
 FAILED_STATES = ("DEPLOY_FAILED", "UNHEALTHY")
 LOG_TAIL_CHARACTERS = 600
 EXCEPTION_LINE = re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\b: .{1,300})$", re.MULTILINE)
 
-PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./:-]*[A-Za-z0-9_/]")
-NOT_PLAIN = ("yes", "no", "on", "off", "true", "false", "null")
-"""A text is written without quotes when every reader takes it for a text: this one reads YAML 1.2, the operator 1.1 (``no`` is false there)."""
+BYTE_ORDER_MARK = "\ufeff"
+DEFAULT_APPLICATION = "default"
+"""What Ray calls an application without a name."""
 
-
-class _Representer(RoundTripRepresenter):
-    def represent_float(self, data: float) -> ScalarNode:
-        node: ScalarNode = super().represent_float(data)
-        if "e" in node.value and "." not in node.value:
-            node.value = node.value.replace("e", ".0e")  # 1e-05 is a text in YAML 1.1
-        return node
-
-
-_Representer.add_representer(float, _Representer.represent_float)
-
-
-def _yaml() -> YAML:
-    yaml = YAML()
-    yaml.Representer = _Representer
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    return yaml
+NOT_THERE = "# not there before its first application"
+FIRST = "# the first application; without it this was "
+"""Said behind a line that is added, so that the text is as it was, to the letter, once the only application is gone again."""
 
 
 def serve_config(rayservice: Mapping[str, Any] | None) -> str:
@@ -57,53 +36,86 @@ def serve_config(rayservice: Mapping[str, Any] | None) -> str:
     return str(((rayservice or {}).get("spec") or {}).get("serveConfigV2") or "")
 
 
-def parse(text: str) -> CommentedMap:
-    """The configuration as a tree that remembers comments. Raises `RequestInvalid` when it is not a mapping with applications."""
+@dataclass(frozen=True)
+class _Configuration:
+    """A ``serveConfigV2`` as it was read. Nobody changes what is in it."""
+
+    text: str
+    """Without a byte order mark."""
+    root: Node | None
+    listed: Node | None
+    """What ``applications`` has; None without that key. Of kind scalar when it has nothing."""
+    names: tuple[str, ...]
+    """Of the applications, in their order."""
+    written: tuple[str, ...]
+    """Their canonical JSON."""
+    besides: str
+    """Canonical JSON of all other keys."""
+
+    @property
+    def entries(self) -> list[Node]:
+        """The applications, in their order."""
+        return self.listed.items if self.listed else []
+
+    @property
+    def indents(self) -> Indents:
+        """As the applications are indented, else as the rest is."""
+        return yaml_text.indents_of(self.text, [*self.entries, *([self.root] if self.root else [])], Indents())
+
+    @property
+    def key(self) -> int:
+        """The index of ``applications`` in the root."""
+        assert self.root is not None
+        return next(index for index, (key, _) in enumerate(self.root.pairs) if key.value == "applications")
+
+
+@lru_cache(maxsize=256)
+def _read(text: str) -> _Configuration:
+    """Raises `RequestInvalid` when it is not a mapping with applications."""
+    text = text.removeprefix(BYTE_ORDER_MARK)
     try:
-        tree = _yaml().load(text)
-    except (YAMLError, ValueError, IndexError) as error:  # a date of month 13 is a ValueError
-        mark = getattr(error, "problem_mark", None)
-        told = f"line {mark.line + 1}: {getattr(error, 'problem', error)}" if mark else str(error)
-        raise errors.RequestInvalid(f"serveConfigV2: not YAML ({' '.join(told.split())}); mend the RayService first") from error
-    if tree is None:  # nothing, or comments only
-        tree = CommentedMap()
-        if text.strip():
-            tree.ca.comment = [None, [CommentToken(text.rstrip() + "\n", CommentMark(0))]]
-    if not isinstance(tree, CommentedMap):
-        raise errors.RequestInvalid(f"serveConfigV2: expected a mapping with `applications`, found {type(tree).__name__}; mend the RayService first")
-    if tree.get("applications") is None:
-        tree["applications"] = CommentedSeq()
-    found = tree["applications"]
+        root = yaml_text.read(text)
+    except ValueError as error:
+        raise errors.RequestInvalid(f"serveConfigV2: not YAML ({error}); mend the RayService first") from error
+    if root is not None and root.kind != "mapping":
+        raise errors.RequestInvalid(f"serveConfigV2: expected a mapping with `applications`, found a {root.kind}; mend the RayService first")
+    listed = root.get("applications") if root else None
+    found = (root.value.get("applications") if root else None) or []
     if not isinstance(found, list):
         raise errors.RequestInvalid("serveConfigV2: `applications` is not a list; mend the RayService first")
     for index, entry in enumerate(found):
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
-            raise errors.RequestInvalid(f"serveConfigV2: entry {index} of `applications` is not a mapping with a name; mend the RayService first")
-    applications = [entry["name"] for entry in found]
-    twice = {name for name in applications if applications.count(name) > 1}
+        name = entry.get("name", DEFAULT_APPLICATION) if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not name:
+            raise errors.RequestInvalid(
+                f"serveConfigV2: entry {index} of `applications` is not a mapping whose name is a text; mend the RayService first"
+            )
+    names = tuple(entry.get("name", DEFAULT_APPLICATION) for entry in found)
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise errors.RequestInvalid(f"serveConfigV2: application {sorted(twice)[0]!r} stands there twice; mend the RayService first")
-    return tree
-
-
-def dump(tree: CommentedMap) -> str:
-    """The text of a tree, with its comments and order; without the comments where the text would not be YAML with them."""
-    text = _text(tree)
-    try:
-        parse(text)
-    except errors.RequestInvalid:
-        return _text(_commented(_plain(tree)))
-    return text
+        raise errors.RequestInvalid(f"serveConfigV2: application {twice[0]!r} stands there twice; mend the RayService first")
+    besides = {key: value for key, value in root.value.items() if key != "applications"} if root else {}
+    return _Configuration(
+        text,
+        root,
+        listed.target if listed and listed.target else listed,
+        names,
+        tuple(json.dumps(entry, sort_keys=True) for entry in found),
+        json.dumps(besides, sort_keys=True),
+    )
 
 
 def applications(text: str) -> dict[str, dict[str, Any]]:
-    """Plain copies of all applications, by name, in their order. What JSON does not know (dates, tagged scalars) is a string in them."""
-    return {entry["name"]: _plain(entry) for entry in parse(text)["applications"]}
+    """Plain copies of all applications, by name, in their order. What JSON does not know (dates, tagged scalars) is a string in them.
+
+    One without a name is called ``default``, as Ray calls it. Raises `RequestInvalid` when the text is not a mapping with applications.
+    """
+    return {name: entry for name, entry in zip(_read(text).names, _plain([node.value for node in _read(text).entries]), strict=True)}
 
 
 def digests(text: str) -> dict[str, str]:
     """SHA-256 of each application's canonical JSON, by name: equal digests mean an equal configuration."""
-    return {name: hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest() for name, entry in applications(text).items()}
+    found = _read(text)
+    return {name: hashlib.sha256(entry.encode()).hexdigest() for name, entry in zip(found.names, found.written, strict=True)}
 
 
 def assert_others_unchanged(before: str, after: str, changed: Collection[str]) -> None:
@@ -115,54 +127,74 @@ def assert_others_unchanged(before: str, after: str, changed: Collection[str]) -
 
 
 def with_application(text: str, application: Mapping[str, Any]) -> str:
-    """The text with one application replaced where it stands, or added at the end."""
-    tree = parse(text)
-    entries = tree["applications"]
-    for index, entry in enumerate(entries):
-        if entry["name"] == application["name"]:
-            _update(entry, application)
-            entries[index] = entry
-            break
-    else:
-        if not entries and not tree.fa.flow_style():
-            entries.fa.set_block_style()
-        entries.append(_commented(application))
-    return dump(tree)
+    """The text with one application replaced where it stands, or added at the end, in the style of the others; what is equal stays to the letter.
+
+    Raises `RequestInvalid` when an anchor that goes is used elsewhere, `Conflict` when the text cannot be edited so that all else means the same.
+    """
+    wanted = _plain(application)
+    name = wanted.get("name", DEFAULT_APPLICATION)
+    found = _read(text)
+    if name not in found.names:
+        return _proven(text, _added(found, wanted), name, wanted)
+    entry = found.entries[found.names.index(name)]
+    if "name" not in entry.value:
+        wanted.pop("name", None)  # what its owner left to Ray is not written
+    if yaml_text.same(entry.value, wanted):
+        return text
+    assert found.listed is not None
+    edited = yaml_text.updated(found.text, found.listed, entry, wanted, found.indents)
+    if _wrong(found, edited, name, wanted):  # as when one of its own aliases stands for what changes
+        edited = yaml_text.replaced(found.text, found.listed, entry, wanted, found.indents)
+    return _proven(text, edited, name, wanted)
 
 
 def without_application(text: str, name: str) -> str:
-    """The text without one application; unchanged when it is not there."""
-    tree = parse(text)
-    entries = tree["applications"]
-    kept = [index for index, entry in enumerate(entries) if entry["name"] != name]
-    if len(kept) == len(entries):
+    """The text without the lines of one application; unchanged when it is not there. Raises as `with_application` does."""
+    found = _read(text)
+    if name not in found.names:
         return text
-    if not kept:
-        tree["applications"] = CommentedSeq()
-        tree["applications"].fa.set_flow_style()  # in block style an empty list is written below the comment of its key, which is not YAML
-        return dump(tree)
-    for index in reversed(range(len(entries))):
-        if index not in kept:
-            del entries[index]
-    return dump(tree)
+    return _proven(text, _removed(found, found.names.index(name)), name, None)
 
 
 def with_user_config(text: str, application: str, deployment: str, user_config: Mapping[str, Any]) -> str:
     """The text with one deployment's ``user_config`` replaced, as it is when it has that already.
 
-    Raises `NotFound` when the application or deployment is not there.
+    Raises `NotFound` when the application or deployment is not there, else as `with_application` does.
     """
-    tree = parse(text)
-    for entry in tree["applications"]:
-        if entry["name"] == application:
-            for piece in entry.get("deployments", []):
-                if piece["name"] == deployment:
-                    if _plain(piece.get("user_config")) == _plain(user_config):
-                        return text
-                    piece["user_config"] = _commented(user_config)
-                    return dump(tree)
-            raise errors.NotFound(f"serveConfigV2: application {application!r} has no deployment {deployment!r}")
-    raise errors.NotFound(f"serveConfigV2: no application {application!r}; deploy the model first")
+    entry = _application(text, application)
+    for piece in entry.get("deployments") or []:
+        if piece.get("name") == deployment:
+            piece["user_config"] = dict(user_config)
+            return with_application(text, {"name": application, **entry})
+    raise errors.NotFound(f"serveConfigV2: application {application!r} has no deployment {deployment!r}")
+
+
+def with_route(text: str, application: str, route_prefix: str | None) -> str:
+    """The text with another ``route_prefix`` of one application, below its name where it has none yet; without that line when it is None.
+
+    So the old value, None for a key that was not there, gives the old text again. Raises `NotFound` when the application is not there,
+    `RequestInvalid` when its route is null: it is not reached over HTTP, and nobody could tell later that it was not; else as `with_application`.
+    """
+    entry = _application(text, application)
+    if entry.get("route_prefix", "/") is None:
+        raise errors.RequestInvalid(
+            f"serveConfigV2: application {application!r} has `route_prefix: null`, it is not reached over HTTP; give it a route first"
+        )
+    found = _read(text)
+    node = found.entries[found.names.index(application)]
+    if node.kind != "mapping" or (route_prefix is not None and node.get("route_prefix") is not None):
+        return with_application(text, {"name": application, **entry, "route_prefix": route_prefix})
+    standing = [key.value for key, _ in node.pairs]
+    if route_prefix is None:
+        if "route_prefix" not in standing:
+            return text
+        edited = yaml_text.without_pair(found.text, node, standing.index("route_prefix"))
+        del entry["route_prefix"]
+    else:
+        after = standing.index("name") if "name" in standing else -1
+        edited = yaml_text.with_pairs(found.text, node, {"route_prefix": route_prefix}, found.indents, after)
+        entry["route_prefix"] = route_prefix
+    return _proven(text, edited, application, entry)
 
 
 def with_route(text: str, application: str, route: str | None) -> str:
@@ -218,8 +250,8 @@ def with_owner(text: str, route: str, application: str, aside: Mapping[str, str]
 
 def user_config(text: str, application: str, deployment: str) -> dict[str, Any] | None:
     """A deployment's ``user_config``, None when there is no such application or deployment."""
-    for piece in applications(text).get(application, {}).get("deployments", []):
-        if piece["name"] == deployment:
+    for piece in applications(text).get(application, {}).get("deployments") or []:
+        if piece.get("name") == deployment:
             found = piece.get("user_config")
             return dict(found) if isinstance(found, dict) else {}
     return None
@@ -301,31 +333,105 @@ def diagnosis(rayservice: Mapping[str, Any], name: str) -> str:
     return f"{where}: application {name} {found.get('status', 'is not reported')}: {text}; mend the application and run again"
 
 
-def _update(entry: CommentedMap, wanted: Mapping[str, Any]) -> None:
-    """Make ``entry`` equal to ``wanted`` and keep the comments of what stays."""
-    for key in [key for key in entry if key not in wanted]:
-        del entry[key]
-    for key, value in wanted.items():
-        if key not in entry or entry[key] != value:
-            entry[key] = _commented(value)
+def _application(text: str, name: str) -> dict[str, Any]:
+    """Raises `NotFound`."""
+    found = applications(text).get(name)
+    if found is None:
+        raise errors.NotFound(f"serveConfigV2: no application {name!r}; deploy the model first")
+    return found
 
 
-def _text(tree: CommentedMap) -> str:
-    out = io.StringIO()
-    _yaml().dump(tree, out)
-    return out.getvalue()
+def _added(found: _Configuration, wanted: dict[str, Any]) -> str:
+    text, root, listed, indents = found.text, found.root, found.listed, found.indents
+    if root is None:
+        return yaml_text.append_lines(text, _end_of_nothing(text), _first_lines(wanted, indents), 0)
+    if listed is None and root.flow:
+        return yaml_text.with_pairs(text, root, {"applications": [wanted]}, indents)
+    if listed is None:
+        return yaml_text.append_lines(text, root.end, _first_lines(wanted, indents), yaml_text.column(text, root.first))
+    if listed.items:
+        return yaml_text.with_items(text, listed, [wanted], indents)
+    if root.flow and listed.kind == "scalar":
+        return yaml_text.replaced(text, root, listed, [wanted], indents)
+    key, value = root.pairs[found.key]
+    assert value.colon is not None
+    was = text[value.colon : value.end]
+    if listed.kind == "sequence" and (root.flow or was != " []" or text[key.marker] == "?"):
+        return yaml_text.with_items(text, listed, [wanted], indents, root)
+    lines = yaml_text.lines([wanted], indents)
+    if listed.kind == "scalar":
+        lines[0] += f"  {FIRST}{was.strip() or 'empty'}"
+    text = text[: value.colon] + text[value.end :]
+    return yaml_text.append_lines(text, value.colon, lines, yaml_text.column(text, root.first) + indents.dash)
+
+
+def _first_lines(wanted: dict[str, Any], indents: Indents) -> list[str]:
+    first, *others = yaml_text.lines({"applications": [wanted]}, indents)
+    return [f"{first}  {NOT_THERE}", *others]
+
+
+def _end_of_nothing(text: str) -> int:
+    """Where a text without content goes on: at its end, or below the start of its document when that is marked."""
+    marks = list(re.finditer(r"^---(?=\s|$)", text, re.MULTILINE))
+    return marks[-1].end() if marks else len(text)
+
+
+def _removed(found: _Configuration, index: int) -> str:
+    text, root, listed = found.text, found.root, found.listed
+    assert root is not None and listed is not None
+    if len(listed.items) > 1 or listed.flow:
+        return yaml_text.without_item(text, listed, index)
+    key, value = root.pairs[found.key]
+    item = listed.items[0]
+    first_line, key_line = (yaml_text.BREAK.split(text[at:], maxsplit=1)[0] for at in (item.marker, key.marker))
+    if key_line.endswith(NOT_THERE):
+        return yaml_text.without_pair(text, root, found.key, comments=False)
+    _, said, was = first_line.partition(FIRST)
+    text = yaml_text.without_item(text, listed, 0)
+    behind = value.colon or 0
+    if value.start < listed.first:  # its anchor or tag
+        behind = value.start + len(text[value.start : listed.first].split("#")[0].rstrip())
+    empty = f" {was}" if said else " []"
+    return text if was == "empty" else text[:behind] + empty + text[behind:]
+
+
+def _wrong(found: _Configuration, after: str, name: str, wanted: dict[str, Any] | None) -> str | None:
+    """What is not as it should be in a text after an edit, None when only that application changed, to what is wanted (None: it is gone)."""
+    try:
+        now = _read(after)
+    except errors.RequestInvalid as error:
+        return str(error).removesuffix("; mend the RayService first")
+    before = dict(zip(found.names, found.written, strict=True))
+    then = dict(zip(now.names, now.written, strict=True))
+    left = [key for key in then if key != name]
+    if left != [key for key in before if key != name]:
+        return "other applications would be there"
+    for key in left:
+        if then[key] != before[key]:
+            return f"application {key!r} would change"
+    if now.besides != found.besides:
+        return "keys beside `applications` would change"
+    there = applications(after).get(name)
+    return None if (there is None) == (wanted is None) and yaml_text.same(there, wanted) else f"application {name!r} would not be as it should"
+
+
+def _proven(before: str, after: str, name: str, wanted: dict[str, Any] | None) -> str:
+    """``after``, with the byte order mark of ``before``. Raises `RequestInvalid` or `Conflict` when `_wrong`."""
+    found = _read(before)
+    wrong = _wrong(found, after, name, wanted)
+    if wrong is None:
+        return (BYTE_ORDER_MARK if before.startswith(BYTE_ORDER_MARK) else "") + after
+    inside = list(found.entries[found.names.index(name)].walk()) if name in found.names else []
+    used = {node.target for node in (found.root.walk() if found.root else ()) if node.target and node not in inside}
+    for node in inside:
+        if node in used:
+            raise errors.RequestInvalid(
+                f"serveConfigV2: application {name!r} defines &{node.anchor}, which stands elsewhere as *{node.anchor}: {wrong}; "
+                f"write the value in place of *{node.anchor} and run again"
+            )
+    raise errors.Conflict(f"serveConfigV2: application {name!r} cannot be edited where it stands: {wrong}; nothing was written")
 
 
 def _plain(tree: Any) -> Any:
-    """A copy without comments, in JSON's types; what JSON does not know is a string in it."""
+    """A copy in JSON's types; what JSON does not know is a string in it."""
     return json.loads(json.dumps(tree, default=str))
-
-
-def _commented(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return CommentedMap((_commented(key), _commented(item)) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return CommentedSeq([_commented(item) for item in value])
-    if isinstance(value, str) and (value.lower() in NOT_PLAIN or not PLAIN.fullmatch(value)):
-        return SingleQuotedScalarString(value)
-    return value

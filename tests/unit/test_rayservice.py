@@ -63,8 +63,9 @@ def lines_that_differ(before: str, after: str) -> set[str]:
 
 
 def test_text_without_a_change_stays_to_the_letter() -> None:
-    assert rayservice.dump(rayservice.parse(CONFIG)) == CONFIG
     assert rayservice.without_application(CONFIG, "nobody") == CONFIG
+    for entry in rayservice.applications(CONFIG).values():
+        assert rayservice.with_application(CONFIG, entry) == CONFIG
 
 
 def test_an_application_is_added_at_the_end_and_taken_away_again() -> None:
@@ -118,7 +119,7 @@ def test_user_config_is_one_write() -> None:
     before = rayservice.user_config(CONFIG, "whisper-router", "Router")
     assert before is not None
     back = rayservice.with_user_config(shifted, "whisper-router", "Router", before)
-    assert rayservice.digests(back) == rayservice.digests(CONFIG)
+    assert back == CONFIG
     with pytest.raises(errors.Conflict, match="whisper-router"):
         rayservice.assert_others_unchanged(CONFIG, shifted, {"bge"})
 
@@ -147,11 +148,9 @@ def test_a_change_of_another_application_is_noticed(edit: tuple[str, str]) -> No
         rayservice.assert_others_unchanged(CONFIG, after, {"whisper-v8"})
 
 
-def test_what_cannot_be_written_back_to_the_letter_is_refused() -> None:
-    """The YAML library loses the last digit of this number; a changed number of somebody else must not be written."""
-    text = "applications:\n  - name: odd\n    args: {x: -5.593603486043341e+16}\n"
-    with pytest.raises(errors.Conflict, match="'odd'"):
-        rayservice.assert_others_unchanged(text, rayservice.with_application(text, V8), {"whisper-v8"})
+def test_a_number_of_somebody_else_keeps_its_digits() -> None:
+    text = "applications:\n  - name: odd\n    args: {x: -5.593603486043341e+16, y: 1_0.50, z: 0x1F}\n"
+    assert rayservice.with_application(text, V8).startswith(text)
 
 
 def test_a_lost_application_is_noticed() -> None:
@@ -174,9 +173,13 @@ BROKEN = {
     "a list": ("- name: a\n", "expected a mapping"),
     "a word": ("whisper", "expected a mapping"),
     "applications a mapping": ("applications: {a: 1}\n", "not a list"),
-    "an application without a name": ("applications:\n  - route_prefix: /a\n", "entry 0 of `applications`"),
+    "an empty name": ("applications:\n  - name: ''\n", "entry 0 of `applications`"),
+    "a name that is null": ("applications:\n  - name:\n", "entry 0 of `applications`"),
     "an application that is a word": ("applications:\n  - name: a\n  - b\n", "entry 1 of `applications`"),
     "a name that is a number": ("applications:\n  - name: 7\n", "entry 0 of `applications`"),
+    "an alias of nothing": ("applications:\n  - *a\n", "line 2: *a stands for nothing"),
+    "an alias within itself": ("applications:\n  - &a {name: a, args: *a}\n", "line 2: *a is within itself"),
+    "default twice": ("applications:\n  - import_path: m:a\n  - name: default\n", "application 'default' stands there twice"),
     "an application twice": ("applications:\n  - name: a\n  - name: b\n  - name: a\n", "application 'a' stands there twice"),
 }
 
@@ -223,7 +226,7 @@ def test_replacing_one_never_changes_the_others(applications: dict[str, dict[str
     rayservice.assert_others_unchanged(text, removed, {wanted["name"]})
     assert wanted["name"] not in rayservice.applications(removed)
     if wanted["name"] not in applications:
-        assert removed == rayservice.dump(rayservice.parse(text))  # once normalised, adding and removing leaves no trace
+        assert removed == text
 
 
 # --- what a status tells (recorded shapes of KubeRay 1.6) -------------------------------------------------------------------------
