@@ -121,13 +121,16 @@ class Upstream:
             answer = await self._send(arrived, base, route, body, timeout_s)
             return answer, missed(answer.status, answer.headers) and body.replayable
 
-        answer, route = await self.reach(base, backend, arrived.root, once)
+        # at / the version gets everything as soon as it has its route back, also what was meant for its internal one, and takes the body
+        answer, route = await self.reach(base, backend, arrived.root, once, look=body.streamed and not arrived.root)
         body.forget()
         return answer, route
 
-    async def reach(self, base: str, backend: Backend, arrived_at: str, once: Callable[[str], Awaitable[tuple[T, bool]]]) -> tuple[T, str]:
+    async def reach(
+        self, base: str, backend: Backend, arrived_at: str, once: Callable[[str], Awaitable[tuple[T, bool]]], *, look: bool = False
+    ) -> tuple[T, str]:
         """What ``once(route)`` comes to where the version is, and that route. It says too whether it may have missed the version and be repeated."""
-        route, looked = await self.routes.where(base, backend, arrived_at)
+        route, looked = await self.routes.where(base, backend, arrived_at, look)
         for _ in range(MORE_TRIES if looked and backend.application else 0):
             found, repeat = await once(route)
             try:

@@ -1,7 +1,11 @@
-"""The public route changes hands under traffic of all kinds, in single declarative writes, and nobody notices."""
+"""The router is put in front of a running version and taken away again, and nobody notices: not while the public route changes hands, and not between.
+
+What a client sees of the version through the router is compared with what it sees without.
+"""
 
 import asyncio
 import hashlib
+import json
 import os
 import threading
 from collections import Counter
@@ -171,7 +175,6 @@ def test_d7_the_route_changes_hands_under_all_kinds_of_traffic(serve: Serve, pub
                 serve.write({VERSION: INTERNAL, ROUTER: public} if turn % 2 else {ROUTER: public, VERSION: INTERNAL})
                 traffic.wait()
                 staying.wait()
-                assert serve.get(f"{public.rstrip('/')}/-/router").json()["in_flight"] >= 0
                 serve.write({VERSION: public, ROUTER: BESIDE} if turn % 2 else {ROUTER: BESIDE, VERSION: public})
                 traffic.wait()
                 staying.wait()
@@ -179,3 +182,137 @@ def test_d7_the_route_changes_hands_under_all_kinds_of_traffic(serve: Serve, pub
     assert not traffic.failed, (len(traffic.failed), traffic.failed[:10], traffic.answered)
     for kind, seen in traffic.answered.items():
         assert seen["v1"] and seen["direct"], (kind, seen)
+
+
+# --- what passes ----------------------------------------------------------------------------------------------------------------------
+
+PUBLIC = "/hand"
+
+
+@pytest.fixture(scope="module")
+def both(embedded: Embedded, cluster_of_module: KubernetesCluster) -> Iterator[Serve]:
+    """The router at `PUBLIC`, the version behind it."""
+    clean(embedded)
+    found = Serve(cluster_of_module)
+    found.write({VERSION: INTERNAL, ROUTER: PUBLIC})
+    until(lambda: found.get(f"{PUBLIC}/v2/health/live").status_code == 200, "the router to answer")
+    yield found
+    clean(embedded)
+
+
+def counted(serve: Serve) -> dict[str, Any]:
+    (replica,) = serve.get(f"{PUBLIC}/-/ledger").json()["replicas"].values()
+    found: dict[str, Any] = replica["versions"]["v1"]
+    return found
+
+
+def settled(serve: Serve) -> dict[str, Any]:
+    """Counts, when nothing is in flight."""
+    until(lambda: not serve.get(f"{PUBLIC}/-/router").json()["in_flight"], "nothing to be in flight")
+    return counted(serve)
+
+
+async def chats(url: str) -> list[Any]:
+    """Everything that a WebSocket client sees."""
+    seen: list[Any] = []
+    async with aiohttp.ClientSession() as session:
+        async with session.ws_connect(f"{url}/chat?x=1", protocols=("one", "two"), max_msg_size=0) as socket:
+            await socket.send_str("gr\xfc\xdf dich")
+            await socket.send_bytes(bytes(range(256)))
+            await socket.send_bytes(b"\0" * (9 << 20))
+            await socket.ping(b"are you there")
+            seen += [await socket.receive_str(), await socket.receive_bytes(), len(await socket.receive_bytes()), socket.protocol]
+            await socket.close(code=4002, message=b"bye")
+            seen.append(socket.close_code)
+        for told in ("close", "break"):
+            async with session.ws_connect(f"{url}/chat") as socket:
+                await socket.send_str(told)
+                message = await socket.receive()
+                seen.append((told, message.type, message.data, message.extra, socket.close_code, socket.protocol))
+        for code in (403, 418, 429, 500, 503):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await session.ws_connect(f"{url}/chat/refused/{code}")
+            seen.append((refused.value.status, (refused.value.headers or {}).get("location", "").replace(INTERNAL, PUBLIC)))
+    return seen
+
+
+@pytest.mark.core
+def test_case_08_a_websocket_client_sees_the_same_with_the_router_and_without(both: Serve) -> None:
+    before = settled(both)
+    through, directly = (asyncio.run(chats(both.url + route)) for route in (PUBLIC, INTERNAL))
+    assert through == directly
+    assert through[:5] == ["gr\xfc\xdf dich", bytes(range(256)), 9 << 20, "two", 4002] and through[5][2:4] == (4001, "as you wish")
+    until(lambda: [4002, "bye"] in both.get(f"{PUBLIC}/chat/left").json(), "the version to be told how the client left")
+    after = settled(both)
+    grown = {kind: after[kind] - before[kind] for kind in ("requests", "failures", "client_errors_4xx", "client_disconnects")}
+    asked_left = after["requests"] - before["requests"] - 8
+    assert grown == {"requests": 8 + asked_left, "failures": 3, "client_errors_4xx": 3, "client_disconnects": 0} and asked_left >= 1
+    assert after["by_class"]["stream_broken"] == before["by_class"]["stream_broken"] + 1
+
+
+def test_case_08_the_handshake_says_the_version_and_the_connection_counts_until_its_end(both: Serve) -> None:
+    async def go() -> None:
+        async with aiohttp.ClientSession() as session:
+            async with session.ws_connect(f"{both.url}{PUBLIC}/chat", headers={"x-model-version": "v1"}) as socket:
+                told = socket._response.headers
+                assert (told["x-model-version"], told["set-cookie"]) == ("v1", f"k=v; Path={PUBLIC}")
+                assert [len(told.getall(name, [])) for name in ("date", "server", "x-model-version")] == [1, 1, 1]
+                state = await asyncio.to_thread(lambda: both.get(f"{PUBLIC}/-/router").json())
+                assert state["in_flight"] == 1
+                seen = await asyncio.to_thread(counted, both)
+                assert (seen["in_flight"], seen["waiting"], seen["oldest_waiting_s"]) == (1, 0, None)
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await session.ws_connect(f"{both.url}{PUBLIC}/chat", headers={"x-model-version": "v9"})
+            assert refused.value.status == 400
+
+    before = settled(both)["pinned"]
+    asyncio.run(go())
+    assert settled(both)["pinned"] == before + 1
+
+
+def links(serve: Serve, route: str) -> dict[str, Any]:
+    """What leads somewhere else in the answers of a version at ``route``, seen by a client."""
+    found: dict[str, Any] = {}
+    for path in ("/items", "/items/", "/see-other", "", "/echo/x", "/nothing"):
+        answer = serve.get(route + path)
+        kept = ("location", "content-location", "refresh", "link", "set-cookie")
+        found[path] = [answer.status_code, {name: answer.headers.get_list(name) for name in kept}]
+        assert [len(answer.headers.get_list(name)) for name in ("date", "server", "x-request-id")] == [1, 1, 1], answer.headers
+    return found
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("public", [PUBLIC, "/v1", "/"])
+def test_case_13_a_client_is_led_the_same_ways_with_the_router_and_without(both: Serve, public: str) -> None:
+    both.write({VERSION: INTERNAL, ROUTER: public})
+    root = public.rstrip("/")
+    until(lambda: both.get(f"{root}/v2/health/live").headers.get("x-model-version") == "v1", "the router to answer")
+    through = links(both, root)
+    assert INTERNAL not in str(through)
+    directly = json.dumps(links(both, INTERNAL)).replace(f"{INTERNAL}/", f"{root}/")
+    assert through == json.loads(directly.replace(INTERNAL, root or "/"))
+    assert through["/items"][1]["location"] == [f"{both.url}{root}/items/"]
+    followed = httpx.get(f"{both.url}{root}/items", follow_redirects=True, trust_env=False)
+    assert followed.headers["x-model-version"] == "v1" and followed.json() == {"root_path": INTERNAL, "prefix": public}
+    both.write({VERSION: INTERNAL, ROUTER: PUBLIC})
+
+
+@pytest.mark.core
+def test_case_20_an_answer_may_take_as_long_as_it_takes_and_a_limit_is_asked_for(both: Serve) -> None:
+    def limited(limit_s: float | None) -> None:
+        both.write({VERSION: INTERNAL, ROUTER: PUBLIC}, **({} if limit_s is None else {"request_timeout_s": limit_s}))
+        until(lambda: both.get(f"{PUBLIC}/-/router").json()["request_timeout_s"] == limit_s, f"the limit of {limit_s}")
+
+    limited(0.5)
+    late = both.get(f"{PUBLIC}/held/limited")
+    assert late.status_code == 504 and "gave no answer in 0.5 s" in late.json()["error"]
+    limited(None)
+    answers: list[httpx.Response] = []
+    waiting = threading.Thread(target=lambda: answers.append(both.get(f"{PUBLIC}/held/unlimited")))
+    waiting.start()
+    until(lambda: (counted(both)["oldest_waiting_s"] or 0.0) > 1.0, "a request that waits for longer than the limit was")
+    assert counted(both)["waiting"] == 1
+    httpx.post(f"{both.url}{PUBLIC}/held/unlimited/go", trust_env=False)
+    waiting.join()
+    assert answers[0].status_code == 200 and answers[0].headers["x-model-version"] == "v1"
+    assert (counted(both)["waiting"], counted(both)["oldest_waiting_s"]) == (0, None)
