@@ -38,7 +38,7 @@ class Routes:
     async def where(self, base: str, backend: Backend, arrived_at: str, look: bool = False) -> tuple[str, bool]:
         """The route of a version at the proxy ``base``, and whether it was looked for: if not, it is the configured one, and may be wrong.
 
-        ``arrived_at`` is the ``root_path`` of a request that came to the router, so no version is there (any more). With ``look`` nothing is taken for
+        ``arrived_at`` is the ``root_path`` of a request that came to the router, so no version is there (any more). ``look``: nothing is taken for
         known.
         """
         application = backend.application
