@@ -119,7 +119,7 @@ class Upstream:
 
         async def once(route: str) -> tuple[aiohttp.ClientResponse, bool]:
             answer = await self._send(arrived, base, route, body, timeout_s)
-            return answer, missed(answer.status, answer.headers) and body.replayable
+            return answer, missed(answer, arrived.root) and body.replayable
 
         # at / the version gets everything as soon as it has its route back, also what was meant for its internal one, and takes the body
         answer, route = await self.reach(base, backend, arrived.root, once, look=body.streamed and not arrived.root)
@@ -186,6 +186,9 @@ def _session(*traces: aiohttp.TraceConfig) -> aiohttp.ClientSession:
     )
 
 
-def missed(status: int, answer_headers: Any) -> bool:
-    """Whether an answer may be of somebody else than the version: Serve has no such route, or the router itself has it."""
-    return status == 404 or (status == 508 and headers.ROUTER_HEADER in answer_headers)
+def missed(answer: aiohttp.ClientResponse, root: str) -> bool:
+    """Whether it may not be the version's answer to this request: Serve has no such route, or the router itself has it.
+
+    Or who stands at / has, which after a release is the version. It is asked for a path then that it does not know, and some say 405 to that.
+    """
+    return answer.status == 404 or (answer.status == 405 and not root) or (answer.status == 508 and headers.ROUTER_HEADER in answer.headers)

@@ -25,6 +25,7 @@ from kfp_components.cluster.kubernetes import KubernetesCluster
 from kfp_components.local.environment import Embedded
 
 VERSION, ROUTER = "hand-v1", "hand-router"
+PUBLIC = "/hand"
 INTERNAL, BESIDE = "/.versions/hand/v1", "/.versions/hand/-router"
 UPLOAD = os.urandom(3 << 20)
 TURNS = 2
@@ -41,12 +42,11 @@ class Serve:
         self.url, self.host = endpoint.base_url, endpoint.host
 
     def write(self, routes: dict[str, str], **user_config: Any) -> None:
-        """One write; returns when the proxy knows the routes."""
-        entries: dict[str, dict[str, Any]] = {
-            VERSION: {"import_path": TINY, "args": {"version": "v1"}},
-            ROUTER: {"import_path": names.ROUTER_IMPORT_PATH, "args": {"model": "hand"}, "deployments": [self.router(user_config)]},
-        }
-        config = {"applications": [{"name": name, "route_prefix": route, **entries[name]} for name, route in routes.items()]}
+        """One write: the version at its route, and at every other one a router. Returns when the proxy knows the routes."""
+        version = {"import_path": TINY, "args": {"version": "v1"}}
+        router = {"import_path": names.ROUTER_IMPORT_PATH, "args": {"model": "hand"}, "deployments": [self.router(user_config)]}
+        entries = [{"name": name, "route_prefix": route, **(version if name == VERSION else router)} for name, route in routes.items()]
+        config = {"applications": entries}
         self.cluster.patch(Ref("RayService", RAYSERVICE, NAMESPACE), {"spec": {"serveConfigV2": yaml.safe_dump(config)}}, manager="owner")
         wanted = {route: name for name, route in routes.items()}
         until(lambda: self.get("/-/routes").json() == wanted, f"routes {wanted}")
@@ -160,7 +160,7 @@ class Traffic:
             self.failed.append(f"{name}: {type(error).__name__} {error}")
 
 
-@pytest.mark.parametrize("public", ["/hand", "/v1", "/"])
+@pytest.mark.parametrize("public", [pytest.param(PUBLIC, marks=pytest.mark.core), "/v1", "/"])
 def test_d7_the_route_changes_hands_under_all_kinds_of_traffic(serve: Serve, public: str) -> None:
     serve.write({VERSION: public})
     url = serve.url + public.rstrip("/")
@@ -184,9 +184,55 @@ def test_d7_the_route_changes_hands_under_all_kinds_of_traffic(serve: Serve, pub
         assert seen["v1"] and seen["direct"], (kind, seen)
 
 
-# --- what passes ----------------------------------------------------------------------------------------------------------------------
+@pytest.mark.core
+def test_d7_what_is_in_flight_ends_as_it_should_after_the_router_is_gone(serve: Serve, embedded: Embedded) -> None:
+    def applications() -> dict[str, Any]:
+        with embedded.serve() as rest:
+            found: dict[str, Any] = rest.get_status()["applications"]
+            return found
 
-PUBLIC = "/hand"
+    def told(piece: int) -> None:
+        httpx.post(f"{serve.url}{PUBLIC}/stream/s/next", trust_env=False)
+        assert piece == 4 or next(pieces) == f"data: {piece + 1}\n\n"
+
+    async def stays(go_on: threading.Event) -> tuple[str, int | None, int | None]:
+        async with aiohttp.ClientSession() as session, session.ws_connect(f"{serve.url}{PUBLIC}/chat") as socket:
+            opened.set()
+            await asyncio.to_thread(go_on.wait)
+            await socket.send_str("still here")
+            answer = await socket.receive_str()
+            await socket.send_str("close")
+            return answer, (await socket.receive()).data, socket.close_code
+
+    serve.write({VERSION: INTERNAL, ROUTER: PUBLIC})
+    until(lambda: serve.get(f"{PUBLIC}/v2/health/live").status_code == 200, "the router to answer")
+    opened, go_on, talked = threading.Event(), threading.Event(), list[Any]()
+    talking = threading.Thread(target=lambda: talked.append(asyncio.run(stays(go_on))))
+    talking.start()
+    try:
+        with httpx.stream("GET", f"{serve.url}{PUBLIC}/stream/s", timeout=seconds(60), trust_env=False) as stream:
+            pieces = stream.iter_text()
+            assert stream.headers["x-model-version"] == "v1" and next(pieces) == "data: 0\n\n"
+            opened.wait()
+            assert serve.get(f"{PUBLIC}/-/router").json()["in_flight"] == 2
+            serve.write({VERSION: PUBLIC})
+            told(0)
+            assert applications()[ROUTER]["status"] == "DELETING" and "x-model-version" not in serve.get(f"{PUBLIC}/v2/health/live").headers
+            serve.write({VERSION: PUBLIC, f"{ROUTER}-2": BESIDE})
+            serve.write({VERSION: PUBLIC, f"{ROUTER}-2": BESIDE}, request_timeout_s=7.0)
+            until(lambda: serve.get(f"{BESIDE}/-/router").json().get("request_timeout_s") == 7.0, "a router of another name to be told something")
+            assert applications()[f"{ROUTER}-2"]["status"] == "RUNNING" and ROUTER in applications(), "beside one that is not gone yet"
+            for piece in range(1, 5):
+                told(piece)
+            assert list(pieces) == []
+    finally:
+        go_on.set()
+        talking.join()
+    assert talked == [("still here", 4001, 4001)]
+    until(lambda: ROUTER not in applications(), "the router to be gone, now that nothing is in flight")
+
+
+# --- what passes ----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

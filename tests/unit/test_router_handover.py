@@ -60,12 +60,15 @@ class Proxy:
     async def _version(self, below: str, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
             await receive()
+            if below.startswith("/.versions"):
+                await send({"type": "websocket.close"})
+                return
             await send({"type": "websocket.accept"})
             await send({"type": "websocket.send", "text": below})
             await send({"type": "websocket.close", "code": 4000, "reason": "done"})
             return
         if below.startswith(("/nothing", "/.versions")):
-            await say(send, 404, b'{"detail":"Not Found"}')
+            await say(send, 405 if scope["method"] == "DELETE" else 404, b'{"detail":"Not Found"}')
             return
         received, more = 0, True
         while more:
@@ -172,6 +175,17 @@ def test_d7_a_404_of_the_version_itself_passes_and_it_is_asked_once() -> None:
     with_proxy(test)
 
 
+def test_d7_at_the_root_a_version_that_has_it_back_may_say_405_to_what_was_meant_for_its_internal_route() -> None:
+    async def test(proxy: Proxy, client: aiohttp.ClientSession, url: str) -> None:
+        proxy.table = {"/": "m-router", INTERNAL: "m-v1"}
+        assert (await get(client, f"{url}/a"))[0] == 200
+        proxy.table = {"/": "m-v1"}
+        async with client.delete(f"{url}/as-public/b") as answer:
+            assert answer.status == 200 and json.loads(await answer.read())["below"] == "/b"
+
+    with_proxy(test)
+
+
 def test_d7_many_404s_at_once_share_the_readings_of_the_routes() -> None:
     async def test(proxy: Proxy, client: aiohttp.ClientSession, url: str) -> None:
         assert {status for status, _ in await asyncio.gather(*(get(client, f"{url}/m/nothing") for _ in range(50)))} == {404}
@@ -237,14 +251,16 @@ def test_d7_when_nobody_tells_the_routes_the_answer_passes_as_it_came() -> None:
     with_proxy(test)
 
 
-def test_case_08_a_websocket_whose_version_has_just_moved_is_connected_to_it() -> None:
+@pytest.mark.parametrize("public", ["/m", "/"])
+def test_case_08_a_websocket_whose_version_has_just_moved_is_connected_to_it(public: str) -> None:
     async def test(proxy: Proxy, client: aiohttp.ClientSession, url: str) -> None:
-        for table in ({INTERNAL: "m-v1", "/m": "m-router"}, {"/m": "m-v1"}):
+        root = public.rstrip("/")
+        for table in ({INTERNAL: "m-v1", public: "m-router"}, {public: "m-v1"}):
             proxy.table = table
-            async with client.ws_connect(f"{url}/as-public/m/chat") as socket:
+            async with client.ws_connect(f"{url}/as-public{root}/chat") as socket:
                 assert await socket.receive_str() == "/chat"
                 assert (await socket.receive()).type == aiohttp.WSMsgType.CLOSE and socket.close_code == 4000
-        assert proxy.asked == [f"m-v1 {INTERNAL}/chat", "m-v1 /m/chat"]
+        assert proxy.asked == [f"m-v1 {INTERNAL}/chat"] * (1 if root else 2) + [f"m-v1 {root}/chat"]
         while counted(proxy)["in_flight"]:
             await asyncio.sleep(0.01)
         found = counted(proxy)
