@@ -80,6 +80,7 @@ class Control:
             "candidate": vars(rules.candidate) if rules.candidate else None,
             "weight_percent": rules.weight_percent,
             **self._lease(now_unix_s),
+            "request_timeout_s": rules.request_timeout_s,
             "config_sha256": rules.digest,
             "refused_config": self.refused,
             "epoch": rules.epoch,

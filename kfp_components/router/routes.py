@@ -35,16 +35,17 @@ class Routes:
         """The configuration is another: look at all anew."""
         self._known.clear()
 
-    async def where(self, base: str, backend: Backend, arrived_at: str) -> tuple[str, bool]:
+    async def where(self, base: str, backend: Backend, arrived_at: str, look: bool = False) -> tuple[str, bool]:
         """The route of a version at the proxy ``base``, and whether it was looked for: if not, it is the configured one, and may be wrong.
 
-        ``arrived_at`` is the ``root_path`` of a request that came to the router, so no version is there (any more).
+        ``arrived_at`` is the ``root_path`` of a request that came to the router, so no version is there (any more). ``look``: nothing is taken for
+        known.
         """
         application = backend.application
         if application is None or application == self.own:
             return backend.route, False
         known = self._known.get((base, application))
-        if known is not None and (not arrived_at.endswith(known) if known else bool(arrived_at)):
+        if known is not None and not look and (not arrived_at.endswith(known) if known else bool(arrived_at)):
             return known, True
         found = await self._find(base, application)
         return (backend.route, False) if found is None else (found, True)

@@ -119,15 +119,18 @@ class Upstream:
 
         async def once(route: str) -> tuple[aiohttp.ClientResponse, bool]:
             answer = await self._send(arrived, base, route, body, timeout_s)
-            return answer, missed(answer.status, answer.headers) and body.replayable
+            return answer, missed(answer, arrived.root) and body.replayable
 
-        answer, route = await self.reach(base, backend, arrived.root, once)
+        # at / the version gets everything as soon as it has its route back, also what was meant for its internal one, and takes the body
+        answer, route = await self.reach(base, backend, arrived.root, once, look=body.streamed and not arrived.root)
         body.forget()
         return answer, route
 
-    async def reach(self, base: str, backend: Backend, arrived_at: str, once: Callable[[str], Awaitable[tuple[T, bool]]]) -> tuple[T, str]:
+    async def reach(
+        self, base: str, backend: Backend, arrived_at: str, once: Callable[[str], Awaitable[tuple[T, bool]]], *, look: bool = False
+    ) -> tuple[T, str]:
         """What ``once(route)`` comes to where the version is, and that route. It says too whether it may have missed the version and be repeated."""
-        route, looked = await self.routes.where(base, backend, arrived_at)
+        route, looked = await self.routes.where(base, backend, arrived_at, look)
         for _ in range(MORE_TRIES if looked and backend.application else 0):
             found, repeat = await once(route)
             try:
@@ -183,6 +186,9 @@ def _session(*traces: aiohttp.TraceConfig) -> aiohttp.ClientSession:
     )
 
 
-def missed(status: int, answer_headers: Any) -> bool:
-    """Whether an answer may be of somebody else than the version: Serve has no such route, or the router itself has it."""
-    return status == 404 or (status == 508 and headers.ROUTER_HEADER in answer_headers)
+def missed(answer: aiohttp.ClientResponse, root: str) -> bool:
+    """Whether it may not be the version's answer to this request: Serve has no such route, or the router itself has it.
+
+    Or who stands at / has, which after a release is the version. It is asked for a path then that it does not know, and some say 405 to that.
+    """
+    return answer.status == 404 or (answer.status == 405 and not root) or (answer.status == 508 and headers.ROUTER_HEADER in answer.headers)

@@ -13,7 +13,7 @@ from yarl import URL
 from kfp_components.router import answers, headers
 from kfp_components.router.ledger import Counting
 from kfp_components.router.policy import Backend
-from kfp_components.router.upstream import Arrived, Upstream, missed
+from kfp_components.router.upstream import Arrived, Upstream
 
 NO_STATUS = 1005
 ABNORMAL = 1006
@@ -112,9 +112,8 @@ async def _connect(upstream: Upstream, arrived: Arrived, backend: Backend) -> tu
         except aiohttp.WSServerHandshakeError:
             if handshake.status == 101:
                 raise
-        # Serve answers a handshake on a route that it does not know with 500, not 404
-        gone = missed(handshake.status, {name.decode("latin-1").lower() for name, _ in handshake.headers}) or handshake.status == 500
-        return handshake, gone
+        # whatever the status: Serve refuses a handshake on a route that it does not know with 500, most applications one on a path of theirs with 403
+        return handshake, handshake.socket is None
 
     return await upstream.reach(base, backend, arrived.root, once)
 

@@ -216,8 +216,7 @@ def test_d5_heartbeats_hold_a_weight_and_a_router_that_restarts_waits_for_the_ne
 
 
 def test_d20_a_version_that_hangs_does_not_starve_the_other(run: rollout.Run, client: httpx.Client) -> None:
-    from kfp_components.apply import change_serve_config
-
+    from kfp_components.cluster.changes import Edit, write
     from kfp_components.serving import rayservice
 
     application = names.router_application(MODEL)
@@ -229,7 +228,7 @@ def test_d20_a_version_that_hangs_does_not_starve_the_other(run: rollout.Run, cl
             return rayservice.with_application(text, {**rayservice.applications(text)[application], "args": {"model": MODEL, **args}})
 
         before = router(run).read("router")["replica"]
-        change_serve_config(run.cluster, NAMESPACE, RAYSERVICE, change, changed={application})
+        write(run.cluster, Edit(Ref("RayService", RAYSERVICE, NAMESPACE), change, frozenset({application}), "limited"))
         until(lambda: router(run).read("router")["replica"] != before, "a router with other arguments")
 
     set_split(run, 0)

@@ -1,11 +1,16 @@
 """The router without Ray: the lease of the weight, the heartbeat that renews it, and a bulkhead for each version."""
 
+import ast
 import asyncio
 import hashlib
 import json
+import subprocess
 import sys
+import zipfile
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,6 +140,40 @@ def test_a_configuration_of_which_no_heartbeat_could_come_is_refused(changes: di
         policy.parse(config(**changes))
 
 
+@pytest.mark.parametrize(("given", "limit_s"), [({}, None), ({"request_timeout_s": 60}, 60.0), ({"request_timeout_s": 0.5}, 0.5)])
+def test_case_20_there_is_no_time_limit_unless_somebody_asks_for_one(given: dict[str, Any], limit_s: float | None) -> None:
+    assert policy.parse(config(**given)).request_timeout_s == limit_s
+    assert policy.parse({**config(), "request_timeout_s": given.get("request_timeout_s")}).request_timeout_s == limit_s
+
+
+@pytest.mark.parametrize("limit_s", [0, -1, float("nan"), float("inf")])
+def test_case_20_a_limit_that_is_none_is_refused(limit_s: float) -> None:
+    with pytest.raises(ValueError, match="is not a positive number of seconds; leave it out for no limit"):
+        policy.parse(config(request_timeout_s=limit_s))
+
+
+def test_d7_the_application_of_a_version_is_optional_and_a_key_that_nobody_knows_is_refused() -> None:
+    assert control().state(NOW)["stable"] == {"version": "v1", "route": "/.versions/m/v1", "application": None}
+    named = {"version": "v1", "route": "/.versions/m/v1/", "application": "m-v1"}
+    assert control(stable=named).state(NOW)["stable"] == {**named, "route": "/.versions/m/v1"}
+    with pytest.raises(ValueError, match="'applicaton' of v1 is not a known key; known are application, route, version"):
+        policy.parse(config(stable={"version": "v1", "route": "/x", "applicaton": "m-v1"}))
+    with pytest.raises(ValueError, match="'wieght' is not a known key"):
+        policy.parse(config(wieght=1))
+
+
+def test_the_keys_that_the_protocol_stands_for() -> None:
+    """Who adds a key raises `policy.PROTOCOL` here and there: the library asks for it before it writes the key."""
+    keys = {
+        *("stable", "candidate", "weight_percent", "lease_expires_unix_s", "lease_s", "heartbeat_sha256"),
+        *("sticky_header", "request_timeout_s", "epoch"),
+    }
+    assert policy.PROTOCOL == 2
+    assert keys == policy.KEYS
+    assert sorted(policy.BACKEND_KEYS) == ["application", "route", "version"]
+    assert control().state(NOW)["protocol"] == Control("m").state(NOW)["protocol"] == 2
+
+
 def test_a_split_comes_back_from_what_is_written_and_only_a_weight_has_a_lease() -> None:
     split = Split("v1", "v2", 10.0, NOW + LEASE_S, "x-user", 30.0, LEASE_S)
     assert from_user_config(to_user_config("m", split)) == split
@@ -249,9 +288,13 @@ def test_d20_a_version_that_hangs_fills_its_own_bulkhead_and_no_other(pinned: bo
         else:
             assert (found["requests"], found["failures"], found["by_class"]["overloaded"], found["pinned"]) == (1, 1, 1, 0)
         assert (await counted(router, "v1"))["failures"] == 0
+        waits = (2 if not pinned else 0, None if pinned else found["oldest_waiting_s"])
+        assert (found["waiting"], found["oldest_waiting_s"]) == waits and (pinned or found["oldest_waiting_s"] > 0)
+        assert (await ask(router, "/-/router")).json["in_flight"] == 2
         backend.go_on.set()
         assert [(await answered).status for answered in waiting] == [200, 200]
         assert (await ask(router, "/embed", **to_v2)).status == 200 and (await counted(router, "v2"))["in_flight"] == 0
+        assert (await ask(router, "/-/router")).json["in_flight"] == 0 and (await counted(router, "v2"))["oldest_waiting_s"] is None
 
     with_router(test, weight_percent=100.0)
 
@@ -267,6 +310,16 @@ def test_d5_the_heartbeat_over_http() -> None:
         assert good.status == 200 and good.json["weight_percent_effective"] == 10.0 and 0 < good.json["lease_left_s"] <= LEASE_S
         state = (await ask(router, "/-/router")).json
         assert state["lease_expires_unix_s"] == good.json["lease_expires_unix_s"] and state["replica"] == "r1" and state["epoch"] == 3
+
+    with_router(test)
+
+
+def test_the_pages_tell_what_the_library_shakes_hands_on() -> None:
+    async def test(router: app.Router, _backend: Backend) -> None:
+        for page in ("router", "ledger"):
+            told = (await ask(router, f"/-/{page}")).json
+            assert told["protocol"] == policy.PROTOCOL and told["router_version"] == version("kfp-serving-components")
+        assert (await ask(router, "/-/router")).json["application"] == "m-router"
 
     with_router(test)
 
@@ -294,3 +347,34 @@ def test_d20_two_full_bulkheads_leave_room_for_the_own_pages(args: dict[str, Any
     deployment = app.build({"model": "m", **args})._bound_deployment
     assert deployment.max_ongoing_requests == 2 * limit + app.OWN_REQUESTS and deployment.num_replicas == 1
     assert deployment.init_args == ("m", None, limit)
+
+
+def test_the_router_needs_nothing_but_ray_and_aiohttp() -> None:
+    allowed = {*sys.stdlib_module_names, "aiohttp", "multidict", "yarl", "ray", "kfp_components"}
+    for module in Path(app.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            found = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            for name in found:
+                assert name.split(".")[0] in allowed and not name.startswith("ray."), f"{module.name} imports {name}"
+                assert not name.startswith("kfp_components") or name.startswith("kfp_components.router"), f"{module.name} imports {name}"
+
+
+def test_the_router_works_from_a_zip_of_its_own_modules(tmp_path: Path) -> None:
+    folder, bare = Path(app.__file__).parent, tmp_path / "router.zip"
+    with zipfile.ZipFile(bare, "w") as archive:
+        archive.writestr("kfp_components/__init__.py", "")
+        for module in folder.glob("*.py"):
+            archive.write(module, f"kfp_components/router/{module.name}")
+    script = (
+        "from kfp_components.router import app, policy; app.DISTRIBUTION = 'not-installed-here'; "
+        "print(app.__file__, app.build({'model': 'm'}) is not None, app.package_version(), policy.PROTOCOL)"
+    )
+    environment = {"PYTHONPATH": str(bare), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.stdout.split() == [f"{bare}/kfp_components/router/app.py", "True", "None", "2"], done.stderr
