@@ -197,18 +197,6 @@ def with_route(text: str, application: str, route_prefix: str | None) -> str:
     return _proven(text, edited, application, entry)
 
 
-def with_route(text: str, application: str, route: str | None) -> str:
-    """The text with one application's ``route_prefix`` replaced; None takes the key away, which means ``/`` to Serve."""
-    tree = parse(text)
-    for entry in tree["applications"]:
-        if entry["name"] == application:
-            if route is None:
-                entry.pop("route_prefix", None)
-            else:
-                entry["route_prefix"] = route
-    return dump(tree)
-
-
 def owner(text: str, route: str) -> str | None:
     """Name of the application that has a route prefix; one that names none has ``/``, as Serve has it."""
     return next((name for name, entry in applications(text).items() if entry.get("route_prefix", "/") == route), None)
