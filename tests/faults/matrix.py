@@ -14,7 +14,7 @@ from typing import Any
 
 from memory_world import MODEL, NAMESPACE, Outcome, Process, World, asked, live
 
-from kfp_components import errors, names
+from kfp_components import errors, names, rollout
 from kfp_components.clock import Clock
 from kfp_components.cluster import Ref
 from kfp_components.cluster.faults import Fault, Record, Script, T
@@ -47,6 +47,7 @@ class Scenario:
     before_again: Callable[[World], None] = lambda _world: None
     before: Callable[[], World] | None = None
     """As it was before the release, where ``make`` has begun one."""
+    candidate: str = "v2"
     beyond: str | None = None
     """Only calls that come after those that are the other scenario's too are disturbed."""
 
@@ -71,6 +72,14 @@ def _served(rate_per_s: float = 400.0, *, front: bool = False) -> World:
     world.rayservice(live())
     if front:
         world.front()
+    return world
+
+
+def _brownfield() -> World:
+    """What the owner serves himself, of which no release knows."""
+    world = World(rate_per_s=400.0)
+    world.rayservice(live(), adopted=False)
+    world.alias()
     return world
 
 
@@ -147,8 +156,18 @@ SCENARIOS = {
             before_again=lambda world: setattr(world, "rate_per_s", 400.0),
             works=(("v1",), ("v2",)),
         ),
-        Scenario("first", _empty, lambda p: p.deploy(FIRST), "promoted", "promoted", 0, works=((f"nothing at /{MODEL}",), ("v1",))),
-        Scenario("first-bad", _empty, lambda p: p.deploy(WRONG), "rolled_back", "rolled_back", 4, works=((f"nothing at /{MODEL}",), ("v1",))),
+        Scenario("first", _empty, lambda p: p.deploy(FIRST), "promoted", "promoted", 0, works=((f"nothing at /{MODEL}",), ("v1",)), candidate="v1"),
+        Scenario(
+            "first-bad",
+            _empty,
+            lambda p: p.deploy(WRONG),
+            "rolled_back",
+            "rolled_back",
+            4,
+            works=((f"nothing at /{MODEL}",), ("v1",)),
+            candidate="v1",
+        ),
+        Scenario("adopt", _brownfield, lambda p: p.adopt(REQUEST, rollout.Asked(version="v1")), "promoted", "promoted", 0, candidate="v1"),
         Scenario(
             "late-bad",
             _late,
@@ -343,7 +362,7 @@ class Case:
         if phase != scenario.then:
             return
         self._must(denied or world.lease() is None, "left over", "the Lease")
-        candidate = REQUEST.version if scenario.works[0] == ("v1",) else FIRST.version
+        candidate = scenario.candidate
         if scenario.then == "promoted":
             self._must(world.users_get() == (candidate,), "again", f"users get {world.users_get()}")
         else:

@@ -236,6 +236,9 @@ class Process:
     def deploy(self, request: PromoteRequest) -> Release:
         return rollout.deploy_model(self.open(request))
 
+    def adopt(self, target: ModelTarget, asked: rollout.Asked) -> Release:
+        return rollout.adopt_model(self.open(rollout.adoption_of(self.cluster, target, asked)))
+
     def roll_back(self, target: ModelTarget) -> Release:
         return rollout.roll_back(self.open_rollback(target))
 
@@ -253,6 +256,8 @@ class World:
 
     rate_per_s: float = 100.0
     """Users' requests; nobody sends before somebody is served."""
+    route: str = names.public_route(MODEL)
+    """What they call."""
     clock: WorldClock = field(default_factory=WorldClock)
     registry: MemoryRegistry = field(default_factory=MemoryRegistry)
 
@@ -289,19 +294,21 @@ class World:
         self._fraction += self.rate_per_s * part_s
         number = int(self._fraction)
         self._fraction -= number
-        if number and (self.serve.served or self.serve.owner(names.public_route(MODEL)) is not None):
-            self.serve.send_users(MODEL, number)
+        if number and (self.serve.served or self.serve.owner(self.route) is not None):
+            self.serve.send_users(self.route, number)
         if (action := self.soon) is not None:
             self.soon = None
             action()
 
     # --- what the owner has and does ---
 
-    def rayservice(self, text: str, manager: str = OWNER) -> None:
-        """What the owner applies."""
+    def rayservice(self, text: str, manager: str = OWNER, *, adopted: bool = True) -> None:
+        """What the owner applies; a version that stands on the public route is known from an earlier release, where it is ``adopted``."""
         metadata = {"name": RAYSERVICE, "namespace": NAMESPACE, "annotations": {names.ALLOWED_IMPORTS: "acme.*"}}
         body = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata, "spec": {"serveConfigV2": text, "rayClusterConfig": CLUSTER}}
         self.cluster.apply(body, manager=manager, force=True)
+        if not adopted:
+            return
         holder = rayservice.owner(text, names.public_route(MODEL))
         if holder is not None and not holder.endswith("-router") and self.stored() is None:
             self.known(holder.removeprefix(f"{MODEL}-"))
@@ -313,6 +320,12 @@ class World:
         base = {"model": MODEL, "namespace": NAMESPACE, "rayservice": RAYSERVICE, "candidate_version": version}
         record = Release(**base, **earlier, request=request.model_dump(mode="json"), request_digest=request.digest)
         ReleaseStore(self.cluster, MODEL, NAMESPACE, self.clock).start(record)
+
+    def alias(self) -> None:
+        """What the owner applied for his clients, without a label."""
+        spec = {"type": "ExternalName", "externalName": names.service_host(names.serve_service(RAYSERVICE), NAMESPACE)}
+        body = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": names.alias(MODEL), "namespace": NAMESPACE}, "spec": spec}
+        self.cluster.apply(body, manager="kubectl-client-side-apply")
 
     def front(self, version: str = "v1", uri: str = "s3://models/bge/v1", model_format: str = "custom") -> None:
         """Alias and stub are there already, from an earlier release."""
@@ -357,7 +370,7 @@ class World:
 
     def split(self) -> tuple[str, str | None, float]:
         """Stable, candidate and weight of what users get: as the router is told, or the version that has the route."""
-        holder = self.serve.owner(names.public_route(MODEL))
+        holder = self.serve.owner(self.route)
         assert holder is not None
         if holder["name"] != f"{MODEL}-router":
             return holder["name"].removeprefix(f"{MODEL}-"), None, 0.0
@@ -366,7 +379,7 @@ class World:
 
     def users_get(self) -> tuple[str, ...]:
         """Versions that answer users now; what is wrong in the place of one that does not."""
-        return tuple(name.removeprefix(f"{MODEL}-") for name in self.serve.users_get(MODEL))
+        return tuple(name.removeprefix(f"{MODEL}-") for name in self.serve.users_get(self.route))
 
     def neighbours(self) -> dict[str, str]:
         """Applications of others -> digest."""

@@ -90,7 +90,7 @@ class Serve:
         found = self.cluster.get(self.ref)
         text = str(((found or {}).get("spec") or {}).get("serveConfigV2") or "")
         entries = _entries(text)
-        self._applications = {entry.get("name", "default"): {"route_prefix": "/", **entry} for entry in entries}
+        self._applications = {entry.get("name", "default"): {"route_prefix": "/", "name": "default", **entry} for entry in entries}
         for name in self._applications:
             self.began_unix_s.setdefault(name, self.clock.now_unix_s())
         for name in set(self.began_unix_s) - set(self._applications):
@@ -163,7 +163,7 @@ class Serve:
             return 404, {}, b"Path not found"
         if application["import_path"] != names.ROUTER_IMPORT_PATH or self._control is None:
             return self._direct(application["name"], {})
-        below = path.removeprefix(application["route_prefix"])
+        below = path.removeprefix(application["route_prefix"].rstrip("/"))
         if below.startswith("/-/"):
             told = {names.ROUTER_HEADER: application["name"]}
             status, more, body = self.page(below[3:]) or self._own_page(self._control, method, below[3:], headers)
@@ -207,11 +207,11 @@ class Serve:
 
     # --- users ---
 
-    def users_get(self, model: str) -> tuple[str, ...]:
+    def users_get(self, route: str) -> tuple[str, ...]:
         """The applications that answer users now, as they are routed now; one that is not there or does not run as a sentence in its place."""
-        application = self.owner(names.public_route(model))
+        application = self.owner(route)
         if application is None:
-            return (f"nothing at {names.public_route(model)}",)
+            return (f"nothing at {route}",)
         if application["import_path"] != names.ROUTER_IMPORT_PATH or self._control is None:
             return (self._runs(application["name"]),)
         rules, weight = self._control.rules, self._control.weight_percent(self.clock.now_unix_s())
@@ -223,15 +223,15 @@ class Serve:
         status = self.status(application)
         return application if status == "RUNNING" else f"{application}, which is {status}"
 
-    def send_users(self, model: str, requests: int) -> None:
+    def send_users(self, route: str, requests: int) -> None:
         """So many users' requests, split as the router splits them now."""
-        application = self.owner(names.public_route(model))
+        application = self.owner(route)
         if application is None:
-            self.lost += [f"{requests} requests to {names.public_route(model)}: no application has that route"]
+            self.lost += [f"{requests} requests to {route}: no application has that route"]
             return
         control = self._control
         if application["import_path"] != names.ROUTER_IMPORT_PATH or control is None or control.rules is None:
-            self._users_reach(application["name"].removeprefix(f"{model}-"), application["name"], requests, counted=None)
+            self._users_reach(application["name"].split("-", 1)[-1], application["name"], requests, counted=None)
             return
         rules, weight = control.rules, control.weight_percent(self.clock.now_unix_s())
         candidate = sum(self._draw() * 100.0 < weight for _ in range(requests)) if rules.candidate and weight else 0

@@ -1,0 +1,214 @@
+"""Adoption: people who serve a model already go on serving it, and it can be released from then on."""
+
+import pytest
+from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, World, asked
+
+from kfp_components import errors, names, rollout
+from kfp_components.cluster import Ref
+from kfp_components.release import Release
+from kfp_components.request import parse_target
+from kfp_components.rollout import Asked
+from kfp_components.serving import rayservice
+
+TARGET = parse_target({"model": MODEL, "namespace": NAMESPACE, "rayservice": RAYSERVICE})
+ALIAS, STUB = Ref("Service", names.alias(MODEL), NAMESPACE), Ref("InferenceService", MODEL, NAMESPACE)
+OWNERS = """\
+# the platform team's
+applications:
+# speech
+- name: whisper
+  route_prefix: "/whisper"
+  import_path: acme.whisper:app
+
+# embeddings: call us before you touch it
+- name:   bge        # since 2024
+  route_prefix: '/bge'
+  import_path: acme.bge:app
+  deployments: [{name: Bge, num_replicas: 3}]
+logging_config: {log_level: INFO}
+"""
+
+
+def brownfield(text: str = OWNERS, *, alias: bool = True, route: str = "/bge") -> World:
+    world = World(rate_per_s=400.0, route=route)
+    world.rayservice(text, manager="kubectl-client-side-apply", adopted=False)
+    if alias:
+        world.alias()
+    return world
+
+
+def managers(world: World) -> dict[str, list[str]]:
+    """Manager -> fields of the RayService's spec."""
+    found = world.found()
+    assert found is not None
+    return {entry["manager"]: sorted(entry["fieldsV1"].get("f:spec") or {}) for entry in found["metadata"]["managedFields"]}
+
+
+def test_case_04_what_runs_is_adopted_promoted_over_and_given_back() -> None:
+    world = brownfield()
+    before, alias_before = managers(world), world.cluster.get(ALIAS)
+    record = world.process().adopt(TARGET, Asked())
+    assert record.phase == "promoted" and record.stable_now == record.candidate_version and record.candidate_version.startswith("found-")
+    assert world.text() == OWNERS and managers(world) == before, "nothing of it is written"
+    known = world.registry.aliases(f"{NAMESPACE}.{MODEL}")
+    assert known == {"champion": record.candidate_version}
+    alias = world.cluster.get(ALIAS)
+    assert alias is not None and alias["metadata"]["labels"] == {names.ISVC_LABEL: MODEL}
+    stub = world.cluster.get(STUB)
+    assert stub is not None and stub["status"]["components"]["predictor"]["traffic"][0]["tag"] == record.candidate_version
+    assert [event.message for event in record.events if event.step == "adopt"] == [
+        f"application bge at /bge (acme.bge:app) is version {record.candidate_version}: nothing of it is touched",
+        "Service ai-ml/bge-predictor -> ai-inference-serve-svc.ai-ml.svc.cluster.local is there: the label is put on",
+    ]
+
+    assert world.promote(asked("v2")).phase == "promoted"
+    assert not world.serve.lost and not world.serve.failed
+    applications = rayservice.applications(world.text())
+    assert list(applications) == ["whisper", f"{MODEL}-v2"] and applications[f"{MODEL}-v2"]["route_prefix"] == "/bge"
+    kept = OWNERS[: OWNERS.index("# embeddings")]
+    assert world.text().startswith(kept) and world.text().endswith("logging_config: {log_level: INFO}\n")
+
+    run = world.process().open_rollback(TARGET)
+    assert rollout.undo_adoption(run).phase == "rolled_back"
+    alias = world.cluster.get(ALIAS)
+    assert alias is not None and alias_before is not None
+    assert alias["spec"] == alias_before["spec"] and not alias["metadata"].get("labels")
+    assert world.cluster.get(STUB) is None and world.lease() is None and not world.registry.aliases(f"{NAMESPACE}.{MODEL}")
+    with pytest.raises(errors.NotFound, match="it was not adopted; there is nothing to undo"):
+        rollout.undo_adoption(world.process().open_rollback(TARGET))
+
+
+@pytest.mark.parametrize(
+    ("text", "route", "named"),
+    [
+        (OWNERS, "/bge", "bge"),
+        ("applications:\n- name: llm\n  import_path: acme.bge:app\n", "/", "llm"),
+        ("applications:\n- import_path: acme.bge:app\n" + OTHERS.replace("  -", "-").replace("\n    ", "\n  "), "/", "default"),
+        ("applications: [{name: My_LLM, import_path: 'acme.bge:app', route_prefix: /v1}]\n", "/v1", "My_LLM"),
+        ('{"applications": [{"name": "bge", "route_prefix": "/bge", "import_path": "acme.bge:app"}]}', "/bge", "bge"),
+    ],
+    ids=["as the record shows it", "at / without saying so", "case_15, without a name", "another route and name", "JSON"],
+)
+def test_case_04_a_version_that_is_taken_back_leaves_the_very_text(text: str, route: str, named: str) -> None:
+    world = brownfield(text, alias=False, route=route)
+    record = world.process().adopt(TARGET, Asked(application=named))
+    assert (record.address.route, record.application(record.candidate_version)) == (route, named) and world.text() == text
+    seen: list[str | None] = []
+    world.serve.behaviour(f"{MODEL}-v2").answer = lambda n: 500 if n % 3 == 0 else 200
+    process = world.process(watch=lambda record: seen.append(rayservice.owner(world.text(), route)))
+    end = process.outcome(lambda: process.promote(asked("v2")))
+    assert end.exit_code == 4 and f"{MODEL}-router" in seen and not world.serve.lost, str(end)
+    assert world.text() == text
+    assert world.record().stable_now == record.candidate_version
+
+
+def test_case_04_promote_says_that_it_is_to_be_adopted_and_touches_nothing() -> None:
+    world = brownfield()
+    process = world.process()
+    end = process.outcome(lambda: process.promote(asked("v2")))
+    assert isinstance(end.error, errors.NotAdopted) and end.exit_code == 2
+    assert f"`kfp-serving adopt {MODEL} -n {NAMESPACE} --rayservice {RAYSERVICE}`" in end.words and "options.adopt" in end.words
+    assert "another route_prefix" not in end.words, "that is an outage"
+    first = process.outcome(lambda: process.deploy(asked("v2")))
+    assert isinstance(first.error, errors.NotAdopted)
+    assert world.text() == OWNERS and world.stored() is None and world.lease() is None and world.cluster.get(STUB) is None
+
+
+def test_case_04_promote_adopts_first_where_it_is_told_to() -> None:
+    world = brownfield()
+    world.serve.behaviour(f"{MODEL}-v2").answer = lambda n: 500 if n % 3 == 0 else 200
+    process = world.process()
+    end = process.outcome(lambda: process.promote(asked("v2", adopt=True)))
+    assert isinstance(end.error, errors.CanaryFailed) and world.text() == OWNERS and not world.serve.lost
+    record = world.record()
+    assert record.adoption is not None and record.stable_now == record.adoption.version and world.users_get() == ("bge",)
+    assert set(world.serve.failed) == {"v2"}
+
+
+def test_case_04_a_request_that_is_refused_adopts_nothing() -> None:
+    world = brownfield()
+    process = world.process()
+    request = asked("v2", adopt=True).model_copy(update={"import_path": "evil.module:app"})
+    end = process.outcome(lambda: process.promote(request))
+    assert end.exit_code == 2 and "allow-list" in end.words and world.stored() is None
+
+
+def test_case_04_everything_that_is_in_the_way_is_told_at_once() -> None:
+    world = brownfield(alias=False)
+    body = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": ALIAS.name, "namespace": NAMESPACE}}
+    world.cluster.apply({**body, "spec": {"type": "ExternalName", "externalName": "elsewhere.ai-ml.svc.cluster.local"}}, manager="owner")
+    world.registry.register(f"{NAMESPACE}.{MODEL}", "v1", "s3://another", digest=None, properties={})
+    text, before = world.text(), world.cluster.get(ALIAS)
+    with pytest.raises(errors.NameTaken) as caught:
+        world.process().adopt(TARGET, Asked(version="v1"))
+    assert "it points to elsewhere" in str(caught.value) and "registered with s3://another" in str(caught.value)
+    assert world.text() == text and world.cluster.get(ALIAS) == before and world.stored() is None and world.lease() is None
+
+
+def test_what_is_not_there_cannot_be_adopted() -> None:
+    world = brownfield()
+    for wrong, told in (
+        (Asked(application="gone"), "there is no application gone; there are: whisper at /whisper, bge at /bge"),
+        (Asked(route="/v1"), "there is no application at /v1"),
+        (Asked(application="bge", route="/v1"), "application bge is at /bge, not at /v1"),
+    ):
+        with pytest.raises(errors.NotFound, match=told):
+            rollout.adoption_of(world.cluster, TARGET, wrong)
+    hidden = brownfield("applications: [{name: bge, import_path: 'a:b', route_prefix: null}]\n")
+    with pytest.raises(errors.NotFound, match="application bge is at no route"):
+        rollout.adoption_of(hidden.cluster, TARGET, Asked(application="bge"))
+
+
+def test_all_applications_get_the_names_that_their_aliases_have() -> None:
+    text = (
+        "applications:\n"
+        "- {name: Whisper_Large, route_prefix: /whisper, import_path: 'a:b'}\n"
+        "- {name: bge, route_prefix: /embed, import_path: 'a:b'}\n"
+        "- {name: hidden, route_prefix: null, import_path: 'a:b'}\n"
+        "- {import_path: 'a:b'}\n"
+    )
+    world = brownfield(text, alias=True)
+    spec = {"type": "ExternalName", "externalName": "x.y.svc"}
+    for model in ("whisper", "embed"):
+        body = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": names.alias(model), "namespace": NAMESPACE}, "spec": spec}
+        world.cluster.apply(body, manager="owner")
+    found = rollout.adoptable(world.cluster, NAMESPACE, RAYSERVICE)
+    assert found == {"Whisper_Large": "whisper", "bge": "bge", "default": "default"}, "the application's name before the route"
+    clash = brownfield("applications: [{name: a_b, import_path: 'a:b'}, {name: a-b, route_prefix: /x, import_path: 'a:b'}]\n")
+    with pytest.raises(errors.RequestInvalid, match="adopt it by `adopt MODEL --application a_b`"):
+        rollout.adoptable(clash.cluster, NAMESPACE, RAYSERVICE)
+
+
+def test_the_same_adoption_again_is_harmless_and_another_one_of_a_release_is_refused() -> None:
+    world = brownfield()
+    first = world.process().adopt(TARGET, Asked())
+    again = world.process().adopt(TARGET, Asked())
+    assert (again.epoch, again.candidate_version) == (first.epoch, first.candidate_version)
+    world.killed_when(lambda record: record.weight_percent > 0, asked("v2"))
+    world.clock.sleep(60.0)
+    with pytest.raises(errors.NameTaken, match="is of a release by this library already"):
+        rollout.adoption_of(world.cluster, TARGET, Asked(route="/bge"))
+    with pytest.raises(errors.ReleaseHeld, match="the release of v2 is canary; end it first"):
+        rollout.undo_adoption(world.process().open_rollback(TARGET))
+
+
+def test_a_plan_of_an_adoption_says_what_is_there_and_what_is_made() -> None:
+    world = brownfield(
+        "applications:\n- {name: bge, route_prefix: /, import_path: 'a:b'}\n- {name: x, route_prefix: /x, import_path: 'a:b'}\n", alias=False
+    )
+    run = world.process().open(rollout.adoption_of(world.cluster, TARGET, Asked(application="bge")))
+    told, changes = rollout.plan_adoption(run)
+    assert "requests below /x go to application x, not to what is at /" in told
+    assert [change.ref.kind for change in changes] == ["Service", "InferenceService", "InferenceService"]
+    assert world.stored() is None and world.cluster.get(STUB) is None
+
+
+def test_the_record_of_an_adopted_model_keeps_its_address() -> None:
+    world = brownfield("applications:\n- {name: bge, route_prefix: /v1/models, import_path: 'acme.bge:app'}\n", route="/v1/models")
+    world.process().adopt(TARGET, Asked(application="bge"))
+    with pytest.raises(errors.RequestInvalid, match=r"options.route: users of model bge call /v1/models, not /bge; leave it out"):
+        world.promote(asked("v2", route="/bge"))
+    record: Release = world.promote(asked("v2"))
+    assert record.address == names.Address(names.alias(MODEL), "/v1/models")
+    stub = world.cluster.get(STUB)
+    assert stub is not None and stub["status"]["url"] == "http://bge-predictor.ai-ml.svc.cluster.local:8000/v1/models"
