@@ -379,6 +379,8 @@ KINDS: tuple[Kind, ...] = (
 )  # fmt: skip
 
 BY_PATH = {(k.group, k.version, k.plural): k for k in KINDS}
+OLD_VERSIONS = {("ray.io", "v1alpha1"): (BY_PATH["ray.io", "v1", "rayservices"],)}
+"""Versions that are served beside the stored one, as the same objects: KubeRay's CRDs still have them, and manifests name them."""
 KNOWN_ELSEWHERE = (
     "pods", "deployments", "statefulsets", "replicasets", "daemonsets", "jobs", "cronjobs", "nodes", "persistentvolumeclaims",
     "ingresses", "endpoints", "rayclusters", "rayjobs", "servingruntimes", "gateways", "customresourcedefinitions", "roles",

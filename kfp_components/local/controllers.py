@@ -39,8 +39,15 @@ NOT_SUPPORTED = (
     "RayService: one per embedded cluster (they would share one Ray); a second one stays not ready and says so",
     "RayService: rayClusterConfig is stored and not acted on; there is one Ray, started by `kfp-serving local up`",
     "RayService: no incremental upgrade, no pending cluster",
+    "serveConfigV2: http_options, grpc_options, proxy_location, controller_options and tracing_config; Serve was started with its own, and "
+    "an Event of the RayService names those that are not taken up",
     "Pods, Deployments and every other controller of Kubernetes",
 )
+
+PASSED = ("logging_config", "target_capacity")
+"""Beside `applications`, what Serve takes up while it runs."""
+AT_START = ("http_options", "grpc_options", "proxy_location", "controller_options", "tracing_config")
+"""What Serve looks at when it starts, which it did before: on this machine it listens where `local up` says."""
 
 
 class RayServiceController:
@@ -78,8 +85,10 @@ class RayServiceController:
             config = yaml.safe_load(text) or {}
             digest = hashlib.sha256(text.encode()).hexdigest()
             if digest != self._sent:
-                self.serve.put_applications({"applications": config.get("applications") or []})
+                passed = {key: config[key] for key in PASSED if config.get(key) is not None}
+                self.serve.put_applications({"applications": config.get("applications") or [], **passed})
                 self._sent = digest
+                self._say_left_out(item, [key for key in AT_START if config.get(key)])
         except (yaml.YAMLError, httpx.HTTPStatusError, AttributeError) as error:
             told = error.response.text[-600:] if isinstance(error, httpx.HTTPStatusError) else str(error)
             self._warn(item, "FailedToUpdateServeApplications", f"Serve refused serveConfigV2: {told}")
@@ -100,6 +109,15 @@ class RayServiceController:
             "conditions": [condition],
         }
         self._write_status(item, status)
+
+    def _say_left_out(self, item: Manifest, keys: list[str]) -> None:
+        if keys:
+            told = "it is" if len(keys) == 1 else "they are"
+            self._warn(
+                item,
+                "ServeOptionsIgnored",
+                f"serveConfigV2: {', '.join(keys)}: {told} not taken up; Serve of the embedded cluster runs already, with options of its own",
+            )
 
     def _write_status(self, item: Manifest, status: dict[str, Any]) -> None:
         metadata = item["metadata"]
@@ -162,7 +180,13 @@ class RayServiceController:
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": {"generateName": f"{metadata['name']}-", "namespace": metadata["namespace"]},
-            "involvedObject": {"apiVersion": item["apiVersion"], "kind": "RayService", "name": metadata["name"], "uid": metadata["uid"]},
+            "involvedObject": {
+                "apiVersion": item["apiVersion"],
+                "kind": "RayService",
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "uid": metadata["uid"],
+            },
             "type": "Warning",
             "reason": reason,
             "message": message[:1000],

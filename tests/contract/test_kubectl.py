@@ -9,7 +9,7 @@ import pytest
 import yaml
 from kube_space import KubeApi, Space
 from patience import seconds
-from test_kube_api import ray_service, service, stub
+from test_kube_api import made, ray_service, service, stub
 
 KUBECTL = shutil.which("kubectl")
 pytestmark = pytest.mark.skipif(KUBECTL is None, reason="kubectl is not on PATH: its tests are skipped")
@@ -165,3 +165,33 @@ def test_watch(kubectl: Kubectl, command: list[str], space: Space) -> None:
 def test_dry_run_and_diff(kubectl: Kubectl) -> None:
     assert "(server dry run)" in kubectl("apply", "--dry-run=server", "-f", "-", feed=ray_service())
     assert "NotFound" in kubectl("get", "rayservice", "ray", fails=True)
+
+
+OLD = "ray.io/v1alpha1"
+
+
+def test_case_23_the_old_version_of_kuberay_is_the_same_object(kubectl: Kubectl, kube_api: KubeApi, space: Space) -> None:
+    """KubeRay serves it still, and manifests name it."""
+    if not kube_api.embedded:
+        pytest.skip("whether a real cluster's KubeRay serves v1alpha1 is its own business")
+    manifest = {**ray_service(), "apiVersion": OLD}
+    assert "rayservice.ray.io/ray created" in kubectl("apply", "-f", "-", feed=manifest)
+    assert "rayservice.ray.io/ray unchanged" in kubectl("apply", "-f", "-", feed=manifest)
+    assert kubectl("get", "rayservices.v1alpha1.ray.io", "ray", "-o", "jsonpath={.apiVersion}") == OLD
+    assert kubectl("get", "rayservice", "ray", "-o", "jsonpath={.apiVersion}") == "ray.io/v1"
+    changed = {**ray_service(serveConfigV2="b"), "apiVersion": OLD}
+    assert "configured" in kubectl("apply", "-f", "-", feed=changed)
+    assert "serverside-applied" in kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", feed=changed)
+    assert 'unknown field "spec.bogus"' in kubectl("apply", "-f", "-", feed={**ray_service(bogus=1), "apiVersion": OLD}, fails=True)
+    found = made(space.get("rayservices", "ray"), 200)
+    assert (found["apiVersion"], found["spec"]["serveConfigV2"]) == ("ray.io/v1", "b")
+    assert OLD in kubectl("get", "rayservices.v1alpha1.ray.io", "-o", "yaml")
+    assert "deleted" in kubectl("delete", "-f", "-", feed=manifest)
+
+
+@pytest.mark.parametrize(("version", "kind"), [("ray.io/v1beta1", "RayService"), ("acme.example/v1", "Thing"), ("ray.io/v1", "RayCluster")])
+def test_case_23_a_kind_that_is_not_served_is_refused_by_name(kubectl: Kubectl, kube_api: KubeApi, version: str, kind: str) -> None:
+    if not kube_api.embedded and kind == "RayCluster":
+        pytest.skip("a real cluster with KubeRay has it")
+    words = kubectl("apply", "-f", "-", feed={"apiVersion": version, "kind": kind, "metadata": {"name": "x"}, "spec": {}}, fails=True)
+    assert f'no matches for kind "{kind}" in version "{version}"' in words

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from kube_space import KubeApi, Space
 from patience import until
 from test_kube_api import made, ray_service, service
@@ -137,3 +138,46 @@ def test_a_real_ray_on_that_cluster(environment: Embedded, kube_api: KubeApi, sp
     later.down(print)
     assert not environment.running() and not environment.parts() and kube_api.kubeconfig.is_file()
     until(lambda: space.client.get(f"/api/v1/namespaces/{namespace}").status_code == 404, "the namespace that was made to be gone", 180)
+
+
+OPTIONS = {
+    "applications": [],
+    "http_options": {"host": "0.0.0.0", "port": 8000, "request_timeout_s": 30},
+    "grpc_options": {"port": 9000},
+    "proxy_location": "EveryNode",
+    "logging_config": {"log_level": "DEBUG"},
+    "target_capacity": 50,
+}
+
+
+def test_case_23_options_of_serve_are_passed_on_or_named(cluster: KubernetesCluster, space: Space) -> None:
+    serve = Serve()
+    controller = controllers.RayServiceController(cluster, serve, 9123, space.name)
+    made(space.create("rayservices", ray_service(serveConfigV2=yaml.safe_dump(OPTIONS))))
+    controller.reconcile()
+    controller.reconcile()
+    assert serve.sent == [{"applications": [], "logging_config": {"log_level": "DEBUG"}, "target_capacity": 50}]
+    told = [event["message"] for event in cluster.list("Event", space.name) if event["reason"] == "ServeOptionsIgnored"]
+    assert told == [
+        "serveConfigV2: http_options, grpc_options, proxy_location: they are not taken up; "
+        "Serve of the embedded cluster runs already, with options of its own"
+    ]
+    assert all(any(key in line for line in controllers.NOT_SUPPORTED) for key in controllers.AT_START)
+
+
+def test_case_23_without_options_nothing_is_said(controller: controllers.RayServiceController, cluster: KubernetesCluster, space: Space) -> None:
+    made(space.create("rayservices", ray_service(**IDLE)))
+    controller.reconcile()
+    assert not [event for event in cluster.list("Event", space.name) if event["reason"] == "ServeOptionsIgnored"]
+
+
+def test_case_23_a_configuration_that_serve_refuses_is_told_by_an_event(cluster: KubernetesCluster, space: Space) -> None:
+    class Refusing(Serve):
+        def put_applications(self, config: dict[str, Any]) -> None:
+            answer = httpx.Response(400, text="no such thing", request=httpx.Request("PUT", self.url))
+            answer.raise_for_status()
+
+    made(space.create("rayservices", ray_service(**IDLE)))
+    controllers.RayServiceController(cluster, Refusing(), 9123, space.name).reconcile()
+    (event,) = [event for event in cluster.list("Event", space.name) if event["reason"] == "FailedToUpdateServeApplications"]
+    assert (event["message"], event["involvedObject"]["name"]) == ("Serve refused serveConfigV2: no such thing", "ray")

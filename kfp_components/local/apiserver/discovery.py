@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from kfp_components.kube_api.kinds import KINDS, Kind
+from kfp_components.kube_api.kinds import KINDS, OLD_VERSIONS, Kind
 
 Object = dict[str, Any]
 VERSION = {"major": "1", "minor": "34", "gitVersion": "v1.34.0-kfp-serving-embedded", "platform": "embedded/local"}
 GROUPS = {k.group: k.version for k in KINDS if k.group} | {"authorization.k8s.io": "v1"}
+SERVED = [*GROUPS.items(), *OLD_VERSIONS]
+"""Groups and versions."""
 CRUD = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 REVIEWS = ("SelfSubjectAccessReview", "SelfSubjectRulesReview")
 META = "io.k8s.apimachinery.pkg.apis.meta.v1"
@@ -22,8 +25,8 @@ def api_versions() -> Object:
 
 def group(name: str) -> Object:
     """`/apis/{group}`."""
-    version = {"groupVersion": f"{name}/{GROUPS[name]}", "version": GROUPS[name]}
-    return {"kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": [version], "preferredVersion": version}
+    versions = [{"groupVersion": f"{name}/{version}", "version": version} for of, version in SERVED if of == name]
+    return {"kind": "APIGroup", "apiVersion": "v1", "name": name, "versions": versions, "preferredVersion": versions[0]}
 
 
 def groups() -> Object:
@@ -34,7 +37,7 @@ def groups() -> Object:
 def resources(name: str, version: str) -> Object:
     """`/api/v1` and `/apis/{group}/{version}`."""
     found: list[Object] = []
-    for kind in (k for k in KINDS if k.group == name):
+    for kind in _kinds(name, version):
         verbs = CRUD if kind.namespaced else [verb for verb in CRUD if verb != "deletecollection"]
         entry = {
             "name": kind.plural,
@@ -57,14 +60,20 @@ def resources(name: str, version: str) -> Object:
 
 def openapi_v3_index() -> Object:
     """`/openapi/v3`."""
-    places = ["api/v1", *(f"apis/{name}/{version}" for name, version in GROUPS.items())]
+    places = ["api/v1", *(f"apis/{name}/{version}" for name, version in SERVED)]
     return {"paths": {place: {"serverRelativeURL": f"/openapi/v3/{place}"} for place in places}}
 
 
+def _kinds(name: str, version: str) -> list[Kind]:
+    """The kinds of a group in one of its versions."""
+    old = [replace(kind, version=version) for kind in OLD_VERSIONS.get((name, version), ())]
+    return old or [kind for kind in KINDS if kind.group == name]
+
+
 @cache
-def openapi_v3(name: str) -> Object:
+def openapi_v3(name: str, version: str = "v1") -> Object:
     """`/openapi/v3/...` of one group: enough for validation on the server's side, `kubectl explain` and typed clients."""
-    kinds = [k for k in KINDS if k.group == name]
+    kinds = _kinds(name, version)
     components = {_component(k): _published(k) for k in kinds}
     paths = {path: item for k in kinds for path, item in _paths(k).items()}
     return {"openapi": "3.0.0", "info": INFO, "paths": paths, "components": {"schemas": components}}
@@ -75,6 +84,15 @@ def openapi_v2() -> Object:
     """`/openapi/v2`, as JSON only."""
     definitions = {_component(k): _published(k) for k in KINDS}
     return {"swagger": "2.0", "info": INFO, "paths": {}, "definitions": definitions}
+
+
+OPENAPI_V2_PROTOBUF = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+
+
+def openapi_v2_head() -> bytes:
+    """`/openapi/v2` as protobuf: the head of the document without a definition. kubectl asks for it about a kind that no other document has, finds
+    none, and says in its own words that there is no such kind."""
+    return b"\n\x032.0"
 
 
 INFO = {"title": "kfp-serving embedded Kubernetes API", "version": VERSION["gitVersion"]}

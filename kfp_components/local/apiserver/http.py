@@ -21,7 +21,7 @@ from starlette.routing import Route
 from kfp_components.kube_api import failure
 from kfp_components.kube_api.access import Account, authenticate
 from kfp_components.kube_api.failure import Failure
-from kfp_components.kube_api.kinds import BY_PATH, KNOWN_ELSEWHERE, Kind
+from kfp_components.kube_api.kinds import BY_PATH, KNOWN_ELSEWHERE, OLD_VERSIONS, Kind
 from kfp_components.kube_api.selectors import matcher
 from kfp_components.kube_api.store import Change, Store
 from kfp_components.kube_api.verbs import Call, Verbs
@@ -45,11 +45,27 @@ class Target:
     namespace: str
     name: str
     sub: str
+    api_version: str
+    """As the path says it: objects are stored in the kind's own and shown in this one."""
 
     @property
     def resource(self) -> str:
         """As access rules name it."""
         return f"{self.kind.plural}/{self.sub}" if self.sub else self.kind.plural
+
+    def stored(self, body: Any) -> Any:
+        """The body of a request in the version that is stored."""
+        if self.api_version == self.kind.api_version or not isinstance(body, dict):
+            return body
+        said = body.get("apiVersion")
+        if said == self.kind.api_version:  # the path says otherwise
+            message = f"{said}, Kind={self.kind.kind} cannot be handled as {self.api_version}, Kind={self.kind.kind}"
+            raise failure.bad_request(f"the object provided is unrecognized (must be of type {self.kind.kind}): {message}")
+        return {**body, "apiVersion": self.kind.api_version} if said == self.api_version else body
+
+    def shown(self, obj: Object) -> Object:
+        """An object as it was stored, in the version of the path."""
+        return {**obj, "apiVersion": self.api_version} if obj.get("apiVersion") == self.kind.api_version else obj
 
 
 class Api:
@@ -100,7 +116,7 @@ class Api:
         if verb == "list":
             return self._list(request, target)
         if verb == "get":
-            return _answer(request, kind, self.verbs.get(kind, target.namespace, target.name))
+            return _answer(request, kind, target.shown(self.verbs.get(kind, target.namespace, target.name)))
         if (
             (bool(target.name) == (verb in ("create", "deletecollection")))
             or (target.sub and verb == "delete")
@@ -113,7 +129,7 @@ class Api:
     async def _change(self, request: Request, account: Account, target: Target, verb: str) -> Response:
         kind, query = target.kind, request.query_params
         content_type = request.headers.get("content-type", "application/json").split(";")[0].strip()
-        body = await _body(request, content_type)
+        body = target.stored(await _body(request, content_type))
         call = _call(request)
         if verb in ("delete", "deletecollection"):
             options = body if isinstance(body, dict) else {}
@@ -121,7 +137,7 @@ class Api:
             options |= {"propagationPolicy": policy} if policy else {}
             dry = call.dry_run or "All" in options.get("dryRun", [])
             if verb == "delete":
-                return JSONResponse(self.verbs.delete(kind, target.namespace, target.name, options, dry_run=dry))
+                return JSONResponse(target.shown(self.verbs.delete(kind, target.namespace, target.name, options, dry_run=dry)))
             match = matcher(kind, query.get("labelSelector", ""), query.get("fieldSelector", ""))
             doomed = [o for o in self.store.find(kind, target.namespace) if match(o)]
             self.verbs.delete_collection(kind, doomed, options, dry_run=dry)
@@ -152,7 +168,7 @@ class Api:
                     'PatchOptions.meta.k8s.io "" is invalid: force: Forbidden: may not be specified for non-apply patch',
                 )
             stored = self.verbs.patch(kind, target.namespace, target.name, content_type, body, call, target.sub)
-        answer = _answer(request, kind, stored, code)
+        answer = _answer(request, kind, target.shown(stored), code)
         for warning in call.warnings:
             answer.headers.append("Warning", f"299 - {json.dumps(warning)}")
         return answer
@@ -166,8 +182,8 @@ class Api:
         metadata = {"resourceVersion": str(self.store.version)}
         if _wants_table(request):
             return JSONResponse(as_table(kind, found, metadata, query.get("includeObject", "Metadata")))
-        items = [{k: v for k, v in o.items() if k not in ("apiVersion", "kind")} for o in found] if kind.builtin else found
-        return JSONResponse({"kind": f"{kind.kind}List", "apiVersion": kind.api_version, "metadata": metadata, "items": items})
+        items = [{k: v for k, v in o.items() if k not in ("apiVersion", "kind")} if kind.builtin else target.shown(o) for o in found]
+        return JSONResponse({"kind": f"{kind.kind}List", "apiVersion": target.api_version, "metadata": metadata, "items": items})
 
     def _watch(self, request: Request, target: Target) -> Response:
         query, kind = request.query_params, target.kind
@@ -185,13 +201,13 @@ class Api:
         include = query.get("includeObject", "Metadata")
 
         def line(change: str, obj: Object) -> str:
-            shown = as_table(kind, [obj], {"resourceVersion": obj["metadata"]["resourceVersion"]}, include) if table else obj
+            shown = as_table(kind, [obj], {"resourceVersion": obj["metadata"]["resourceVersion"]}, include) if table else target.shown(obj)
             return json.dumps({"type": change, "object": shown}) + "\n"
 
         def bookmark(version: int) -> str:
             bare = {
                 "kind": kind.kind,
-                "apiVersion": kind.api_version,
+                "apiVersion": target.api_version,
                 "metadata": {"resourceVersion": str(version), "creationTimestamp": None},
             }
             return json.dumps({"type": "BOOKMARK", "object": bare}) + "\n"
@@ -250,7 +266,8 @@ def _target(parts: list[str]) -> Target:
     if group and group not in discovery.GROUPS:
         hint = f"{rest[0]} of {group} are not served by the embedded API server" if rest[0] in KNOWN_ELSEWHERE else ""
         raise failure.no_resource(hint)
-    kind = BY_PATH.get((group, version, rest[0]))
+    old = {kind.plural: kind for kind in OLD_VERSIONS.get((group, version), ())}
+    kind = BY_PATH.get((group, version, rest[0])) or old.get(rest[0])
     if kind is None:
         hint = f"{rest[0]} are not served by the embedded API server" if rest[0] in KNOWN_ELSEWHERE else ""
         raise failure.no_resource(hint)
@@ -259,7 +276,7 @@ def _target(parts: list[str]) -> Target:
         raise failure.no_resource()
     if name and kind.namespaced and not namespace:
         raise failure.no_resource()
-    return Target(kind, namespace, name, sub)
+    return Target(kind, namespace, name, sub, f"{group}/{version}" if old else kind.api_version)
 
 
 def _documents(request: Request, parts: list[str]) -> Response:
@@ -279,18 +296,18 @@ def _documents(request: Request, parts: list[str]) -> Response:
             return JSONResponse(discovery.resources("", "v1"))
         case ["apis", group] if group in discovery.GROUPS:
             return JSONResponse(discovery.group(group))
-        case ["apis", group, version] if discovery.GROUPS.get(group) == version:
+        case ["apis", group, version] if (group, version) in discovery.SERVED:
             return JSONResponse(discovery.resources(group, version))
         case ["openapi", "v2"]:
             if "protobuf" in request.headers.get("accept", "") and "json" not in request.headers.get("accept", ""):
-                raise Failure(406, "NotAcceptable", "only the following media types are accepted: application/json")
+                return Response(discovery.openapi_v2_head(), media_type=discovery.OPENAPI_V2_PROTOBUF)
             return JSONResponse(discovery.openapi_v2())
         case ["openapi", "v3"]:
             return JSONResponse(discovery.openapi_v3_index())
         case ["openapi", "v3", "api", "v1"]:
             return JSONResponse(discovery.openapi_v3(""))
-        case ["openapi", "v3", "apis", group, version] if discovery.GROUPS.get(group) == version:
-            return JSONResponse(discovery.openapi_v3(group))
+        case ["openapi", "v3", "apis", group, version] if (group, version) in discovery.SERVED:
+            return JSONResponse(discovery.openapi_v3(group, version))
     raise failure.no_resource()
 
 
