@@ -453,7 +453,7 @@ def append_lines(text: str, at: int, new: Sequence[str], indent: int) -> str:
 
 
 def without_block(text: str, marker: int, end: int, floor: int | None = None) -> str:
-    """Without an item or a pair of block style, from its dash or key to its ``end``; with ``floor`` also without its own comments above."""
+    """Without an item or a pair of block style, from its dash or key to its ``end``; with ``floor`` also without its comments above."""
     below = rest_of_line(text, end)
     below = end if below is None else below
     if begins_line(text, marker):
