@@ -21,8 +21,9 @@ TIMES = "@"
 class ArmCounts:
     """One version's part of a tick: answered requests, failures and client errors (4xx) among them, and requests per latency bucket.
 
-    ``routed`` are the requests that arrived for it, answered or not (None: as many as ended); ``waiting`` have no answer at the look. The clients of
-    ``disconnects`` gave up before their answer was whole: those are not in ``requests``.
+    ``routed`` are the requests that arrived for it, answered or not (None: as many as ended); ``waiting`` have no answer at the look, the oldest of
+    them for ``waits_s`` (an older router does not tell). The clients of ``disconnects`` gave up before their answer was whole: those are not in
+    ``requests``.
     """
 
     requests: int = 0
@@ -32,6 +33,7 @@ class ArmCounts:
     waiting: int = 0
     client_errors: int = 0
     disconnects: int = 0
+    waits_s: tuple[float, ...] = ()
 
     @property
     def ended(self) -> int:
@@ -52,6 +54,7 @@ class ArmCounts:
             self.waiting + other.waiting,
             self.client_errors + other.client_errors,
             self.disconnects + other.disconnects,
+            self.waits_s + other.waits_s,
         )
 
 
@@ -99,7 +102,8 @@ def advance(cursor: Cursor, page: Mapping[str, Any], stable: str, candidate: str
                 broken = f"router replica {replica} counted backwards for version {version}"
                 continue
             routed = max(0, _arrived(now) - _arrived(before))  # a pinned request that was waiting is not
-            arms[version] += ArmCounts(requests, failures, latency, routed, now.get("in_flight", 0), client_errors, disconnects)
+            waits_s = tuple(now.get("waits_s", ()))
+            arms[version] += ArmCounts(requests, failures, latency, routed, now.get("in_flight", 0), client_errors, disconnects, waits_s)
     return Tick(arms[stable], arms[candidate], tuple(page["latency_bounds_s"]), broken), following
 
 

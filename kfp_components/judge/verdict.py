@@ -123,10 +123,17 @@ class Judge:
             self._judge_by_weight(state, tick, weight_percent)
             state["split"] = split.update(state["split"], tick.candidate.arrived, tick.stable.arrived, weight_percent)
         state["weight_percent"] = weight_percent
-        waits = stuck.looks_stuck(tick.candidate.waiting, tick.stable.waiting, weight_percent)
+        waits = stuck.looks_stuck(tick.candidate.waiting, tick.stable.waiting, weight_percent) or self._looks_hung(state, tick)
         state["stuck_looks"] = state.get("stuck_looks", 0) + 1 if waits else 0
         self.state = state
         return self._verdict(tick, weight_percent)
+
+    def _looks_hung(self, state: dict[str, Any], tick: Tick) -> bool:
+        stable, candidate = _total(state["stable"]), _total(state["candidate"])
+        answered_s = quantile_s(stable.latency_counts, unpack_bounds(state["bounds_s"]), 1.0)
+        slowest_s = None if answered_s is None else max(answered_s, *tick.stable.waits_s, 0.0)
+        waiting = len(tick.candidate.waits_s)
+        return stuck.looks_hung(tick.candidate.waits_s, slowest_s, candidate.ended + waiting, stable.ended)
 
     def _judge(self, state: dict[str, Any], tick: Tick) -> None:
         """A batch is evidence now. ``state`` is changed at its top level only: what it held before may have been given out."""
@@ -279,7 +286,8 @@ def _evidence(rate: dict[str, Any]) -> dict[str, float]:
 
 def _total(stored: dict[str, Any]) -> ArmCounts:
     """A version's totals from the state; that of an older version lacks some."""
-    return ArmCounts(latency_counts=unpack(stored["latency_counts"]), **{key: int(stored.get(key, 0)) for key in COUNTED})
+    numbers: dict[str, Any] = {key: int(stored.get(key, 0)) for key in COUNTED}
+    return ArmCounts(latency_counts=unpack(stored["latency_counts"]), **numbers)
 
 
 def _forget_latency(state: dict[str, Any]) -> None:

@@ -68,8 +68,6 @@ class Prefixes:
 
     def path(self, path: str) -> str | None:
         """The public one of an absolute path; None when it is not below an internal prefix."""
-        if self.public in self.internal:
-            return None  # the version stands at the public route already
         for prefix in self.internal:
             rest = _below(path, prefix)
             if rest is not None:

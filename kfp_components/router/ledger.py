@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import time
 from collections import deque
 from typing import Any
@@ -15,12 +16,15 @@ FAILURE_CLASSES = ("http_5xx", "overloaded", "timeout", "connect", "stream_broke
 RECENT_REQUESTS = 2000
 """Unpinned requests of a version whose outcomes are remembered: how it does now, not how it did in an outage last week."""
 
+OLDEST_WAITING = 20
+"""Requests of a version of which a page tells how long they have waited, the oldest first."""
+
 
 class VersionCounts:
     """Counts of one version. ``requests`` are answered unpinned ones; those whose client went away are only in ``client_disconnects``.
 
     ``recent`` are the same outcomes among the last `RECENT_REQUESTS` unpinned requests, answered or given up. ``in_flight`` are all that are not over
-    yet, pinned ones, streams and WebSockets too; of them ``waiting`` are the unpinned ones whose answer has not begun, since ``oldest_waiting_s``.
+    yet, pinned ones, streams and WebSockets too; of them ``waiting`` are the unpinned ones whose answer has not begun, the oldest since ``waits_s``.
     """
 
     def __init__(self) -> None:
@@ -66,9 +70,10 @@ class VersionCounts:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        oldest = next(iter(self._waiting.values()), None)
+        now = time.perf_counter()
+        waits_s = [now - since for since in itertools.islice(self._waiting.values(), OLDEST_WAITING)]
         found = {key: value for key, value in vars(self).items() if not key.startswith("_")}
-        return {**found, "waiting": len(self._waiting), "oldest_waiting_s": None if oldest is None else time.perf_counter() - oldest}
+        return {**found, "waiting": len(self._waiting), "waits_s": waits_s}
 
     def _remember(self, outcome: str | None) -> None:
         if len(self._outcomes) == RECENT_REQUESTS:

@@ -757,3 +757,24 @@ def test_steps_end_when_the_evidence_allows_the_next() -> None:
     assert not weight.may_advance(steps, 2, verdict("inconclusive", 1, 19.9)) and weight.may_advance(steps, 2, verdict("pass", 1, 20))
     for kind in ("fail", "error"):
         assert not any(weight.may_advance(steps, index, verdict(kind, 1, 1e9)) for index in range(3))
+
+
+def test_case_20_eight_clients_who_all_wait_for_a_candidate_that_hangs_are_enough() -> None:
+    """No time limit, and nothing is answered any more, so there is nothing to count: the looks hold what waits, and for how long."""
+    rules = RULES.model_copy(update={"tick_s": 1.0})
+    judge = Judge(rules)
+    for tick in ticks(6, 5):
+        judge.observe(tick, weight_percent=10)
+    kinds = []
+    for waited_s in range(30):
+        waiting = ArmCounts(routed=0, waiting=8, waits_s=(float(waited_s),) * 8)
+        verdict = judge.observe(Tick(ArmCounts(), waiting, LATENCY_BOUNDS_S), weight_percent=10)
+        kinds.append(verdict.kind)
+    assert kinds[0] == "inconclusive" and kinds[-1] == "fail" and kinds.index("fail") < 10, kinds
+    assert "the candidate hangs: 8 of its requests wait for an answer, 0 of stable's" in verdict.sentence
+    slow = Judge(rules)
+    for tick in ticks(6, 5):
+        slow.observe(tick, weight_percent=10)
+    for _ in range(30):
+        both = ArmCounts(routed=0, waiting=4, waits_s=(20.0,) * 4)
+        assert slow.observe(Tick(both, both, LATENCY_BOUNDS_S), weight_percent=10).kind == "inconclusive", "stable's wait as long"

@@ -227,3 +227,36 @@ def test_stuck_sees_a_hanging_candidate_and_no_other() -> None:
 @given(st.lists(st.floats(-500, 500), min_size=1, max_size=10))
 def test_mixture_is_between_its_parts(logs: list[float]) -> None:
     assert math.exp(min(logs)) * (1 - 1e-9) <= error_rate.mixed(logs) <= math.exp(max(logs)) * (1 + 1e-9)
+
+
+def test_case_20_a_version_that_hangs_is_told_from_one_that_is_slow_by_how_long_stables_requests_took() -> None:
+    """Without any time limit; eight clients, each waiting for its answer."""
+    hangs = [41.0] * 8
+    assert stuck.looks_hung(hangs, 10.0, 20, 100) and stuck.looks_hung(hangs, 10.0, 8, 30)
+    assert not stuck.looks_hung([39.0] * 8, 10.0, 20, 100), "not longer than four times stable's slowest"
+    assert not stuck.looks_hung(hangs, 10.0, 8, 10), "too little is known of stable"
+    assert not stuck.looks_hung(hangs[:2], 10.0, 20, 100) and stuck.looks_hung(hangs[:2], 10.0, 20, 30_000), "two slow ones need more"
+    assert not stuck.looks_hung(hangs, None, 8, 0) and not stuck.looks_hung([], 10.0, 8, 1000) and not stuck.looks_hung(hangs, 10.0, 0, 1000)
+
+
+def test_case_20_no_version_is_called_hanging_that_answers_as_stable_does() -> None:
+    """A heavy tail (lognormal, sigma 2), two to eight clients, every look counted, no persistence: 400 canaries of 500 requests."""
+    rng, blamed = np.random.default_rng(20), 0
+    for _ in range(400):
+        clients, weight = int(rng.integers(2, 9)), float(rng.choice([0.1, 0.5, 0.9]))
+        free = np.zeros(clients)
+        open_c: list[tuple[float, float]] = []
+        all_c = all_s = 0
+        slowest_s = 0.0
+        for _ in range(500):
+            client = int(free.argmin())
+            now, took = float(free[client]), float(rng.lognormal(0.0, 2.0))
+            free[client] += took
+            if rng.random() < weight:
+                all_c += 1
+                open_c.append((now, now + took))
+            else:
+                all_s, slowest_s = all_s + 1, max(slowest_s, took)
+            open_c = [(began, ends) for began, ends in open_c if ends > now]
+            blamed += stuck.looks_hung([now - began for began, _ in open_c], slowest_s or None, all_c, all_s)
+    assert blamed == 0

@@ -51,11 +51,16 @@ class Proxy:
             return
         route = max(fitting, key=len)
         scope["root_path"] = route.rstrip("/")
+        first: list[Any] = [await receive()]  # Serve's proxy begins to read at once, so that the client goes on to send
+
+        async def rest() -> Any:
+            return first.pop() if first else await receive()
+
         if self.table[route] == "m-router":
-            await self.router.handle(scope, receive, send)
+            await self.router.handle(scope, rest, send)
         else:
             self.asked.append(f"{self.table[route]} {path}")
-            await self._version(path[len(route.rstrip("/")) :], scope, receive, send)
+            await self._version(path[len(route.rstrip("/")) :], scope, rest, send)
 
     async def _version(self, below: str, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
@@ -161,6 +166,21 @@ def test_d7_a_request_whose_version_has_just_moved_is_sent_after_it_once(public:
         assert proxy.asked[-1] == f"m-v1 {public.rstrip('/')}/b" and len(proxy.asked) == (2 if public == "/" and kind == "small" else 1)
         found = counted(proxy)
         assert (found["requests"], found["failures"], found["client_errors_4xx"], found["in_flight"]) == (2, 0, 0, 0)
+
+    with_proxy(test)
+
+
+def test_d7_of_a_body_that_somebody_else_took_the_begin_of_as_much_as_was_kept_is_sent_again() -> None:
+    """By the private route of the router, while the public one changes hands: the router meets its own request."""
+
+    async def test(proxy: Proxy, client: aiohttp.ClientSession, url: str) -> None:
+        proxy.table = {"/m": "m-v1", "/.versions/m/-router": "m-router"}
+        assert (await get(client, f"{url}/.versions/m/-router/a"))[0] == 200
+        proxy.table = {"/m": "m-router", "/.versions/m/-router": "m-router", INTERNAL: "m-v1"}
+        size = 1 << 17
+        status, told = await put(client, f"{url}/.versions/m/-router/b", pieces(size))
+        assert status == 200 and json.loads(told) == {"below": "/b", "bytes": size}
+        assert counted(proxy)["requests"] == 2
 
     with_proxy(test)
 
