@@ -44,6 +44,11 @@ FORMS = {
     "JSON, pretty, four columns": json.dumps({"applications": [{"name": "a", "deployments": [{"name": "A"}]}]}, indent=4) + "\n",
     "JSON, an empty list": '{"applications": [], "proxy_location": "EveryNode"}\n',
     "JSON, pretty, an empty list": '{\n  "applications": [],\n  "proxy_location": "EveryNode"\n}\n',
+    "JSON, null": '{"proxy_location": "EveryNode", "applications": null}\n',
+    "JSON, no applications": '{"proxy_location": "EveryNode"}\n',
+    "JSON, pretty, no applications": '{\n  "proxy_location": "EveryNode"\n}\n',
+    "JSON, nothing": "{}",
+    "flow, no applications": "{proxy_location: EveryNode}  # all\n",
     "an empty list": "applications: []\n",
     "an empty list with a comment": "proxy_location: EveryNode\napplications: []  # none yet\nlogging_config: {}\n",
     "an empty list with blanks": "applications: [ ]  # none yet\n",
@@ -135,8 +140,12 @@ def test_adding_and_removing_gives_the_very_text(form: str) -> None:
     assert as_the_operator_reads(added) == [*([NEW] if first else []), *as_the_operator_reads(text), *([] if first else [NEW])]
     gone, new = lines_out_and_in(text, added)
     assert len(gone) <= 1 and len(new) - len(gone) <= (27 if added.lstrip("\ufeff").startswith("{") else NEW_LINES + 1), "no more lines than its own"
-    assert all("[" in line or "null" in line or "~" in line or not line.endswith("\n") or "{name" in line or "}" in line for line in gone), gone
+    assert all(
+        "[" in line or "null" in line or "~" in line or not line.endswith("\n") or "{name" in line or "}" in line or form.startswith("JSON")
+        for line in gone
+    ), gone
     assert ("\r\n" in text) == ("\r" in added) and added.count("\r\n") == added.count("\r")
+    assert not form.startswith("JSON") or json.loads(added)["applications"][-1] == NEW
     assert rayservice.without_application(added, "whisper-v2") == text
     again = rayservice.with_application(added, {**NEW, "name": "whisper-v3", "route_prefix": "/.versions/whisper/v3"})
     assert rayservice.without_application(again, "whisper-v3") == added
@@ -269,6 +278,13 @@ def test_case_15_what_ray_takes_is_taken() -> None:
     text = "applications:\n- {import_path: m:a, route_prefix: null}\n- {name: A b/ü, import_path: m:b, route_prefix: null, deployments: }\n"
     assert list(rayservice.applications(text)) == ["default", "A b/ü"]
     assert rayservice.user_config(text, "A b/ü", "Model") is None
+
+
+@pytest.mark.parametrize("listed", ["[ {name: a}]", "[  {name: a}]", "[\n  {name: a}\n]", "[{name: a} ]"])
+def test_the_last_one_of_a_list_in_brackets_leaves_the_brackets(listed: str) -> None:
+    """An empty list is what Ray takes; null, or none, is left only where it was so before."""
+    removed = rayservice.without_application(f"applications: {listed}\n", "a")
+    assert yaml.safe_load(removed) == {"applications": []}
 
 
 # --- places -----------------------------------------------------------------------------------------------------------------------
