@@ -300,6 +300,14 @@ def test_a_route_is_written_below_the_name() -> None:
     text = "applications:\n  - name: a  # speech\n    # how\n    import_path: m:a\n  - import_path: m:b\n"
     assert rayservice.with_route(text, "a", "/a") == text.replace("    # how\n", "    route_prefix: /a\n    # how\n")
     assert rayservice.with_route(text, "default", "/b") == text.replace("- import_path: m:b", "- route_prefix: /b\n    import_path: m:b")
+    for name in ("a", "default"):
+        assert rayservice.with_route(rayservice.with_route(text, name, "/x"), name, None) == text
+
+
+def test_true_is_not_one_but_one_is_one_point_zero() -> None:
+    text = "applications:\n- name: a\n  args: {x: 1}\n"
+    assert rayservice.with_application(text, {"name": "a", "args": {"x": 1.0}}) == text
+    assert rayservice.with_application(text, {"name": "a", "args": {"x": True}}) == text.replace("1}", "true}")
 
 
 @pytest.mark.parametrize("route", ["/", "/a b", "/it's", "/a/{id}", "/~x", "/v1.0-", "/größe", "'/a'", '"/a"', "/a:b", "/a#b", "'/it''s'"])
@@ -392,6 +400,9 @@ def test_what_is_merged_in_is_overridden_or_written_out(wanted: dict[str, Any]) 
     after = rayservice.with_application(ANCHORS, {"name": "c", **wanted})
     assert rayservice.applications(after) == rayservice.applications(ANCHORS) | {"c": {"name": "c", **wanted}}
     assert as_the_operator_reads(after)[-1] == {"name": "c", **wanted}
+    assert after.startswith(ANCHORS.partition("    <<")[0])
+    commented = ANCHORS.replace("    port: 1", "    port: 1  # ours")
+    assert "port" not in wanted or wanted["port"] == 2 or "  # ours" in rayservice.with_application(commented, {"name": "c", **wanted})
 
 
 def test_an_alias_within_the_application_follows_or_is_written_out() -> None:
