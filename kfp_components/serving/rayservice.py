@@ -30,6 +30,9 @@ NOT_THERE = "# not there before its first application"
 FIRST = "# the first application; without it this was "
 """Said behind a line that is added, so that the text is as it was, to the letter, once the only application is gone again."""
 
+WAS_NULL, WAS_NOT_THERE = "[   ", "[    "
+"""The same in JSON, which has no comments: more blanks behind the bracket than anybody writes, and none before the other."""
+
 
 def serve_config(rayservice: Mapping[str, Any] | None) -> str:
     """The ``serveConfigV2`` of a RayService as it was read; empty when there is none."""
@@ -334,13 +337,15 @@ def _added(found: _Configuration, wanted: dict[str, Any]) -> str:
     if root is None:
         return yaml_text.append_lines(text, _end_of_nothing(text), _first_lines(wanted, indents), 0)
     if listed is None and root.flow:
-        return yaml_text.with_pairs(text, root, {"applications": [wanted]}, indents)
+        added = yaml_text.with_pairs(text, root, {"applications": []}, indents)
+        return _with_blanks(_added(_read(added), wanted), WAS_NOT_THERE)
     if listed is None:
         return yaml_text.append_lines(text, root.end, _first_lines(wanted, indents), yaml_text.column(text, root.first))
     if listed.items:
         return yaml_text.with_items(text, listed, [wanted], indents)
     if root.flow and listed.kind == "scalar":
-        return yaml_text.replaced(text, root, listed, [wanted], indents)
+        added = _added(_read(yaml_text.replaced(text, root, listed, [], indents)), wanted)
+        return _with_blanks(added, WAS_NULL) if text[listed.start : listed.end] == "null" else added
     key, value = root.pairs[found.key]
     assert value.colon is not None
     was = text[value.colon : value.end]
@@ -358,6 +363,12 @@ def _first_lines(wanted: dict[str, Any], indents: Indents) -> list[str]:
     return [f"{first}  {NOT_THERE}", *others]
 
 
+def _with_blanks(text: str, bracket: str) -> str:
+    listed = _read(text).listed
+    assert listed is not None
+    return text[: listed.opened - 1] + bracket + text[listed.opened :]
+
+
 def _end_of_nothing(text: str) -> int:
     """Where a text without content goes on: at its end, or below the start of its document when that is marked."""
     marks = list(re.finditer(r"^---(?=\s|$)", text, re.MULTILINE))
@@ -367,10 +378,15 @@ def _end_of_nothing(text: str) -> int:
 def _removed(found: _Configuration, index: int) -> str:
     text, root, listed = found.text, found.root, found.listed
     assert root is not None and listed is not None
-    if len(listed.items) > 1 or listed.flow:
+    if len(listed.items) > 1:
         return yaml_text.without_item(text, listed, index)
     key, value = root.pairs[found.key]
     item = listed.items[0]
+    if listed.flow:
+        bracket = text[listed.opened - 1 : item.start] if item.end == listed.end - 1 else ""
+        if bracket == WAS_NOT_THERE:
+            return yaml_text.without_pair(text, root, found.key)
+        return yaml_text.replaced(text, root, value, None, found.indents) if bracket == WAS_NULL else yaml_text.without_item(text, listed, 0)
     first_line, key_line = (yaml_text.BREAK.split(text[at:], maxsplit=1)[0] for at in (item.marker, key.marker))
     if key_line.endswith(NOT_THERE):
         return yaml_text.without_pair(text, root, found.key, comments=False)

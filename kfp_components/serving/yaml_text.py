@@ -200,7 +200,7 @@ class _Reader:
             tag = str(self.yaml.resolver.resolve(ScalarNode, event.value, event.implicit if tag is None else (False, True)))
         if event.style in ("|", ">"):
             written = self.text[start:end]
-            if "+" in BREAK.split(written)[0].split("#")[0].split()[-1]:
+            if "+" in _header(written):
                 end = start + len(written.removesuffix("\n").removesuffix("\r"))
             else:
                 blank = event.value.rstrip("\n")[-1:].isspace()
@@ -278,6 +278,11 @@ def _at_its_colon(node: Node, at: int) -> None:
         node.start = node.end = at
 
 
+def _header(written: str) -> str:
+    """The sign of a literal or folded text, with what it says on blank lines at the end: ``|+``."""
+    return BREAK.split(written)[0].split("#")[0].split()[-1]
+
+
 def name_of(key: Node) -> str:
     """A key as JSON has it: a text."""
     return str(key.value) if isinstance(key.value, str) else json.dumps(key.value)
@@ -320,22 +325,22 @@ class Flow:
     """A double quote when all texts have one, as in JSON."""
     tight: bool = False
     """No blanks behind colons and commas."""
-    indent: int = 0
-    """The columns that each level is indented by when every value has a line of its own; 0 for one line."""
+    indent: str = ""
+    """What each level is indented by when every value has a line of its own; empty for one line."""
 
     def text(self, value: Any, margin: str = "", end: str = "\n") -> str:
         """A value; ``margin`` is the indentation of the line that it begins on, ``end`` that of a line."""
         blank = "" if self.tight else " "
         if isinstance(value, dict):
-            parts = [f"{scalar(key, self.quote)}:{blank}{self.text(item, margin + ' ' * self.indent, end)}" for key, item in value.items()]
+            parts = [f"{scalar(key, self.quote)}:{blank}{self.text(item, margin + self.indent, end)}" for key, item in value.items()]
         elif isinstance(value, list):
-            parts = [self.text(item, margin + " " * self.indent, end) for item in value]
+            parts = [self.text(item, margin + self.indent, end) for item in value]
         else:
             return scalar(value, self.quote)
         left, right = "{}" if isinstance(value, dict) else "[]"
         if not parts or not self.indent:
             return left + f",{blank}".join(parts) + right
-        inner = end + margin + " " * self.indent
+        inner = end + margin + self.indent
         return left + inner + f",{inner}".join(parts) + end + margin + right
 
 
@@ -386,7 +391,7 @@ def rest_of_line(text: str, at: int) -> int | None:
 
 def begins_line(text: str, at: int) -> bool:
     """Whether only blanks stand before the offset in its line."""
-    return not text[line_start(text, at) : at].strip(" ")
+    return not text[line_start(text, at) : at].strip(" \t")
 
 
 def with_comments_above(text: str, at: int, floor: int = 0) -> int:
@@ -398,7 +403,7 @@ def with_comments_above(text: str, at: int, floor: int = 0) -> int:
     while start:
         above = line_start(text, start - (2 if text[start - 2 : start] == "\r\n" else 1))
         line = text[above:start]
-        if above < floor or not line.lstrip(" ").startswith("#") or len(line) - len(line.lstrip(" ")) < deep:
+        if above < floor or not line.lstrip(" \t").startswith("#") or len(line) - len(line.lstrip(" \t")) < deep:
             break
         start = above
     return start
@@ -407,7 +412,7 @@ def with_comments_above(text: str, at: int, floor: int = 0) -> int:
 def margin_of(text: str, at: int) -> str:
     """The blanks that the line of an offset begins with."""
     line = text[line_start(text, at) : at]
-    return line[: len(line) - len(line.lstrip(" "))]
+    return line[: len(line) - len(line.lstrip(" \t"))]
 
 
 def indents_of(text: str, nodes: Sequence[Node], default: Indents) -> Indents:
@@ -430,10 +435,10 @@ def flow_of(text: str, node: Node) -> Flow:
     """How a flow collection is written, told by the first key in it."""
     inner = next((inner for inner in node.walk() if inner.pairs), None)
     if inner is None:
-        return Flow('"' if any(item.style == '"' for item in node.items) else None)
+        return Flow('"' if node.kind == "mapping" or any(item.style == '"' for item in node.items) else None)
     (key, value), *_ = inner.pairs
     own_lines = inner.flow and begins_line(text, key.start) and line_start(text, key.start) > inner.start
-    indent = max(column(text, key.start) - len(margin_of(text, inner.start)), 1) if own_lines else 0
+    indent = margin_of(text, key.start).removeprefix(margin_of(text, inner.start)) or "  " if own_lines else ""
     tight = key.style == '"' and value.colon is not None and value.colon == value.start < value.end
     return Flow('"' if key.style == '"' else None, tight, indent)
 
@@ -610,7 +615,7 @@ def _matched(node: Node, new: list[Any]) -> dict[int, int]:
 def _open_ended(text: str, node: Node) -> bool:
     """Whether a literal or folded text ends the whole text without a line end: with one it would mean another value."""
     *_, last = node.walk()
-    return last.style in ("|", ">") and not BREAK.search(text, last.end)
+    return last.style in ("|", ">") and "-" not in _header(text[last.start : last.end]) and not BREAK.search(text, last.end)
 
 
 def with_pairs(text: str, mapping: Node, new: Mapping[str, Any], indents: Indents, after: int | None = None) -> str:
@@ -689,7 +694,7 @@ def _not_swallowed(text: str, at: int, before: Node, indent: int) -> str:
         return text
     lead, found = text[:below], re.compile(r"(?:[ ]*(?:#[^\r\n]*)?(?:\r\n|\n|\r))*").match(text, below)
     between = found[0].splitlines(True) if found else []
-    keeps = "+" in BREAK.split(text[last.start : last.end])[0].split("#")[0]
+    keeps = "+" in _header(text[last.start : last.end])
     shallow = [line[max(len(line) - len(line.lstrip(" ")) - indent, 0) :] if line.strip() else line for line in between]
     if keeps:
         while shallow and not shallow[0].strip():
