@@ -5,6 +5,10 @@ answer says which version gave it. ``x-model-version`` on a request pins it to a
 router's own pages; they only tell. ``POST /{model}/-/heartbeat`` makes the candidate's weight hold on (see `control`); it needs the token whose hash
 stands in the RayService, and can do nothing else.
 
+Where the version's application is, is looked up when it is not where it was (see `routes`): the public route changes hands while requests are under
+way. What it says of itself by its internal route is told to the client by the public one (see `headers`); pages that it makes (``/docs`` of FastAPI)
+lead to the internal route all the same: Serve takes an application's ``root_path`` from its route alone.
+
 Each version has a bulkhead: so many requests in flight, and one more is answered 503 at once. A version that hangs fills its own and no other's.
 """
 
@@ -30,7 +34,12 @@ OWN_REQUESTS = 200
 """Requests that the deployment takes beside two full bulkheads: the own pages, and what is answered 503."""
 
 DRAIN_S = 3600.0
-"""For what is in flight when the router is removed: then it ends, however long it takes."""
+"""For what is in flight when the router is removed: that ends by itself, however long it takes.
+
+Meanwhile Serve says DELETING of the application, which holds up no other one. But a router of the same name that comes before the old one is gone
+gets no other ``user_config`` than its first (measured with Ray 2.60): so no weight. Who removes a router waits until ``in_flight`` at ``/-/router``
+is 0, or gives the next one another name.
+"""
 
 _current: Router | None = None
 

@@ -164,7 +164,7 @@ class Upstream:
         begun = asyncio.ensure_future(body.begun.wait())
         try:
             await asyncio.wait({sending, begun}, timeout=EXPECT_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done() or begun.done():
+            if sending.done() or body.begun.is_set():
                 return await sending
         except BaseException:
             sending.cancel()
