@@ -7,6 +7,7 @@
     │   ├── RequestInvalid                   a field of the request is wrong
     │   ├── NotFound                         an object that the request names does not exist
     │   ├── NameTaken                        an object of that name, or a field of it, belongs to somebody else
+    │   │   └── NotAdopted                   an application serves the model that no release knows: adopt it first
     │   ├── PermissionDenied                 the identity used may not do it
     │   ├── StepOutOfOrder                   an earlier step has to pass first; the release goes on
     │   ├── RecordTooNew                     a newer version of the library wrote the release record; use that

@@ -86,8 +86,8 @@ def adoption_of(cluster: Cluster, target: ModelTarget, asked: Asked = Asked()) -
 def adoptable(cluster: Cluster, namespace: str, rayservice_name: str) -> dict[str, str]:
     """Application -> model name, of all applications of a RayService that HTTP reaches and that are of no release.
 
-    Raises `NotFound` without the RayService, `RequestInvalid` where an application gives no name of its own. The model is called as its alias
-    ``{model}-predictor`` says, where one is there for the application's name or its route; else as the application.
+    Reads only. Raises `NotFound` without the RayService, `RequestInvalid` where an application gives no name of its own. The model is called as its
+    alias ``{model}-predictor`` says, where one is there for the application's name or its route; else as the application.
     """
     ref = Ref("RayService", rayservice_name, namespace)
     found = cluster.get(ref)

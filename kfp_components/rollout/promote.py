@@ -92,19 +92,21 @@ def _names(run: Run) -> NamesBefore:
 
 
 def _retire(run: Run, record: Release) -> None:
-    """The router goes, which has the route no more; the old version too when its time is over, unless that is later than a run waits for."""
+    """The router goes, which has the route no more; the old version too when its time is over, unless that is later than a run waits for.
+
+    Both stay for `tidy_release` where the router still has something in flight, which may be for the old version.
+    """
     previous, switched_unix_s = record.previous, record.switched_unix_s
     left_s = previous.until_unix_s - run.clock.now_unix_s() if previous is not None else 0.0
-    if previous is not None and switched_unix_s is not None and left_s > 0 and previous.until_unix_s - switched_unix_s > RUN_WAITS_S:
-        routes.drain(run)
-        remove(run, retired(record, kept=True))
-        return
-    if left_s > 0:
+    kept = previous is not None and switched_unix_s is not None and left_s > 0 and previous.until_unix_s - switched_unix_s > RUN_WAITS_S
+    if left_s > 0 and not kept:
         run.pause(left_s)
         weights.assert_runs(run, run.request.version)
-    routes.drain(run)
-    remove(run, retired(record, kept=False))
-    if previous is not None:
+    if not routes.drain(run):
+        journal.note(run, "promote", routes.still_busy(record))
+        return
+    remove(run, retired(record, kept=kept))
+    if previous is not None and not kept:
         journal.write(run, "promote", f"{previous.version} is removed", previous=None)
 
 

@@ -22,7 +22,7 @@ from kfp_components.serving import rayservice
 from kfp_components.traffic import Split
 
 DRAIN_S = 60.0
-"""How long is waited until nothing is in flight in the router before it goes; Serve lets it finish what is left by itself."""
+"""How long is waited until nothing is in flight in the router; after that it stays beside the others until `tidy_release`, or the next release."""
 
 
 def serving(run: Run, found: Manifest | None, record: Release | None) -> Serving | None:
@@ -143,16 +143,39 @@ def wait_back(run: Run, back: WayBack) -> None:
         weights.wait_owner(run, journal.current(run).application(back.stable))
 
 
-def drain(run: Run) -> None:
-    """Wait until the router, which has the route no more, has answered what it had taken; not for ever, and not for one that says nothing."""
+def drain(run: Run) -> bool:
+    """Wait until the router, which has the route no more, has answered what it had taken; False when that takes longer than `DRAIN_S`.
+
+    Then it must stay: a router that Serve removes while something is in flight in it stands in the way of the next one (measured with Ray 2.60: that
+    one takes no weight). One that cannot be asked has nothing in flight.
+    """
     deadline = run.clock.monotonic() + DRAIN_S
-    while run.clock.monotonic() < deadline:
+    while True:
         try:
             if run.router.in_flight() == 0:
-                return
+                return True
         except errors.TemporaryError:
-            return
+            return True
+        if run.clock.monotonic() >= deadline:
+            return False
         run.pause(0.5)
+
+
+def still_busy(record: Release) -> str:
+    """What is said then."""
+    router = names.router_application(record.model)
+    return f"application {router} still answers requests that it took; it stays until `kfp-serving tidy {record.in_a_command}`, or the next release"
+
+
+def left_over(run: Run, found: Manifest | None, record: Release) -> bool:
+    """Whether the router stands there without the route, and nothing is in flight in it."""
+    router = names.router_application(record.model)
+    if router not in rayservice.applications(rayservice.serve_config(found)) or has_it(run, found) == router:
+        return False
+    try:
+        return run.router.in_flight() == 0
+    except errors.TemporaryError:
+        return True
 
 
 def has_it(run: Run, found: Manifest | None) -> str | None:

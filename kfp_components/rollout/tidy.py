@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from kfp_components import errors
+from kfp_components import errors, names
 from kfp_components.cluster import Manifest
+from kfp_components.cluster.changes import write
 from kfp_components.release import Release
 from kfp_components.rollout import journal, manifests, promote, routes, undo, weights
 from kfp_components.rollout.run import Run
@@ -19,8 +20,11 @@ def tidy_release(run: Run) -> Release:
     """
     record = journal.read(run)
     try:
+        run.address = record.address
         if due(run, record):
             record = put_away(run)
+        elif record.done and not record.open and routes.left_over(run, run.persist(lambda: run.cluster.get(run.rayservice)), record):
+            _remove_router(run, record)
         _show_what_is(run, record)
         return record
     except errors.ReleaseHeld:
@@ -56,10 +60,21 @@ def put_away(run: Run) -> Release:
             f"{run.rayservice}: {run.address.route} sends users to {old}, which was to be removed; somebody else wrote that. {old} stays: "
             f"`kfp-serving rollback {record.in_a_command}` goes back to it"
         )
-    promote.remove(run, {record.application(old)})
+    router = {names.router_application(record.model)} if routes.left_over(run, found, record) else set()
+    promote.remove(run, {record.application(old)} | router)
     record = journal.write(run, "tidy up", f"{old} is removed", previous=None)
     run.persist(run.lease.release)
     return record
+
+
+def _remove_router(run: Run, record: Release) -> None:
+    """It answered what it had taken; no release runs, so nobody needs it."""
+    run.persist(run.lease.acquire)
+    try:
+        if journal.read_record(run).epoch == record.epoch:
+            write(run.cluster, manifests.removal_change(run, {names.router_application(record.model)}), clock=run.clock)
+    finally:
+        run.persist(run.lease.release)
 
 
 def _reaches(run: Run, found: Manifest | None, application: str) -> bool:

@@ -192,10 +192,14 @@ def _remove(run: Run, record: Release, candidate: str, back: routes.WayBack | No
         return  # it served before, and goes on
     router = names.router_application(record.model)
     found = run.persist(lambda: run.cluster.get(run.rayservice))
-    if back is not None and router in rayservice.applications(rayservice.serve_config(found)):  # else the route was given before
-        routes.give(run, back.stable, way_back=True)
-        routes.drain(run)
-    gone = {candidate} if record.stable_version is None else {candidate, router}
+    gone = {candidate}
+    if record.stable_version is not None and router in rayservice.applications(rayservice.serve_config(found)):  # else the route was given before
+        if back is not None:
+            routes.give(run, back.stable, way_back=True)
+        if back is None or routes.drain(run):
+            gone.add(router)
+        else:
+            journal.try_note(run, "tidy up", routes.still_busy(record))
     removal = manifests.removal_change(run, gone, created_by=record.identity)
     write(run.cluster, removal, fence=partial(journal.assert_ours, run), clock=run.clock, way_back=True)
 

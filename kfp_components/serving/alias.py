@@ -57,7 +57,7 @@ def assert_free(model: str, namespace: str, service: Mapping[str, Any] | None, s
         )
     if service is None:
         return
-    where = f"Service {namespace}/{service['metadata']['name']}"
+    where = f"Service {namespace}/{service['metadata'].get('name', names.alias(model))}"
     if service.get("spec", {}).get("type") != "ExternalName":
         raise errors.NameTaken(
             f"{where}: it is a {service.get('spec', {}).get('type')} Service of somebody else; delete it or choose another model name"

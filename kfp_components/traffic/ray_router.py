@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import httpx
 
 READ_TIMEOUT_S = 5.0
+PROTOCOL = 2
+"""What this library writes into the router's ``user_config``; `kfp_components.router.policy` says what that understands."""
 
 
 class RayRouter:
@@ -136,6 +138,12 @@ class RayRouter:
     def observed_weight(self) -> Split:
         """What the router says of itself at ``/{model}/-/router``, with the weight that it applies now (0 after the lease lapsed)."""
         state = self.read("router")
+        if state.get("protocol") != PROTOCOL:
+            raise errors.Unreachable(
+                f"router of {self.target.model}: it is of version {state.get('router_version') or 'unknown'} and understands protocol "
+                f"{state.get('protocol') or 1}, this library speaks {PROTOCOL}: the Ray image needs the version of kfp-serving-components "
+                "that runs the release"
+            )
         try:
             return Split(
                 stable=state["stable"]["version"],

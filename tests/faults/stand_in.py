@@ -63,6 +63,8 @@ class Serve:
         """Version -> users' requests that it failed."""
         self.lost: list[str] = []
         """Users' requests that reached no running application through no fault of its own: what was asked for, and what was there."""
+        self.in_flight = 0
+        """What the router says is in flight in it."""
         self.weights: list[float] = []
         """What the router was told, one for each change."""
         self.began_unix_s: dict[str, float] = {}
@@ -202,7 +204,7 @@ class Serve:
             replicas = {f"r{self._replica}": {"started_unix_s": self._started_unix_s, "versions": versions}}
             told = {"now_unix_s": now, "replicas": replicas, "latency_bounds_s": ledger.LATENCY_BOUNDS_S}
         else:
-            told = {**control.state(now), "replica": f"r{self._replica}", "in_flight": 0}
+            told = {**control.state(now), "replica": f"r{self._replica}", "in_flight": self.in_flight}
         return status, {}, json.dumps(told).encode()
 
     # --- users ---

@@ -18,10 +18,10 @@ STEPS = {
     "canary_step",
     "promote_model",
 }
-WHOLE = {"promote_with_canary", "deploy_model", "roll_back", "finish_release", "tidy_release"}
+WHOLE = {"promote_with_canary", "deploy_model", "roll_back", "finish_release", "tidy_release", "adopt_model", "undo_adoption"}
 COMMANDS = {"abort_release", "pause_release", "resume_release", "approve_release"}
-READING = {"open_run", "open_rollback", "plan", "read_status", "smoke_cases"}
-VALUES = {"Release", "ReleaseStore", "Run", "Status", "Watcher"}
+READING = {"open_run", "open_rollback", "plan", "read_status", "smoke_cases", "adoption_of", "adoptable", "plan_adoption"}
+VALUES = {"Asked", "Release", "ReleaseStore", "Run", "Status", "Watcher"}
 
 RAISES = re.compile(r"\braises?\b")
 LEFT = re.compile(r"\b(nothing is written|before anything is written|reads only|taken back|taken out|gives all traffic back|held|stays|goes on)\b")

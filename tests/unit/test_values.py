@@ -20,6 +20,7 @@ EXIT_CODES = {
     "RequestInvalid": 2,
     "NotFound": 2,
     "NameTaken": 2,
+    "NotAdopted": 2,
     "PermissionDenied": 2,
     "StepOutOfOrder": 2,
     "RecordTooNew": 2,
