@@ -169,19 +169,23 @@ class Serve:
         self.counts: dict[str, Any] = {}
         self.counted_s, self.draw, self.random = time.monotonic(), 0, random.Random(1)
 
-    def config(self) -> dict[str, Any]:
+    def applications(self) -> dict[str, Any]:
         found = self.cluster.objects["RayService", "ai-inference"]["spec"]["serveConfigV2"]
-        entries = yaml.load(found, yaml.CSafeLoader)["applications"]
-        return next(entry for entry in entries if entry["name"] == f"{MODEL}-router")["deployments"][0]["user_config"]
+        return {entry["name"]: entry for entry in yaml.load(found, yaml.CSafeLoader)["applications"]}
 
     def handle(self, request: httpx.Request) -> httpx.Response:
-        config, path = self.config(), request.url.path
+        applications, path = self.applications(), request.url.path
+        if path == "/-/routes":
+            routes = {entry["route_prefix"]: name for name, entry in applications.items()}
+            return httpx.Response(200, stream=Body(json.dumps(routes).encode()), request=request)
+        router = applications.get(f"{MODEL}-router", {"deployments": [{"user_config": {"stable": {"version": "v2"}}}]})
+        config = router["deployments"][0]["user_config"]
         candidate = config.get("candidate")
         weight = float(config.get("weight_percent", 0.0)) if candidate else 0.0
         pin = request.headers.get("x-model-version") or config["stable"]["version"]
         told: dict[str, Any] = {"ok": True}
         if path.endswith("/-/router"):
-            told = {"stable": config["stable"], "candidate": candidate, "weight_percent_effective": weight}
+            told = {"stable": config["stable"], "candidate": candidate, "weight_percent_effective": weight, "protocol": 2}
         elif path.endswith("/-/heartbeat"):
             told = {"weight_percent_effective": weight, "lapsed": False}
         elif path.endswith("/-/ledger"):
@@ -189,7 +193,9 @@ class Serve:
             versions = {version: found.as_dict() for version, found in self.counts.items()}
             replicas = {"r": {"started_unix_s": 0.0, "versions": versions}}
             told = {"now_unix_s": time.time(), "replicas": replicas, "latency_bounds_s": self.ledger.LATENCY_BOUNDS_S}
-        return httpx.Response(200, stream=Body(json.dumps(told).encode()), headers={"x-model-version": pin}, request=request)
+        return httpx.Response(
+            200, stream=Body(json.dumps(told).encode()), headers={"x-model-version": pin, "x-model-router": f"{MODEL}-router"}, request=request
+        )
 
     def live(self, stable: str, candidate: str | None, weight: float) -> None:
         """The users' requests since it was asked last."""
