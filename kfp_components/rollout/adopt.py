@@ -5,6 +5,7 @@ Only what is missing is made (alias or its label, stub, registered version with 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from functools import partial
 from typing import Any
 
 from kfp_components import errors, names
+from kfp_components.clock import Clock, SystemClock
 from kfp_components.cluster import Cluster, Manifest, Ref
 from kfp_components.cluster.changes import Apply, Change, Delete, Plan, write
+from kfp_components.cluster.patience import Patience, patient
 from kfp_components.registry import Alias
 from kfp_components.release import Adoption, Release
 from kfp_components.request import ModelTarget, PromoteRequest, parse
 from kfp_components.rollout import journal, manifests, preflight, undo
-from kfp_components.rollout.run import Run
+from kfp_components.rollout.run import DOOR_PATIENCE_S, Run
 from kfp_components.rollout.step import own, step, take
 from kfp_components.serving import alias, rayservice
 
@@ -38,7 +41,10 @@ class Asked:
     model_format: str = "custom"
 
 
-def adoption_of(cluster: Cluster, target: ModelTarget, asked: Asked = Asked()) -> PromoteRequest:
+NOTHING = Asked()
+
+
+def adoption_of(cluster: Cluster, target: ModelTarget, asked: Asked = NOTHING, *, clock: Clock | None = None) -> PromoteRequest:
     """The request that stands for what serves the model: its application, route and version, by ``serveConfigV2``. Reads only.
 
     The application is the one that is named, else the one at the route that is named, else at ``/{model}``, else the one that is called as the model.
@@ -46,7 +52,7 @@ def adoption_of(cluster: Cluster, target: ModelTarget, asked: Asked = Asked()) -
     Raises `NotFound` listing what there is.
     """
     ref = Ref("RayService", target.rayservice, target.namespace)
-    found = cluster.get(ref)
+    found = patient(cluster, clock or SystemClock(), Patience(DOOR_PATIENCE_S)).get(ref)
     if found is None:
         raise errors.NotFound(f"{ref}: it does not exist; correct the name")
     text = rayservice.serve_config(found)
@@ -131,9 +137,12 @@ def adopt_model(run: Run) -> Release:
             properties = {"model_format": request.options.model_format, "import_path": request.import_path, **run.source}
             run.registry.register(run.registered_name, request.version, request.uri, digest=None, properties=properties)
             run.registry.move(run.registered_name, "champion", request.version)
-            for change in _missing(run, _look(run)):
+            seen = _look(run)
+            for change in _missing(run, seen):
                 run.keep()
                 write(run.cluster, change, fence=fence)
+            for sentence in seen.told:
+                journal.note(run, "adopt", sentence)
             undo.finish(run, "promoted", f"application {record.application(request.version)} is adopted as {request.version}")
     return journal.current(run)
 
@@ -205,38 +214,38 @@ def _begin(run: Run) -> Release:
         return journal.current(run)
     run.address = request.address
     seen = _look(run)
+    aliases = run.persist(lambda: run.registry.aliases(run.registered_name))
     run.persist(run.lease.acquire)
     made = [kind for kind, there in (("Service", seen.service), ("InferenceService", seen.stub)) if there is None]
     made += [alias.LABEL] if alias.is_unlabelled(request.model, seen.service) else []
     now = run.clock.now_unix_s()
-    aliases = run.persist(lambda: run.registry.aliases(run.registered_name))
     application = str(request.options.application)
-    record = run.persist(
-        lambda: run.store.start(
-            Release(
-                epoch=(found.epoch if found else 0) + 1,
-                model=request.model,
-                namespace=request.namespace,
-                rayservice=request.rayservice,
-                candidate_version=request.version,
-                candidate_application=application,
-                alias=run.address.alias,
-                route=run.address.route,
-                request=request.model_dump(mode="json"),
-                request_digest=request.digest,
-                phase="promoting",
-                holder=run.holder,
-                started_unix_s=now,
-                switched_unix_s=now,
-                adoption=Adoption(version=request.version, application=application, at_unix_s=now, made=made, aliases=aliases),
-                stub_uid=None if seen.stub is None else str(seen.stub["metadata"]["uid"]),
-            )
-        )
+    record = Release(
+        epoch=(found.epoch if found else 0) + 1,
+        model=request.model,
+        namespace=request.namespace,
+        rayservice=request.rayservice,
+        candidate_version=request.version,
+        candidate_application=application,
+        alias=run.address.alias,
+        route=run.address.route,
+        request=request.model_dump(mode="json"),
+        request_digest=request.digest,
+        phase="promoting",
+        holder=run.holder,
+        started_unix_s=now,
+        switched_unix_s=now,
+        adoption=Adoption(version=request.version, application=application, at_unix_s=now, made=made, aliases=aliases),
+        stub_uid=None if seen.stub is None else str(seen.stub["metadata"]["uid"]),
     )
+    try:
+        record = run.persist(lambda: run.store.start(record))
+    except errors.KfpServingError:
+        with contextlib.suppress(errors.KfpServingError):
+            run.lease.release()
+        raise
     own(run, record)
-    for sentence in seen.told:
-        journal.note(run, "adopt", sentence)
-    return journal.current(run)
+    return record
 
 
 def _look(run: Run) -> _Seen:

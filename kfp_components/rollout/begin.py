@@ -93,7 +93,7 @@ def adoption(run: Run) -> tuple[Run, Serving]:
     request, options = run.request, run.request.options
     asked = adopt.Asked(route=run.address.route, alias=run.address.alias, model_format=options.model_format)
     target = parse_target({key: getattr(request, key) for key in ("model", "namespace", "rayservice")})
-    found = adopt.adoption_of(run.cluster, target, asked)
+    found = adopt.adoption_of(run.cluster, target, asked, clock=run.clock)
     return run.for_request(found), Serving(found.version, str(found.options.application))
 
 

@@ -237,7 +237,7 @@ class Process:
         return rollout.deploy_model(self.open(request))
 
     def adopt(self, target: ModelTarget, asked: rollout.Asked) -> Release:
-        return rollout.adopt_model(self.open(rollout.adoption_of(self.cluster, target, asked)))
+        return rollout.adopt_model(self.open(rollout.adoption_of(self.cluster, target, asked, clock=self.world.clock)))
 
     def roll_back(self, target: ModelTarget) -> Release:
         return rollout.roll_back(self.open_rollback(target))
