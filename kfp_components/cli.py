@@ -115,7 +115,12 @@ def adopt(
     names_given = [flag for flag, value in (("--application", application), ("--route", route), ("--alias", alias), ("--version", version)) if value]
     if everything and (names_given or uri):
         raise errors.RequestInvalid(f"{(names_given or ['--uri'])[0]} is of one model; name the model instead of --all")
-    models = {application: model} if model else {found: name for found, name in rollout.adoptable(cluster, namespace, rayservice).items()}
+    if model:
+        models = {application: model}
+    elif undo:
+        models = {record.model: record.model for record in _records(cluster, namespace, None) if record.adoption and record.rayservice == rayservice}
+    else:
+        models = {**rollout.adoptable(cluster, namespace, rayservice)}
     told: list[dict[str, Any]] = []
     for found, name in models.items():
         target = request.parse_target({"model": name, "namespace": namespace, "rayservice": rayservice})

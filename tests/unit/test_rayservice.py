@@ -89,7 +89,7 @@ def test_an_application_is_replaced_where_it_stands() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["no", "Off", "y", "1e-5", "1_000", "0o7", "12:30", "2026-01-01", "~", "", "-_", "a: b", "# a", "é\n", 1e-05, 1e16, "=", "<<"]
+    "value", ["no", "Off", "y", "n", "Y", "1e-5", "1_000", "0o7", "12:30", "2026-01-01", "~", "", "-_", "a: b", "# a", "é\n", 1e-05, 1e16, "=", "<<"]
 )
 def test_every_reader_reads_the_same(value: Any) -> None:
     """The operator reads YAML 1.1, where ``no`` is false (and the code of Norwegian) and 1e-5 a text."""
