@@ -115,14 +115,15 @@ def adopt(
     names_given = [flag for flag, value in (("--application", application), ("--route", route), ("--alias", alias), ("--version", version)) if value]
     if everything and (names_given or uri):
         raise errors.RequestInvalid(f"{(names_given or ['--uri'])[0]} is of one model; name the model instead of --all")
+    models: list[tuple[str | None, str]]
     if model:
-        models = {application: model}
+        models = [(application, model)]
     elif undo:
-        models = {record.model: record.model for record in _records(cluster, namespace, None) if record.adoption and record.rayservice == rayservice}
+        models = [(None, record.model) for record in _records(cluster, namespace, None) if record.adoption and record.rayservice == rayservice]
     else:
-        models = {**rollout.adoptable(cluster, namespace, rayservice)}
+        models = [*rollout.adoptable(cluster, namespace, rayservice).items()]
     told: list[dict[str, Any]] = []
-    for found, name in models.items():
+    for found, name in models:
         target = request.parse_target({"model": name, "namespace": namespace, "rayservice": rayservice})
         if undo:
             record = rollout.undo_adoption(rollout.open_rollback(target, cluster))
