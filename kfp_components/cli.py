@@ -115,9 +115,14 @@ def adopt(
     names_given = [flag for flag, value in (("--application", application), ("--route", route), ("--alias", alias), ("--version", version)) if value]
     if everything and (names_given or uri):
         raise errors.RequestInvalid(f"{(names_given or ['--uri'])[0]} is of one model; name the model instead of --all")
-    models = {application: model} if model else {found: name for found, name in rollout.adoptable(cluster, namespace, rayservice).items()}
+    if model:
+        models = [(application, model)]
+    elif undo:
+        models = [(None, name) for name in rollout.adopted(cluster, namespace, rayservice)]
+    else:
+        models = list(rollout.adoptable(cluster, namespace, rayservice).items())
     told: list[dict[str, Any]] = []
-    for found, name in models.items():
+    for found, name in models:
         target = request.parse_target({"model": name, "namespace": namespace, "rayservice": rayservice})
         if undo:
             record = rollout.undo_adoption(rollout.open_rollback(target, cluster))
