@@ -205,7 +205,7 @@ def cluster(runs: int, tell: Tell) -> list[Row]:
                     rollout.shift_traffic(run, 50.0)
                     rollback = rollout.roll_back(run, "measured").rollback
                     assert rollback is not None
-                    took[ROLLBACK].append(float(rollback["seconds"]))
+                    took[ROLLBACK].append(rollback.seconds)
                     tell(ROLLBACK)
         finally:
             embedded.down()

@@ -119,7 +119,7 @@ def adopt(
     if model:
         models = [(application, model)]
     elif undo:
-        models = [(None, record.model) for record in _records(cluster, namespace, None) if record.adoption and record.rayservice == rayservice]
+        models = [(None, name) for name in rollout.adopted(cluster, namespace, rayservice)]
     else:
         models = [*rollout.adoptable(cluster, namespace, rayservice).items()]
     told: list[dict[str, Any]] = []

@@ -14,7 +14,7 @@ A release that runs is steered from any other process, `open_rollback` connects 
 """
 
 from kfp_components.release import Release, ReleaseStore, Watcher
-from kfp_components.rollout.adopt import Asked, adopt_model, adoptable, adoption_of, plan_adoption, undo_adoption
+from kfp_components.rollout.adopt import Asked, adopt_model, adoptable, adopted, adoption_of, plan_adoption, undo_adoption
 from kfp_components.rollout.begin import register_model
 from kfp_components.rollout.canary import canary_step, judge_canary, shift_traffic
 from kfp_components.rollout.command import abort_release, approve_release, pause_release, resume_release
@@ -65,6 +65,7 @@ __all__ = [
     "abort_release",
     "adopt_model",
     "adoptable",
+    "adopted",
     "adoption_of",
     "approve_release",
     "canary_step",

@@ -18,7 +18,7 @@ from kfp_components.cluster import Cluster, Manifest, Ref
 from kfp_components.cluster.changes import Apply, Change, Delete, Plan, write
 from kfp_components.cluster.patience import Patience, patient
 from kfp_components.registry import Alias
-from kfp_components.release import Adoption, Release
+from kfp_components.release import Adoption, Release, ReleaseStore
 from kfp_components.request import ModelTarget, PromoteRequest, parse
 from kfp_components.rollout import journal, manifests, preflight, undo
 from kfp_components.rollout.run import DOOR_PATIENCE_S, Run
@@ -90,10 +90,11 @@ def adoption_of(cluster: Cluster, target: ModelTarget, asked: Asked = NOTHING, *
 
 
 def adoptable(cluster: Cluster, namespace: str, rayservice_name: str) -> dict[str, str]:
-    """Application -> model name, of all applications of a RayService that HTTP reaches and that are of no release.
+    """Application -> model name, of all applications of a RayService that HTTP reaches, without those that are in a release now.
 
-    Reads only. Raises `NotFound` without the RayService, `RequestInvalid` where an application gives no name of its own. The model is called as its
-    alias ``{model}-predictor`` says, where one is there for the application's name or its route; else as the application.
+    Reads only. Raises `NotFound` without the RayService, `RequestInvalid` where an application gives no name of its own. The model is the one
+    that was released or adopted with it; else it is called as its alias ``{model}-predictor`` says, where one is there for the application's name or
+    its route; else as the application.
     """
     ref = Ref("RayService", rayservice_name, namespace)
     found = cluster.get(ref)
@@ -101,8 +102,16 @@ def adoptable(cluster: Cluster, namespace: str, rayservice_name: str) -> dict[st
         raise errors.NotFound(f"{ref}: it does not exist; correct the name")
     there = rayservice.applications(rayservice.serve_config(found))
     models: dict[str, str] = {}
+    released = {
+        record.application(record.stable_now): record.model
+        for record in _records(cluster, namespace)
+        if record.rayservice == rayservice_name and record.stable_now is not None
+    }
     for name, route in _reachable(there).items():
         if there[name].get("import_path") == names.ROUTER_IMPORT_PATH or names.model_of_version_route(route):
+            continue
+        if name in released:
+            models[name] = released[name]
             continue
         candidates = [slug for slug in (_slug(name), _slug(route)) if slug]
         models[name] = next((slug for slug in candidates if cluster.get(Ref("Service", names.alias(slug), namespace))), (candidates or [""])[0])
@@ -112,6 +121,11 @@ def adoptable(cluster: Cluster, namespace: str, rayservice_name: str) -> dict[st
                 f"{ref}: application {name} gives no model name of its own ({model!r}); adopt it by `adopt MODEL --application {name}`"
             )
     return models
+
+
+def adopted(cluster: Cluster, namespace: str, rayservice_name: str) -> list[str]:
+    """The models of a RayService that were adopted, whatever serves them by now: what `undo_adoption` is for. Reads only; raises as `adopt_model`."""
+    return [record.model for record in _records(cluster, namespace) if record.rayservice == rayservice_name and record.adoption is not None]
 
 
 def plan_adoption(run: Run) -> tuple[list[str], Plan]:
@@ -316,6 +330,12 @@ def _made(run: Run, adoption: Adoption) -> list[Change]:
         bare = alias.without_label(request.model, request.namespace, request.target_host, found)
         changes.append(Apply(bare, "as it was before the adoption"))
     return changes
+
+
+def _records(cluster: Cluster, namespace: str) -> list[Release]:
+    models = sorted(item["metadata"]["labels"][names.MODEL_LABEL] for item in cluster.list("ConfigMap", namespace, labels=names.MODEL_LABEL))
+    found = [ReleaseStore(cluster, model, namespace).load_record() for model in dict.fromkeys(models)]
+    return [record for record in found if record is not None]
 
 
 def _reachable(there: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,11 @@ async def _embed(request: Request) -> JSONResponse:
     fail_every = _settings.get("fail_every")
     if fail_every and _asked % fail_every == 0:
         return JSONResponse({"error": "declared fault"}, status_code=500)
-    return JSONResponse({"count": len(body["texts"]), "version": _settings["version"]})
+    return JSONResponse({"count": len(body["texts"]), "version": _settings.get("version")})
+
+
+async def _pid(_request: Request) -> JSONResponse:
+    return JSONResponse(os.getpid())
 
 
 async def _echo(request: Request) -> Response:
@@ -116,6 +121,11 @@ async def _see_other(request: Request) -> RedirectResponse:
     return RedirectResponse(request.url_for("items"), status_code=303)
 
 
+async def _waiting(_request: Request) -> JSONResponse:
+    """Names of the streams and held answers that have begun."""
+    return JSONResponse(list(_pieces))
+
+
 async def _held(request: Request) -> JSONResponse:
     """Answers when it is told to, and then at once (``/held/{name}/go``)."""
     await _pieces.setdefault(request.path_params["name"], asyncio.Event()).wait()
@@ -162,6 +172,7 @@ ROUTES = [
     Route("/v2/health/ready", _ok),
     Route("/v2/models/{model}/ready", _ok),
     Route("/embed", _embed, methods=["POST"]),
+    Route("/pid", _pid),
     Route("/echo/{rest:path}", _echo, methods=METHODS),
     Route("/stream/{name}", _stream),
     Route("/stream/{name}/next", _next, methods=["POST"]),
@@ -171,6 +182,7 @@ ROUTES = [
     Route("/gzip", _gzip),
     Route("/items/", _items, name="items"),
     Route("/see-other", _see_other),
+    Route("/waiting", _waiting),
     Route("/held/{name}", _held),
     Route("/held/{name}/go", _next, methods=["POST"]),
     WebSocketRoute("/chat", _chat),

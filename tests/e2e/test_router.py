@@ -74,7 +74,7 @@ def test_requests_pass_as_they_are(client: httpx.Client) -> None:
         assert told["query"] == "x=1&x=2&y=%26"
         assert [value for name, value in told["headers"] if name == "x-many"] == ["1", "2"]
         assert ["cookie", "k=v"] in told["headers"]
-        assert ["host", names.alias_host(MODEL, NAMESPACE)] in told["headers"]
+        assert ["host", names.service_host(names.alias(MODEL), NAMESPACE)] in told["headers"]
 
 
 @pytest.mark.parametrize("size", [0, 10, 1 << 20, 5 << 20])

@@ -174,9 +174,20 @@ def test_all_applications_get_the_names_that_their_aliases_have() -> None:
         world.cluster.apply(body, manager="owner")
     found = rollout.adoptable(world.cluster, NAMESPACE, RAYSERVICE)
     assert found == {"Whisper_Large": "whisper", "bge": "bge", "default": "default"}, "the application's name before the route"
+    assert rollout.adopted(world.cluster, NAMESPACE, RAYSERVICE) == []
+    world.process().adopt(TARGET, Asked(application="bge", route="/embed"))
+    assert rollout.adopted(world.cluster, NAMESPACE, RAYSERVICE) == [MODEL] and rollout.adoptable(world.cluster, NAMESPACE, RAYSERVICE) == found
     clash = brownfield("applications: [{name: a_b, import_path: 'a:b'}, {name: a-b, route_prefix: /x, import_path: 'a:b'}]\n")
     with pytest.raises(errors.RequestInvalid, match="adopt it by `adopt MODEL --application a_b`"):
         rollout.adoptable(clash.cluster, NAMESPACE, RAYSERVICE)
+
+
+def test_an_application_that_was_promoted_is_its_models_wherever_it_stands() -> None:
+    world = brownfield("applications:\n- {name: chat, route_prefix: /v1, import_path: 'acme.chat:app'}\n", route="/v1")
+    world.process().adopt(TARGET, Asked(route="/v1"))
+    world.promote(asked("v2"))
+    assert rollout.adoptable(world.cluster, NAMESPACE, RAYSERVICE) == {f"{MODEL}-v2": MODEL}
+    assert rollout.adopted(world.cluster, NAMESPACE, RAYSERVICE) == [MODEL]
 
 
 def test_the_same_adoption_again_is_harmless_and_another_one_of_a_release_is_refused() -> None:
