@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from kfp_components import phases
+from kfp_components import names, phases
 from kfp_components.clock import utc
 from kfp_components.phases import Phase
 from kfp_components.report import svg
@@ -106,6 +106,8 @@ def sentence(release: Mapping[str, Any]) -> str:
 
 def flow(release: Mapping[str, Any]) -> list[dict[str, str]]:
     """The boxes of the flow strip: name and state (done, now, bad, held, open)."""
+    if _adopts(release):
+        return [{"name": "adopt", "state": "done" if _now(release) == "promoted" else "bad" if _now(release) in phases.BACK else "now"}]
     boxes: list[tuple[str, Phase]] = [("register", "registered"), ("deploy", "deployed"), ("smoke", "smoked")]
     phase = _now(release)
     done_steps = {str(event.get("step")) for event in release.get("events") or [] if event.get("ok", True)}
@@ -222,12 +224,15 @@ def _steps_passed(release: Mapping[str, Any], steps: Sequence[float]) -> int:
 
 def _facts(release: Mapping[str, Any]) -> list[tuple[str, str]]:
     started, finished = release.get("started_unix_s"), release.get("finished_unix_s")
-    judge = ((release.get("request") or {}).get("options") or {}).get("judge") or {}
+    adopts, namespace = _adopts(release), str(release.get("namespace", "?"))
+    judge = {} if adopts else ((release.get("request") or {}).get("options") or {}).get("judge") or {}
     facts = [
-        ("model", f"{release.get('namespace', '?')}/{release.get('model', '?')}"),
+        ("model", f"{namespace}/{release.get('model', '?')}"),
         ("RayService", str(release.get("rayservice") or "?")),
-        ("stable version", str(release.get("stable_version") or "none: this is the model's first")),
-        ("candidate version", str(release.get("candidate_version") or "?")),
+        ("users call", names.address(str(release.get("model", "?")), alias_name=release.get("alias"), route=release.get("route")).url(namespace)),
+        ("stable version", "" if adopts else str(release.get("stable_version") or "none: this is the model's first")),
+        ("adopted version" if adopts else "candidate version", str(release.get("candidate_version") or "?")),
+        ("application", str(release.get("candidate_application") or "")),
         ("artifact", str((release.get("request") or {}).get("uri") or "")),
         ("canary steps", ", ".join(f"{float(step):g} %" for step in release.get("steps") or [])),
         ("started", utc(float(started)) if started else ""),
@@ -362,7 +367,15 @@ def _arm_name(release: Mapping[str, Any], arm: str) -> str:
     return f"{arm} {version}" if version else arm
 
 
+def _adopts(release: Mapping[str, Any]) -> bool:
+    """Whether it only records what served before."""
+    adopted = (release.get("adoption") or {}).get("version")
+    return adopted is not None and adopted == release.get("candidate_version") and not release.get("stable_version")
+
+
 def _title(release: Mapping[str, Any]) -> str:
+    if _adopts(release):
+        return f"{release.get('model', 'model')}: what serves is adopted as {release.get('candidate_version')}"
     return f"{release.get('model', 'model')} {release.get('stable_version') or 'nothing'} to {release.get('candidate_version') or '?'}"
 
 

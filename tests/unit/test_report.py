@@ -312,3 +312,23 @@ def test_names_in_a_plot_do_not_lie_on_each_other_or_run_over_the_edge() -> None
     assert pass_y - fail_y >= 12
     (last,) = [found for found in texts if found.text == "1 min 15 s"]
     assert last.attrib["text-anchor"] == "end" and float(last.attrib["x"]) <= 560
+
+
+def test_an_adoption_is_told_as_what_it_is() -> None:
+    adopted = {
+        "model": "bge",
+        "namespace": "ai-ml",
+        "rayservice": "ai",
+        "candidate_version": "found-1",
+        "candidate_application": "embed",
+        "route": "/v1",
+        "phase": "promoted",
+        "adoption": {"version": "found-1", "application": "embed"},
+        "events": [{"unix_s": 1.0, "step": "adopt", "message": "application embed at /v1 is version found-1: nothing of it is touched"}],
+    }
+    page = report.render(adopted)
+    assert "bge: what serves is adopted as found-1" in page and "nothing to found-1" not in page
+    assert "http://bge-predictor.ai-ml.svc.cluster.local:8000/v1" in page and "worse means" not in page
+    assert [box["name"] for box in report.flow(adopted)] == ["adopt"]
+    later = report.render({**adopted, "candidate_version": "v2", "stable_version": "found-1", "stable_application": "embed"})
+    assert "bge found-1 to v2" in later
