@@ -156,7 +156,7 @@ def test_when_nobody_runs_traffic_returns_by_itself(cluster: KubernetesCluster, 
     with users(model) as sending:
         process = subprocess.Popen([sys.executable, "-m", "kfp_components.cli", "promote", str(request)], stdout=subprocess.DEVNULL)
         try:
-            first_end = until(lambda: lease_end(cluster, model), "the router to give v2 its share", 120)
+            first_end = until(lambda: lease_end(cluster, model), "the router to give v2 its share", 240)
             # a share that is there after the first lease's end has been renewed
             until(lambda: (lease_end(cluster, model) or 0.0) > first_end + lease_s / 2 and effective(cluster, model) == ("v1", 20.0), "renewals")
         finally:
@@ -183,7 +183,7 @@ def test_an_abort_from_another_terminal_ends_a_canary(cluster: KubernetesCluster
         promote = [sys.executable, "-m", "kfp_components.cli", "promote", str(request)]
         process = subprocess.Popen(promote, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
-            until(lambda: effective(cluster, model) == ("v1", 20.0), "the router to give v2 its share", 120)
+            until(lambda: effective(cluster, model) == ("v1", 20.0), "the router to give v2 its share", 240)
             asked = command("abort", model, "--namespace", NAMESPACE, "--rayservice", RAYSERVICE, "--reason", "enough")
             _, told = process.communicate(timeout=seconds(120))
         finally:
@@ -208,7 +208,7 @@ def test_a_paused_process_that_wakes_changes_nothing(cluster: KubernetesCluster,
         promote = [sys.executable, "-m", "kfp_components.cli", "promote", str(request)]
         process = subprocess.Popen(promote, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
-            until(lambda: effective(cluster, model) == ("v1", 20.0), "the router to give v2 its share", 120)
+            until(lambda: effective(cluster, model) == ("v1", 20.0), "the router to give v2 its share", 240)
             os.kill(process.pid, signal.SIGSTOP)
             given_up = command("rollback", model, "--namespace", NAMESPACE, "--rayservice", RAYSERVICE)
             assert given_up.returncode == 0, given_up.stdout + given_up.stderr
@@ -235,7 +235,7 @@ def test_a_terminated_step_gives_the_traffic_back_itself(cluster: KubernetesClus
         promote = [sys.executable, "-m", "kfp_components.cli", "promote", str(request)]
         process = subprocess.Popen(promote, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            until(lambda: effective(cluster, model) == ("v1", 20.0), "the router to give v2 its share", 120)
+            until(lambda: effective(cluster, model) == ("v1", 20.0), "the router to give v2 its share", 240)
             process.terminate()
             assert process.wait(timeout=seconds(120)) == 128 + signal.SIGTERM
         finally:
