@@ -36,8 +36,8 @@ from kfp_components.local.environment import DEFAULT_NAMESPACE, Embedded
 from kfp_components.request import PromoteRequest, parse, parse_target
 from kfp_components.serving import rayservice
 
-BLOCKS = 32
-REQUESTS = 200
+BLOCKS = 40
+REQUESTS = 100
 """Of a short run; the first `WARM` are not counted."""
 WARM, CLIENTS = 16, 8
 PAIRS = (("adopted-a", "untouched-a"), ("adopted-b", "untouched-b"))
@@ -113,7 +113,10 @@ async def measure(base_url: str, blocks: int, progress: Progress, what: str) -> 
                 ]
             )
             progress.update(task, advance=1)
-    return [ratio(of, [block[number] for block in seen]) for number, of in enumerate(("p50, ms", "answers a second"))]
+    ratios = [ratio(of, [block[number] for block in seen]) for number, of in enumerate(("p50, ms", "answers a second"))]
+    for each in ratios:
+        progress.console.print(f"{what}: {each}", soft_wrap=True)
+    return ratios
 
 
 def ratio(of: str, pairs: list[tuple[float, float]]) -> Ratio:
