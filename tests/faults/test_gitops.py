@@ -281,30 +281,45 @@ def test_nobody_elses_field_is_not_handed_over() -> None:
 
 
 class Racing(MemoryCluster):
-    """Somebody writes the object between each of the first reads and what follows."""
+    """Flux applies something else right after each of the first reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, *texts: str | None) -> None:
         super().__init__()
-        self.races = 2
+        self.texts = list(texts)
 
     def get(self, ref: Ref) -> Manifest | None:
         found = super().get(ref)
-        if found is not None and self.races:
-            self.races -= 1
-            text = f"{found['spec']['serveConfigV2']}# {self.races}\n"
-            body = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": {"name": ref.name, "namespace": ref.namespace, "labels": LABELS}}
-            self.apply({**body, "spec": {"serveConfigV2": text, "rayClusterConfig": CLUSTER}}, manager=FLUX)
+        if self.texts:
+            self.flux(self.texts.pop(0))
         return found
+
+    def flux(self, text: str | None) -> None:
+        metadata = {"name": "ai", "namespace": "default", "labels": LABELS}
+        spec = {"rayClusterConfig": CLUSTER, **({} if text is None else {"serveConfigV2": text})}
+        self.apply({"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata, "spec": spec}, manager=FLUX, force=True)
 
 
 def test_a_write_in_between_is_not_written_over() -> None:
-    cluster = Racing()
-    body = {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": {"name": "ai", "namespace": "default", "labels": LABELS}}
-    cluster.apply({**body, "spec": {"serveConfigV2": live(), "rayClusterConfig": CLUSTER}}, manager=FLUX)
+    cluster = Racing(live() + "# 1\n", live() + "# 2\n")
+    cluster.flux(live())
     rollout.yield_field(cluster, "default", "ai")
     found = cluster.get(Ref("RayService", "ai", "default"))
-    assert found is not None and found["spec"]["serveConfigV2"] == live() + "# 1\n# 0\n"
+    assert found is not None and found["spec"]["serveConfigV2"] == live() + "# 2\n"
     assert {manager for manager, _ in ownership.writers(found)} == {FLUX, names.MANAGER}
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_field_that_git_drops_while_it_is_given_back_stays(said: bool) -> None:
+    cluster, ref = Racing(), Ref("RayService", "ai", "default")
+    cluster.flux(live())
+    rollout.yield_field(cluster, "default", "ai")
+    if not said:
+        cluster.patch(ref, {"metadata": {"annotations": {names.GITOPS: None}}}, manager="kubectl-annotate")
+    cluster.texts = [None]
+    with pytest.raises(errors.ManagedElsewhere, match="nobody but kfp-components applies serveConfigV2"):
+        rollout.undo_yield(cluster, "default", "ai")
+    found = cluster.get(ref)
+    assert found is not None and found["spec"]["serveConfigV2"] == live() and ownership.says_yielded(found) is said
 
 
 TEXTS = {
