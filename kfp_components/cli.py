@@ -34,6 +34,7 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON document inst
 Kubeconfig = Annotated[Path | None, typer.Option(help="default: KUBECONFIG, the pod's service account, or ~/.kube/config")]
 Home = Annotated[Path | None, typer.Option(help="folder of the embedded cluster; default KFP_SERVING_HOME or .kfp-serving")]
 Model = Annotated[str, typer.Argument(help="name of the model")]
+OneRayService = Annotated[str, typer.Argument(metavar="RAYSERVICE", help="name of the RayService")]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", help="namespace of the RayService")]
 RayServiceName = Annotated[str | None, typer.Option("--rayservice", help="name of the RayService; default: the one that the release is on")]
 Reason = Annotated[str, typer.Option(help="recorded with the release")]
@@ -77,18 +78,71 @@ def plan(
     first: Annotated[bool, typer.Option("--first", help="the model has no version yet")] = False,
     adopt_first: AdoptFirst = False,
     kubeconfig: Kubeconfig = None,
+    patch_to: Annotated[
+        Path | None,
+        typer.Option("--patch", help="write the files to commit where another tool applies serveConfigV2: a replacement in three commits, no canary"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check everything and print what would be written, as diffs; nothing is touched."""
-    changes = rollout.plan(rollout.open_run(_read(file, adopt_first), _cluster(kubeconfig)), first_version=first)
+    """Check everything and print who applies what, and what would be written, as diffs; nothing is touched. Exit 2 where a run would be refused."""
+    run = rollout.open_run(_read(file, adopt_first), _cluster(kubeconfig))
+    changes = rollout.plan(run, first_version=first)
     if as_json:
         told = [
             {"change": str(change), "kind": change.ref.kind, "name": change.ref.name, "diff": change.diff(before)}
             for change, before, _ in changes.played()
         ]
-        print(json.dumps(told))
+        owners = [
+            {"kind": owner.ref.kind, "name": owner.ref.name, "mode": owner.mode, "manager": owner.manager, "follows": owner.follows}
+            for owner in changes.owners
+        ]
+        print(json.dumps({"owners": owners, "changes": told, "refused": str(changes.refused) if changes.refused else None}))
     else:
         print(changes)
+    if patch_to is not None:
+        for path, text in rollout.patch_files(run, changes).items():
+            file_to = patch_to / path
+            file_to.parent.mkdir(parents=True, exist_ok=True)
+            file_to.write_text(text, encoding="utf-8", newline="")
+            print(f"wrote {file_to}", file=sys.stderr)
+    if changes.refused is not None:
+        raise changes.refused
+
+
+@app.command(name="yield")
+def yield_command(
+    rayservice: OneRayService,
+    namespace: Namespace,
+    undo: Annotated[bool, typer.Option("--undo", help="leave the field to the tool that applies it again")] = False,
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """Hand serveConfigV2 over from Flux, Argo CD, Helm ... to this library, and print what to commit then. Nothing that runs is changed.
+
+    Run it before the field is taken out of git: it makes us owner of the field too. Without that, server-side apply deletes the field, and every
+    application with it.
+    """
+    hand = rollout.undo_yield if undo else rollout.yield_field
+    told = hand(_cluster(kubeconfig), namespace, rayservice)
+    print(json.dumps(told.as_dict()) if as_json else told)
+
+
+@app.command()
+def export(
+    rayservice: OneRayService,
+    namespace: Namespace,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="write it here instead of printing it")] = None,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """The RayService as it should stand in git now, without what the server and other tools put there; serveConfigV2 to the letter."""
+    found = rollout.export(_cluster(kubeconfig), namespace, rayservice)
+    if found.note:
+        print(found.note, file=sys.stderr)
+    if output is None:
+        print(found.text, end="")
+        return
+    output.write_text(found.text, encoding="utf-8", newline="")
+    print(f"wrote {output}", file=sys.stderr)
 
 
 @app.command()

@@ -17,7 +17,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString
@@ -56,7 +56,7 @@ class Apply:
 
     def diff(self, found: Manifest | None) -> str:
         """Of the fields that the change carries."""
-        return _diff("" if found is None else _text(only(found, self.manifest)), _text(only(self.manifest, self.manifest)))
+        return _diff("" if found is None else as_yaml(only(found, self.manifest)), as_yaml(only(self.manifest, self.manifest)))
 
     def __str__(self) -> str:
         return f"apply {'status of ' if self.status else ''}{self.ref}: {self.why}"
@@ -122,7 +122,7 @@ class Delete:
 
     def diff(self, found: Manifest | None) -> str:
         """The object, line by line."""
-        return _diff("" if found is None else _text(only(found, found)), "")
+        return _diff("" if found is None else as_yaml(only(found, found)), "")
 
     def __str__(self) -> str:
         return f"delete {self.ref}: {self.why}"
@@ -132,11 +132,28 @@ Change = Apply | Edit | Delete
 
 
 @dataclass(frozen=True)
+class Owner:
+    """Who applies what is written of an object, and what follows from it."""
+
+    ref: Ref
+    mode: Literal["ours", "yielded", "commit"]
+    """See `ownership.Ownership`."""
+    manager: str
+    follows: str
+
+    def __str__(self) -> str:
+        return f"{self.ref}: {self.mode}: {self.follows}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """Changes in the order in which they are written, and the objects as they were ``found`` before. Falsy when there is nothing to do."""
 
     changes: tuple[Change, ...] = ()
     found: Mapping[Ref, Manifest | None] = field(default_factory=dict, repr=False)
+    owners: tuple[Owner, ...] = ()
+    refused: errors.ManagedElsewhere | None = None
+    """What a run is refused with, before it writes anything: somebody else would write it back."""
 
     def __iter__(self) -> Iterator[Change]:
         return iter(self.changes)
@@ -145,7 +162,7 @@ class Plan:
         return bool(self.changes)
 
     def __add__(self, other: Plan) -> Plan:
-        return Plan(self.changes + other.changes, {**other.found, **self.found})
+        return Plan(self.changes + other.changes, {**other.found, **self.found}, self.owners + other.owners, self.refused or other.refused)
 
     def played(self) -> Iterator[tuple[Change, Manifest | None, Manifest | None]]:
         """Each change that is written, with its object before and after it, as if all were written one after another."""
@@ -159,7 +176,7 @@ class Plan:
 
     def __str__(self) -> str:
         told = [f"{change}\n{change.diff(before) or '(as it is already)'}".rstrip() for change, before, _ in self.played()]
-        return "\n".join(told) or "nothing to do"
+        return "\n".join([*map(str, self.owners), *(told or ["nothing to do"])])
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"
@@ -181,7 +198,7 @@ def write(
     is half-written in any case.
     """
     if isinstance(change, Edit):
-        for attempt in _until_written(clock):
+        for attempt in until_written(clock):
             with attempt:
                 return _swap(cluster, change, fence, way_back)
     fence()
@@ -193,14 +210,26 @@ def write(
 
 def refuse_gitops(manifest: Manifest) -> None:
     """Raise `ManagedElsewhere` for a RayService whose ``serveConfigV2`` another tool applies: it would be written back behind our back."""
-    found = ownership.of(manifest)
+    ref, found = Ref.of(manifest), ownership.of(manifest)
+    leave = ownership.how_to_yield(found.manager)
     if found.mode != "commit":
         return
-    ref, leave = Ref.of(manifest), ownership.how_to_yield(found.manager)
     raise errors.ManagedElsewhere(
         f"{ref}: it is managed by {found.manager} ({found.sign}), which would write serveConfigV2 back; commit the change to its repository, "
-        f"or have {found.manager} leave the field to us{f' ({leave})' if leave else ''} and say so: "
-        f"kubectl annotate {ref.kind.lower()} {ref.name} -n {ref.namespace} {names.GITOPS}=yielded"
+        f"or hand the field over to us: `kfp-serving yield {ref.name} -n {ref.namespace}`, and then have {found.manager} leave it alone"
+        f"{f' ({leave})' if leave else ''}"
+    )
+
+
+def refuse_written_back(manifest: Manifest) -> None:
+    """Raise `ManagedElsewhere` for a RayService whose owner yields ``serveConfigV2``, but which its tool writes back: it stands in git yet."""
+    manager = ownership.written_back(manifest)
+    if not manager:
+        return
+    ref, tool = Ref.of(manifest), ownership.tool_of(manager)
+    raise errors.ManagedElsewhere(
+        f"{ref}: {names.GITOPS} says yielded, but {tool} ({manager}) applies serveConfigV2 still and writes it back with its next sync; run "
+        f"`kfp-serving yield {ref.name} -n {ref.namespace}`, which keeps the field from being deleted, then {ownership.how_to_yield(tool)}"
     )
 
 
@@ -225,7 +254,8 @@ def _swap(cluster: Cluster, edit: Edit, fence: Callable[[], object], way_back: b
     )
 
 
-def _until_written(clock: Clock) -> Retrying:
+def until_written(clock: Clock) -> Retrying:
+    """Attempts, until one neither loses a race nor goes without an answer."""
     return Retrying(
         sleep=clock.sleep,
         retry=retry_if_exception_type((errors.Conflict, errors.Unreachable)),
@@ -255,13 +285,14 @@ def _diff(old: str, new: str) -> str:
     return "".join(difflib.unified_diff(old.splitlines(True), new.splitlines(True), "now", "then", n=2))
 
 
-def _text(tree: Any) -> str:
+def as_yaml(tree: Any) -> str:
+    """Texts of several lines as blocks."""
     out = io.StringIO()
     yaml = YAML()
     yaml.width = 4096
 
     def literal(value: Any) -> Any:
-        if isinstance(value, str) and "\n" in value:
+        if type(value) is str and "\n" in value:
             return LiteralScalarString(value)
         if isinstance(value, dict):
             return {key: literal(item) for key, item in value.items()}

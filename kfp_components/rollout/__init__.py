@@ -19,7 +19,9 @@ from kfp_components.rollout.begin import register_model
 from kfp_components.rollout.canary import canary_step, judge_canary, shift_traffic
 from kfp_components.rollout.command import abort_release, approve_release, pause_release, resume_release
 from kfp_components.rollout.deploy import deploy_rayservice
+from kfp_components.rollout.export import Exported, export, patch_files
 from kfp_components.rollout.front import create_alias, create_inference_service
+from kfp_components.rollout.handover import HandOver, undo_yield, yield_field
 from kfp_components.rollout.plan import plan
 from kfp_components.rollout.promote import promote_model
 from kfp_components.rollout.rollback import finish_release, roll_back
@@ -57,6 +59,8 @@ def _deploy_and_smoke(run: Run, *, first_version: bool) -> None:
 
 __all__ = [
     "Asked",
+    "Exported",
+    "HandOver",
     "Release",
     "ReleaseStore",
     "Run",
@@ -73,10 +77,12 @@ __all__ = [
     "create_inference_service",
     "deploy_model",
     "deploy_rayservice",
+    "export",
     "finish_release",
     "judge_canary",
     "open_rollback",
     "open_run",
+    "patch_files",
     "pause_release",
     "plan",
     "plan_adoption",
@@ -91,4 +97,6 @@ __all__ = [
     "smoke_inference",
     "tidy_release",
     "undo_adoption",
+    "undo_yield",
+    "yield_field",
 ]

@@ -8,7 +8,7 @@ from kfp_components import errors, names
 from kfp_components.cluster import Manifest
 from kfp_components.cluster.changes import Change, Plan
 from kfp_components.request import PromoteRequest, plain_secrets
-from kfp_components.rollout import deploy, manifests, preflight, promote, routes, weights
+from kfp_components.rollout import deploy, manifests, owners, preflight, promote, routes, weights
 from kfp_components.rollout.adopt import plan_adoption
 from kfp_components.rollout.begin import address, adoption, assert_new
 from kfp_components.rollout.preflight import Serving
@@ -19,6 +19,8 @@ from kfp_components.serving.rayservice import serve_config
 
 def plan(run: Run, *, first_version: bool = False) -> Plan:
     """Everything that the request would write when all goes well; nothing is touched. Raises what `register_model` would, before it writes.
+
+    But where somebody else applies ``serveConfigV2``, the plan is told all the same and has in ``refused`` what a run would raise.
 
     A weight's lease and the release's epoch are those of now. What a way back would write is not in it: see `rollout.undo`.
     """
@@ -51,7 +53,8 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
         gone = {names.router_application(request.model)} | (set() if kept else {stable.application})
         changes.append(manifests.removal_change(run, gone))
     changes += [manifests.stub_change(run, version, found.stub), shown]
-    return adopted + Plan(tuple(changes), {run.rayservice: rayservice, alias.ref: found.service, manifests.stub_ref(run): found.stub})
+    objects = {run.rayservice: rayservice, alias.ref: found.service, manifests.stub_ref(run): found.stub}
+    return adopted + Plan(tuple(changes), objects, *owners.of(objects))
 
 
 def _checked(run: Run, first_version: bool) -> tuple[Serving | None, preflight.Situation, Plan]:
@@ -69,7 +72,7 @@ def _checked(run: Run, first_version: bool) -> tuple[Serving | None, preflight.S
         adopted = plan_adoption(adopting)[1]
     assert_new(run, stable.version if stable else None, first_version)
     found = preflight.check(
-        run.cluster, run.registry, run.request, found=rayservice, serving=stable, address=run.address, first_version=first_version
+        run.cluster, run.registry, run.request, found=rayservice, serving=stable, address=run.address, first_version=first_version, dry=True
     )
     then = {change.ref: after for change, _, after in adopted.played()}
     service, stub = then.get(manifests.alias_ref(run), found.service), then.get(manifests.stub_ref(run), found.stub)

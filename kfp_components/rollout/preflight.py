@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kfp_components import errors, names, request
 from kfp_components.cluster import Cluster, Manifest, Permission, Ref
-from kfp_components.cluster.changes import Apply, refuse_gitops
+from kfp_components.cluster.changes import Apply, refuse_gitops, refuse_written_back
 from kfp_components.cluster.fields import refuse_taken
 from kfp_components.registry import ModelRegistry
 from kfp_components.serving import alias, inference_service, ownership, rayservice
@@ -51,11 +51,12 @@ def check(
     serving: Serving | None,
     address: names.Address,
     first_version: bool,
+    dry: bool = False,
 ) -> Situation:
     """Look at everything that a release will touch.
 
     ``found`` is the RayService as it was read, ``serving`` what users get at ``address``. ``first_version`` allows that there is nothing
-    (deploy_model).
+    (deploy_model). ``dry`` lets pass that somebody else applies ``serveConfigV2``: a plan tells it beside the changes.
     """
     check_permissions(cluster, asked)
     ref = Ref("RayService", asked.rayservice, asked.namespace)
@@ -64,8 +65,9 @@ def check(
     metadata = (found or {}).get("metadata") or {}
     text = rayservice.serve_config(found)
     applications = rayservice.applications(text)
-    if found is not None:
+    if found is not None and not dry:
         refuse_gitops(found)
+        refuse_written_back(found)
     imports = {str(entry.get("import_path")) for entry in applications.values()}
     request.assert_allowed(asked, metadata.get("annotations") or {}, imports)
     _check_routes(asked, str(ref), applications, address.route)

@@ -47,10 +47,13 @@ class Tool:
     """Label or annotation -> value by which it is told to leave an object alone."""
     leave: str = ""
     """How it is told to leave one field alone."""
+    exact: bool = False
+    """It owns exactly the fields that stand in git, and writes each of them back: what it owns is yielded in words only."""
 
 
 FLUX = ("kustomize.toolkit.fluxcd.io/", "helm.toolkit.fluxcd.io/")
 OUT_OF_GIT = "take the field out of the file: it leaves alone what does not stand there"
+HELM = "with Helm 4 take the field out of the chart, with Helm 3 leave it there and never change it"
 TOOLS = (
     Tool(
         "Flux",
@@ -60,6 +63,7 @@ TOOLS = (
         tuple(FLUX[0] + option for option in ("reconcile", "ssa", "prune", "force", "substitute")),
         {FLUX[0] + "reconcile": "disabled", FLUX[0] + "ssa": "i[fg]n*"},  # Ignore, IfNotPresent; with Merge it writes what stands in git
         OUT_OF_GIT,
+        exact=True,
     ),
     Tool(
         "Flux",
@@ -99,7 +103,7 @@ TOOLS = (
     Tool("Pulumi", ("pulumi*",), ("pulumi.com/*",), ("pulumi*",), leave="ignoreChanges in the program"),
     Tool("Terraform", ("terraform*", "hashicorp*", "opentofu*"), (), ("terraform*", "opentofu*"), leave="ignore_changes, or computed_fields"),
     Tool("Crossplane", ("crossplane*", "*provider-kubernetes*"), ("crossplane.io/*",), ("crossplane*",)),
-    Tool("Helm", ("helm", "helm[0-9]*"), ("meta.helm.sh/*",), ("helm",), leave="take the field out of the chart"),  # last: others install charts too
+    Tool("Helm", ("helm", "helm[0-9]*"), ("meta.helm.sh/*",), ("helm",), leave=HELM),  # last: others install charts too
 )
 HINTS: tuple[tuple[str, str], ...] = (("app.kubernetes.io/instance", "Argo CD"),)
 """Labels by which a tool may track objects (Argo CD does before 3.0, and when it is told to); charts and kustomizations set them as well."""
@@ -108,17 +112,26 @@ HINTS: tuple[tuple[str, str], ...] = (("app.kubernetes.io/instance", "Argo CD"),
 def of(manifest: Mapping[str, Any], path: Path = SERVE_CONFIG) -> Ownership:
     """Who applies the field ``path`` of an object as it was read."""
     metadata = manifest.get("metadata") or {}
-    annotations = metadata.get("annotations") or {}
     owner = _owner(metadata, path)
-    if str(annotations.get(names.GITOPS, "")).casefold() == "yielded":
-        return Ownership("yielded", owner[0].name if owner else "", f"annotation {names.GITOPS}: yielded")
+    said = f"annotation {names.GITOPS}: yielded" if says_yielded(manifest) else ""
     if owner is None:
-        return Ownership("ours")
+        return Ownership("yielded", "", said) if said else Ownership("ours")
     tool, sign = owner
-    for kind, key, value in _marks(metadata):
-        if key in tool.hands_off and _fits(value, (tool.hands_off[key],)):
-            return Ownership("yielded", tool.name, f"{kind} {key}: {value}")
+    if said := said or _hands_off(metadata, tool):
+        return Ownership("yielded", tool.name, said)
     return Ownership("commit", tool.name, sign)
+
+
+def _hands_off(metadata: Mapping[str, Any], tool: Tool) -> str:
+    """By which mark the tool is told to leave the object alone; empty when by none."""
+    told = tool.hands_off
+    return next((f"{kind} {key}: {value}" for kind, key, value in _marks(metadata) if key in told and _fits(value, (told[key],))), "")
+
+
+def says_yielded(manifest: Mapping[str, Any]) -> bool:
+    """Whether the owner's annotation stands on the object."""
+    annotations = (manifest.get("metadata") or {}).get("annotations") or {}
+    return str(annotations.get(names.GITOPS, "")).casefold() == "yielded"
 
 
 def owned(wanted: Mapping[str, Any], found: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -139,6 +152,30 @@ def _owned(wanted: Any, fields: Mapping[str, Any]) -> Any:
             {**key, **_owned(item, fields[element])} for element, key in keys.items() for item in wanted if all(item.get(k) == key[k] for k in key)
         ]
     return wanted
+
+
+def writers(manifest: Mapping[str, Any], path: Path = SERVE_CONFIG) -> list[tuple[str, str]]:
+    """Manager and operation (``Apply`` or ``Update``) of everybody who holds the field, ourselves included."""
+    return [
+        (str(entry.get("manager") or ""), str(entry.get("operation") or ""))
+        for entry in (manifest.get("metadata") or {}).get("managedFields") or []
+        if entry.get("subresource") != "status" and _holds(entry.get("fieldsV1") or {}, path)
+    ]
+
+
+def written_back(manifest: Mapping[str, Any], path: Path = SERVE_CONFIG) -> str:
+    """The manager of a tool that writes the field back for certain, although its owner yields it: it stands in git yet. Empty when there is none."""
+    if not says_yielded(manifest):
+        return ""
+    exact = [tool for tool in TOOLS if tool.exact and not _hands_off(manifest["metadata"], tool)]
+    applies = [manager for manager, operation in writers(manifest, path) if operation == "Apply"]
+    return next((manager for manager in applies for tool in exact if _fits(manager, tool.managers)), "")
+
+
+def tool_of(manager: str) -> str:
+    """Name of the tool that writes under that manager; empty for people and unknown ones."""
+    tool = _tool(manager)
+    return tool.name if tool else ""
 
 
 def how_to_yield(manager: str) -> str:

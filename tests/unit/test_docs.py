@@ -10,7 +10,7 @@ import yaml
 from patience import seconds
 
 from kfp_components import request
-from kfp_components.rollout import preflight
+from kfp_components.rollout import handover, preflight
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -18,8 +18,16 @@ COMMANDS = sorted(set(re.findall(r"kfp-serving ((?:local )?[a-z]+)", README)) - 
 
 
 def test_the_request_of_the_readme_is_valid() -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    text, *_ = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     assert request.parse(yaml.safe_load(text)).steps == (10.0, 25.0, 50.0)
+
+
+def test_the_snippet_for_argo_cd_is_the_one_that_yield_prints() -> None:
+    _, text = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    filled = handover.ARGO_CD.format(name="ai-inference", namespace="ai-ml", file="")
+    (printed,) = re.findall(r"^spec:\n.*?\n\n", filled, re.DOTALL | re.MULTILINE)
+    told, wanted = yaml.safe_load(text), yaml.safe_load(printed)
+    assert wanted["spec"]["ignoreDifferences"][0].pop("namespace") == "ai-ml" and told == wanted
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -109,7 +109,7 @@ def test_case_17_what_others_apply_is_not_written_behind_their_back(case: str) -
     told = refused(manifest)
     assert told.startswith(f"RayService ml/ai: it is managed by {manager} ({found.sign})"), told
     assert "commit the change to its repository" in told
-    assert "kubectl annotate rayservice ai -n ml kfp-serving/gitops=yielded" in told
+    assert "`kfp-serving yield ai -n ml`" in told
 
 
 @pytest.mark.parametrize("case", OURS)

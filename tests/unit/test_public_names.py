@@ -21,7 +21,8 @@ STEPS = {
 WHOLE = {"promote_with_canary", "deploy_model", "roll_back", "finish_release", "tidy_release", "adopt_model", "undo_adoption"}
 COMMANDS = {"abort_release", "pause_release", "resume_release", "approve_release"}
 READING = {"open_run", "open_rollback", "plan", "read_status", "smoke_cases", "adoption_of", "adoptable", "adopted", "plan_adoption"}
-VALUES = {"Asked", "Release", "ReleaseStore", "Run", "Status", "Watcher"}
+GITOPS = {"yield_field", "undo_yield", "export", "patch_files"}
+VALUES = {"Asked", "Release", "ReleaseStore", "Run", "Status", "Watcher", "Exported", "HandOver"}
 
 RAISES = re.compile(r"\braises?\b")
 LEFT = re.compile(r"\b(nothing is written|before anything is written|reads only|taken back|taken out|gives all traffic back|held|stays|goes on)\b")
@@ -35,13 +36,13 @@ def told(name: str) -> str:
 
 
 def test_the_public_names_are_these() -> None:
-    assert set(rollout.__all__) == STEPS | WHOLE | COMMANDS | READING | VALUES
+    assert set(rollout.__all__) == STEPS | WHOLE | COMMANDS | READING | GITOPS | VALUES
     assert rollout.__all__ == sorted(rollout.__all__)
     public = {name for name, value in vars(rollout).items() if not name.startswith("_") and not inspect.ismodule(value)}
     assert public == set(rollout.__all__)
 
 
-@pytest.mark.parametrize("name", sorted(STEPS | WHOLE | COMMANDS | READING))
+@pytest.mark.parametrize("name", sorted(STEPS | WHOLE | COMMANDS | READING | GITOPS))
 def test_each_says_what_it_raises_and_what_is_left_behind_then(name: str) -> None:
     text = told(name)
     named = {word for word in re.findall(r"`(\w+)`", text) if isinstance(getattr(errors, word, None), type)}
