@@ -100,7 +100,7 @@ def plan(
     else:
         print(changes)
     if patch_to is not None:
-        for path, text in rollout.patch_files(run, changes).items():
+        for path, text in rollout.patch_files(changes, run).items():
             file_to = patch_to / path
             file_to.parent.mkdir(parents=True, exist_ok=True)
             file_to.write_text(text, encoding="utf-8", newline="")

@@ -93,7 +93,7 @@ def as_file(manifest: Manifest) -> str:
     return as_yaml({**whole, "spec": {**whole["spec"], "serveConfigV2": DoubleQuotedScalarString(written)}})
 
 
-def patch_files(run: Run, plan: Plan) -> Mapping[str, str]:
+def patch_files(plan: Plan, run: Run) -> Mapping[str, str]:
     """Path -> text of the files to commit where a run is refused; nothing is written. Raises `NotFound` without RayService.
 
     A replacement without canary, judge or way back by itself, in three commits, each when the one before is applied and runs: the version beside the

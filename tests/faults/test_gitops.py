@@ -131,12 +131,16 @@ def test_a_bad_version_is_taken_back_while_flux_syncs() -> None:
 
 def test_a_field_that_its_owner_forgot_in_git_is_refused_before_anything_is_written() -> None:
     """Flux owns exactly what stands in git: what it holds, it writes back."""
-    world, _flux = fluxed()
+    world, flux = fluxed()
     rollout.yield_field(world.cluster, NAMESPACE, RAYSERVICE)
     before = everything(world)
     end = promoted(world)
     assert isinstance(end.error, errors.ManagedElsewhere) and everything(world) == before
     assert f"says yielded, but Flux ({FLUX}) applies serveConfigV2 still and writes it back with its next sync" in end.words
+    assert str(rollout.plan(opened(world, asked("v2"))).refused) == str(end.error)
+    flux.git["metadata"]["annotations"]["kustomize.toolkit.fluxcd.io/ssa"] = "IfNotPresent"
+    flux.sync()
+    assert rollout.plan(opened(world, asked("v2"))).refused is None, "it is told to leave the object alone"
 
 
 @pytest.mark.parametrize("phase", ["registered", "deployed", "smoked", "canary", "promoting"])
@@ -192,7 +196,7 @@ def test_the_files_to_commit_bring_the_version_in_without_losing_anybody(front: 
     if front:
         world.front()
     run = opened(world, asked("v2"))
-    files = rollout.patch_files(run, rollout.plan(run))
+    files = rollout.patch_files(rollout.plan(run), run)
     steps = [path for path in files if path.endswith("rayservice.yaml")]
     assert steps == [f"{step}/rayservice.yaml" for step in ("0-now", "1-beside", "2-route", "3-tidy")]
     assert (len(files) == 6) is not front
