@@ -12,7 +12,7 @@ import failure_logs
 import httpx
 import pytest
 from patience import seconds, until
-from world import NAMESPACE, RAYSERVICE, Clients, command, record_of, snapshot, tiny, write
+from world import NAMESPACE, RAYSERVICE, Clients, command, record_of, snapshot, tiny
 
 from kfp_components import errors, names, registry, rollout
 from kfp_components.cluster import Manifest, Ref
@@ -79,7 +79,7 @@ def brownfield(cluster: KubernetesCluster) -> Iterator[KubernetesCluster]:
         metadata = {"name": names.alias(model), "namespace": NAMESPACE, **labels}
         cluster.apply({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}, manager=OWNER)
     for model in MODELS:
-        until(lambda model=model: pid(cluster, model), f"{model} to answer")  # type: ignore[misc]
+        until(lambda model=model: pid(cluster, model), f"{model} to answer")
     yield cluster
     cluster.patch(SHARED, {"metadata": {"annotations": {names.LAST_APPLIED: None}}}, manager=OWNER)
     for model in MODELS:
@@ -176,17 +176,15 @@ def gone_lines(text: str, application: str) -> list[str]:
 
 
 @pytest.mark.core
-def test_case_04_an_owners_set_up_is_adopted_released_into_and_given_back(
-    brownfield: KubernetesCluster, users_of: Callable[[str], Clients], tmp_path: Path
-) -> None:
+def test_case_04_an_owners_set_up_is_adopted_released_into_and_given_back(brownfield: KubernetesCluster, users_of: Callable[[str], Clients]) -> None:
     cluster = brownfield
     before, names_before, pids = snapshot(cluster), aliases(cluster), {model: pid(cluster, model) for model in MODELS}
-    text = text_of(cluster)
-    assert text == OWNERS
+    assert text_of(cluster) == OWNERS
     with Everybody(users_of) as everybody:
         told = adopt("--all")
         assert all(f"{model}: " in told for model in MODELS), told
         assert text_of(cluster) == OWNERS and {model: pid(cluster, model) for model in MODELS} == pids
+        assert {model: labels for model, (_, labels, _) in aliases(cluster).items()} == {model: {names.ISVC_LABEL: model} for model in MODELS}
         for model, route in MODELS.items():
             found = cluster.get(Ref("InferenceService", model, NAMESPACE))
             assert found is not None and found["status"]["url"].endswith(f":8000{route.rstrip('/')}")
@@ -197,14 +195,13 @@ def test_case_04_an_owners_set_up_is_adopted_released_into_and_given_back(
         assert versions["whisper"].startswith("found-")
         everybody.wait()
 
-        good = command("promote", write(tiny("llm", "v2"), tmp_path / "good.yaml"), idle_s=200)
-        assert good.returncode == 0, good.stdout + good.stderr
+        rollout.promote_with_canary(rollout.open_run(tiny("llm", "v2"), cluster))
         promoted = text_of(cluster)
         assert rayservice.applications(promoted)["llm-v2"]["route_prefix"] == "/v1"
         assert_only_applications_differ(OWNERS, promoted, "llm", "llm-v2")
 
-        bad = command("promote", write(tiny("default", "v2", args={"fail_every": 3}), tmp_path / "bad.yaml"), idle_s=200)
-        assert bad.returncode == 4 and "worse in errors" in bad.stderr, bad.stdout + bad.stderr
+        with pytest.raises(errors.CanaryFailed, match="worse in errors"):
+            rollout.promote_with_canary(rollout.open_run(tiny("default", "v2", args={"fail_every": 3}), cluster))
         assert text_of(cluster) == promoted, "taken back to the letter"
         assert registry.connect().aliases(f"{NAMESPACE}.default") == {"champion": versions["default"]}
 
@@ -215,6 +212,7 @@ def test_case_04_an_owners_set_up_is_adopted_released_into_and_given_back(
         tallies = everybody.stop()
     assert text_of(cluster) == promoted
     assert aliases(cluster) == names_before
+    assert not any(registry.connect().aliases(f"{NAMESPACE}.{model}") for model in MODELS)
     shared = f"{SHARED.kind} {SHARED.name}"
     assert {**snapshot(cluster), shared: None} == {**before, shared: None}
     now = {model: pid(cluster, model) for model in MODELS}
