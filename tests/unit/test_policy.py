@@ -71,11 +71,12 @@ def test_steps_and_the_components_that_wrap_them_have_one_name() -> None:
         for name in rollout.__all__
         if inspect.isfunction(getattr(rollout, name)) and list(inspect.signature(getattr(rollout, name)).parameters)[:1] == ["run"]
     } - {
-        "begin",
         "deploy_model",
         "plan",
+        "plan_adoption",
         "promote_with_canary",
         "smoke_cases",
+        "undo_adoption",  # of the component adopt_model
     }
     components = {module.name for module in pkgutil.iter_modules(ops.__path__)} - {"image", "runtime"}
     assert steps == components
