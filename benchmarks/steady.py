@@ -224,7 +224,7 @@ def as_markdown(found: dict[str, list[Ratio]], same: bool, load: float) -> str:
             lines.append(f"| {what} | {r.of} | {r.adopted:.2f} | {r.untouched:.2f} | {r.ratio:.3f} | {r.low:.3f} to {r.high:.3f} | {r.blocks} |")
     ours = [r for what, ratios in found.items() if what == STEADY for r in ratios]
     within = all(WITHIN[0] <= r.low and r.high <= WITHIN[1] for r in ours)
-    told = f"Adopted, without a release: both intervals lie {'' if within else 'NOT '}within {WITHIN[0]:g} and {WITHIN[1]:g}. "
+    told = f"Adopted, without a release: {'both' if within else 'NOT both'} intervals lie within {WITHIN[0]:g} and {WITHIN[1]:g}. "
     told += f"serveConfigV2 {'is' if same else 'is NOT'} the owner's text to the letter, after the adoption and after the release."
     how = f"{CLIENTS} clients without pause, small JSON; blocks of four runs of {REQUESTS} requests, by turns. {machine()}; "
     how += f"load average {load:.1f} at the start."
