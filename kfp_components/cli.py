@@ -209,8 +209,11 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Give up a release: all traffic to stable in one write, verified, then tidied up. A promoted one too, while its old version is kept."""
-    run = _open(model, namespace, rayservice, kubeconfig)
+    from kfp_components import live
+
     console = Console(stderr=as_json)
+    shown, watcher = live.view(console)
+    run = _open(model, namespace, rayservice, kubeconfig, watcher)
     before = run.store.load()
     if before is not None and not before.open:
         console.print(
@@ -218,7 +221,9 @@ def rollback(
             "To go back to an earlier version, promote that one.",
             soft_wrap=True,
         )
-    _told(rollout.roll_back(run, reason), as_json, console)
+    with shown:
+        record = rollout.roll_back(run, reason)
+    _told(record, as_json, console)
 
 
 @app.command()

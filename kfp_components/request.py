@@ -39,12 +39,19 @@ def _refuse_credentials(uri: str, info: ValidationInfo, instead: str = "; let th
         raise ValueError(f"it carries a credential, {found}; it would be stored where many can read it{instead}")
 
 
-def _uris_in(value: Any) -> list[str]:
-    """The URIs in the texts of a value, at any depth."""
+def _refuse_credentials_in(value: Any, info: ValidationInfo, where: str = "") -> None:
+    """The same for every URI in the texts of a value, at any depth, but for environment variables; the message says where."""
     if isinstance(value, str):
-        return uris.in_text(value)
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [uri for item in items for uri in _uris_in(item)]
+        for uri in uris.in_text(value):
+            try:
+                _refuse_credentials(uri, info)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}" if where else str(error)) from None
+    for item in value if isinstance(value, list) else ():
+        _refuse_credentials_in(item, info, where)
+    for key, item in value.items() if isinstance(value, dict) else ():
+        if key != "env_vars":
+            _refuse_credentials_in(item, info, f"{where}.{key}" if where else str(key))
 
 
 def whole_numbers(value: Any) -> Any:
@@ -242,15 +249,17 @@ class Options(_Part):
         _refuse_credentials(value or "", info, "; give it in the environment (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_TOKEN ...)")
         return value
 
-    @field_validator("runtime_env")
+    @field_validator("runtime_env", "args")
     @classmethod
     def _uris(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        for key, part in value.items():
-            for uri in _uris_in(part) if key != "env_vars" else ():
-                try:
-                    _refuse_credentials(uri, info)
-                except ValueError as error:
-                    raise ValueError(f"{key}: {error}") from None
+        _refuse_credentials_in(value, info)
+        return value
+
+    @field_validator("deployments")
+    @classmethod
+    def _uris_of_deployments(cls, value: list[dict[str, Any]], info: ValidationInfo) -> list[dict[str, Any]]:
+        for piece in value:
+            _refuse_credentials_in(piece, info)
         return value
 
     @field_validator("digest")
@@ -270,7 +279,7 @@ class Options(_Part):
     @field_validator("route")
     @classmethod
     def _route(cls, value: str | None) -> str | None:
-        if value is not None and (not ROUTE.fullmatch(value) or value.startswith(("/.versions", "/-/"))):
+        if value is not None and (not ROUTE.fullmatch(value) or value.startswith(("/.versions", "/-/")) or ".." in value.split("/")):
             raise ValueError(f"{value!r} is not a route prefix that users may call: it starts with /, does not end with it, and has no {{}}")
         return value
 
@@ -483,8 +492,10 @@ def assert_allowed(request: PromoteRequest, annotations: Mapping[str, str], know
 
 def plain_secrets(asked: PromoteRequest) -> list[str]:
     """Names of environment variables that look like secrets and stand in plain text in the request, and so in RayService and record."""
-    found = asked.options.runtime_env.get("env_vars")
-    names_of = {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+    actors = [piece.get("ray_actor_options") or {} for piece in asked.options.deployments]
+    environments = [asked.options.runtime_env, *(actor.get("runtime_env") or {} for actor in actors if isinstance(actor, dict))]
+    found = [env.get("env_vars") for env in environments if isinstance(env, dict)]
+    names_of = {str(name): str(value) for variables in found if isinstance(variables, dict) for name, value in variables.items()}
     return [name for name, value in names_of.items() if uris.has_token(value) or (uris.is_secret_name(name) and value and not value.startswith("/"))]
 
 

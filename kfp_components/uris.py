@@ -128,6 +128,8 @@ def _credential_in(uri: str) -> str | None:
 def _is_plain_user(scheme: str, user: str) -> bool:
     if ":" in user or has_token(user):
         return False
+    if user == "git":  # as every git host calls everybody
+        return True
     base = scheme if scheme in USERS else scheme.partition("+")[0]
     return base in USERS or scheme in CONTAINERS or (scheme in ANONYMOUS and user == "anonymous")
 

@@ -70,6 +70,7 @@ def adoption_of(cluster: Cluster, target: ModelTarget, asked: Asked = NOTHING, *
         raise errors.NotFound(f"{ref}: application {name} is at {route or 'no route'}{f', not at {asked.route}' if asked.route else ''}")
     if entry.get("import_path") == names.ROUTER_IMPORT_PATH or names.model_of_version_route(route):
         raise errors.NameTaken(f"{ref}: application {name} is of a release by this library already; `kfp-serving status` shows it")
+    _refuse_anothers(cluster, target, name, entry)
     options = {
         "application": name,
         "route": route,
@@ -78,15 +79,47 @@ def adoption_of(cluster: Cluster, target: ModelTarget, asked: Asked = NOTHING, *
         "protocol": "json",
         "smoke": "none",
     }
-    return parse(
+    return _parsed(
+        f"{ref}: application {name} cannot be adopted as it is",
         {
             **target.model_dump(),
             "version": asked.version or _version(entry, rayservice.digests(text)[name]),
             "uri": asked.uri or f"rayservice://{target.namespace}/{target.rayservice}/{name}",
             "import_path": entry.get("import_path"),
             "options": {key: value for key, value in options.items() if value is not None},
-        }
+        },
     )
+
+
+def _parsed(what: str, values: Mapping[str, Any]) -> PromoteRequest:
+    try:
+        return parse(values)
+    except errors.RequestInvalid as error:
+        raise errors.RequestInvalid(f"{what}: {error}") from error
+
+
+def _refuse_anothers(cluster: Cluster, target: ModelTarget, application: str, entry: Mapping[str, Any]) -> None:
+    """Raise `NameTaken` when the application serves another model by its record, or, where records may not be listed, by its arguments."""
+    args = entry.get("args")
+    told = args.get("model") if isinstance(args, Mapping) else None
+    owners = {str(told)} if isinstance(told, str) and told != target.model and application.startswith(f"{told}-") else set()
+    with contextlib.suppress(errors.PermissionDenied):
+        owners = {
+            record.model
+            for record in _records(cluster, target.namespace)
+            if record.rayservice == target.rayservice and application in (record.application(v) for v in (record.stable_now, _candidate(record)) if v)
+        }
+    others = owners - {target.model}
+    if others:
+        raise errors.NameTaken(
+            f"RayService {target.namespace}/{target.rayservice}: application {application} belongs to model {sorted(others)[0]} already; it cannot "
+            f"be adopted as {target.model} too"
+        )
+
+
+def _candidate(record: Release) -> str | None:
+    """Of a release that is not over."""
+    return None if record.done else record.candidate_version
 
 
 def adoptable(cluster: Cluster, namespace: str, rayservice_name: str) -> dict[str, str]:
@@ -149,7 +182,8 @@ def adopt_model(run: Run) -> Release:
         if record is not None:
             request, fence = run.request, partial(journal.assert_ours, run)
             properties = {"model_format": request.options.model_format, "import_path": request.import_path, **run.source}
-            run.registry.register(run.registered_name, request.version, request.uri, digest=None, properties=properties)
+            if not _is_registered(run):
+                run.registry.register(run.registered_name, request.version, request.uri, digest=None, properties=properties)
             run.registry.move(run.registered_name, "champion", request.version)
             seen = _look(run)
             for change in _missing(run, seen):
@@ -199,10 +233,10 @@ def undo_adoption(run: Run) -> Release:
 
 @dataclass(frozen=True)
 class _Seen:
-    entry: Mapping[str, Any]
     service: Manifest | None
     stub: Manifest | None
     told: list[str]
+    runs: bool
 
 
 def _known(run: Run) -> Release | None:
@@ -273,6 +307,10 @@ def _look(run: Run) -> _Seen:
     found = run.persist(lambda: run.cluster.get(run.rayservice))
     text = rayservice.serve_config(found)
     application = str(request.options.application)
+    try:
+        preflight.check_router_name(request.model, str(run.rayservice), rayservice.applications(text), address.route)
+    except errors.InputError as error:
+        in_the_way.append(str(error))
     holder = rayservice.owner(text, address.route)
     if holder != application:
         in_the_way.append(f"{run.rayservice}: route {address.route} belongs to {holder or 'no application'}, not to {application}")
@@ -283,13 +321,23 @@ def _look(run: Run) -> _Seen:
         in_the_way.append(str(error))
     registered = run.registry.find(run.registered_name, request.version)
     try:
-        if registered is not None:
+        if registered is not None and not _is_registered(run):
             registered.assert_same(request.uri, None)
     except errors.NameTaken as error:
         in_the_way.append(f"{error} (--version names another one)")
     if in_the_way:
         raise errors.NameTaken("; ".join(in_the_way))
-    return _Seen(rayservice.applications(text)[application], service, stub, _told(run, text, service, stub))
+    state = rayservice.application_status(found or {}, application).get("status")
+    told = _told(run, text, service, stub)
+    if state != "RUNNING":
+        told.append(f"application {application} is {state or 'not reported by the operator'} now: it is recorded all the same")
+    return _Seen(service, stub, told, state == "RUNNING")
+
+
+def _is_registered(run: Run) -> bool:
+    """Whether the registry knows the version, from wherever it is, and nobody has said where that is."""
+    known = run.registry.find(run.registered_name, run.request.version)
+    return known is not None and run.request.uri.startswith("rayservice://")
 
 
 def _told(run: Run, text: str, service: Manifest | None, stub: Manifest | None) -> list[str]:
@@ -312,7 +360,8 @@ def _missing(run: Run, seen: _Seen) -> list[Change]:
         changes.append(manifests.alias_change(run, seen.service))
     if seen.stub is None:
         changes.append(manifests.stub_change(run, version, None))
-        changes.append(manifests.traffic_change(run, {version: 100.0}, manifests.all_message(version), None))
+        told = manifests.all_message(version) if seen.runs else f"version {version} does not run"
+        changes.append(manifests.traffic_change(run, {version: 100.0} if seen.runs else {}, told, None, ready=seen.runs))
     return changes
 
 

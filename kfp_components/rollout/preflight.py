@@ -82,6 +82,8 @@ def check(
             f"{ref}: the router sends users to {serving.version}, but application {serving.application} is not in serveConfigV2; "
             "mend the RayService first"
         )
+    if serving is not None:
+        _try_the_switch(asked.model, text, serving, address.route)
     service = cluster.get(Ref("Service", address.alias, asked.namespace))
     stub = cluster.get(Ref("InferenceService", asked.model, asked.namespace))
     alias.assert_free(asked.model, asked.namespace, service, stub, asked.target_host)
@@ -112,30 +114,55 @@ def _check_fields(asked: request.PromoteRequest, service: Manifest | None, stub:
             refuse_taken(Apply(manifest, "as it should be"), found)
 
 
+def _try_the_switch(model: str, text: str, serving: Serving, public: str) -> None:
+    """Raise what giving the route to the router, and back, would: a route that stands elsewhere as an anchor, for instance."""
+    if rayservice.owner(text, public) != serving.application:
+        return
+    try:
+        aside = rayservice.with_route(text, serving.application, names.version_route(model, serving.version))
+        rayservice.with_route(aside, serving.application, None if serving.route_implied else public)
+    except errors.Conflict as error:
+        raise errors.RequestInvalid(f"{error}; write the route of {serving.application} into its own entry first") from error
+
+
 def registered_name(target: request.ModelTarget) -> str:
     """Name in the registry: models of two namespaces do not meet."""
     return f"{target.namespace}.{target.model}"
 
 
 def _check_routes(asked: request.PromoteRequest, ref: str, applications: dict[str, dict[str, object]], public: str) -> None:
-    ours = {
-        names.router_application(asked.model): (names.router_route(asked.model), public),
-        names.application(asked.model, asked.version): (names.version_route(asked.model, asked.version),),
-    }
+    """The names and internal routes that a release uses are free, or this model's own."""
+    check_router_name(asked.model, ref, applications, public)
+    candidate, internal = asked.options.application or names.application(asked.model, asked.version), names.version_route(asked.model, asked.version)
     for name, entry in applications.items():
-        route = entry.get("route_prefix")
-        if name in ours and route not in ours[name]:
+        route = entry.get("route_prefix", "/")
+        if name == candidate and route != internal:
             other = _other_model(str(route), entry)
-            raise errors.NameTaken(
-                f"{ref}: application {name} is there already, at {route}; "
-                + (f"it belongs to model {other}: give the version another name" if other else "it is not of this library: rename it or the version")
-            )
-        if name == names.router_application(asked.model) and entry.get("import_path") != names.ROUTER_IMPORT_PATH:
-            raise errors.NameTaken(
-                f"{ref}: application {name} is there already, from {entry.get('import_path')}; it is not the router of this library: rename it"
-            )
-        if name not in ours and any(route in internal and route != public for internal in ours.values()):
+            whose = f"it belongs to model {other}" if other else "it is not of this release"
+            raise errors.NameTaken(f"{ref}: application {name} is there already, at {route}; {whose}: give the version another name")
+        taken = route in (internal, names.router_route(asked.model)) and route != public
+        if name not in (candidate, names.router_application(asked.model)) and taken:
             raise errors.NameTaken(f"{ref}: route {route} belongs to application {name}, but this library uses it while a release runs")
+
+
+def check_router_name(model: str, ref: str, applications: Mapping[str, Mapping[str, object]], public: str) -> None:
+    """Raise `NameTaken` where the application that a release's router would be is somebody else's, `RequestInvalid` where two have one route."""
+    router = names.router_application(model)
+    entry = applications.get(router)
+    if entry is not None:
+        route = entry.get("route_prefix", "/")
+        if entry.get("import_path") != names.ROUTER_IMPORT_PATH or route not in (names.router_route(model), public):
+            other = _other_model(str(route), entry)
+            whose = f"it belongs to model {other}" if other else f"it is from {entry.get('import_path')}"
+            raise errors.NameTaken(
+                f"{ref}: application {router} is there already, at {route}; {whose}, and a release of {model} calls its router so: leave it, and "
+                "call the model otherwise"
+            )
+    routes = [(str(found), name) for name, one in applications.items() if (found := one.get("route_prefix", "/"))]
+    twice = next((route for route, _ in routes if [other for other, _ in routes].count(route) > 1), None)
+    if twice is not None:
+        both = " and ".join(name for route, name in routes if route == twice)
+        raise errors.RequestInvalid(f"{ref}: applications {both} have the same route {twice}, which Ray Serve refuses; mend the RayService first")
 
 
 def _other_model(route: str, entry: Mapping[str, object]) -> str | None:

@@ -37,8 +37,7 @@ def serving(run: Run, found: Manifest | None, record: Release | None) -> Serving
     if holder == names.router_application(request.model) and (split := run.router.written_in(found)) is not None:
         return Serving(split.stable, split.application(request.model, split.stable))
     if record is not None and record.stable_now is not None and record.application(record.stable_now) == holder:
-        implied = "route_prefix" not in rayservice.applications(rayservice.serve_config(found))[holder]
-        return Serving(record.stable_now, holder, implied)
+        return Serving(record.stable_now, holder, not rayservice.says_route(rayservice.serve_config(found), holder))
     raise errors.NotAdopted(
         f"{run.rayservice}: route {route} belongs to application {holder}, which no release of model {request.model} knows: "
         f"`kfp-serving adopt {request.model} -n {request.namespace} --rayservice {request.rayservice}` records it as the stable version (so does "

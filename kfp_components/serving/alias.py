@@ -60,11 +60,12 @@ def assert_free(model: str, namespace: str, service: Mapping[str, Any] | None, s
     where = f"Service {namespace}/{service['metadata'].get('name', names.alias(model))}"
     if service.get("spec", {}).get("type") != "ExternalName":
         raise errors.NameTaken(
-            f"{where}: it is a {service.get('spec', {}).get('type')} Service of somebody else; delete it or choose another model name"
+            f"{where}: it is a {service.get('spec', {}).get('type')} Service, not an alias (ExternalName); leave it if clients use it, and name "
+            "another Service in options.alias (`adopt --alias`)"
         )
     found = str(service["spec"].get("externalName"))
     if _host(found) != _host(target):
-        raise errors.NameTaken(f"{where}: it points to {found}, not to {target}; delete it or name that RayService")
+        raise errors.NameTaken(f"{where}: it points to {found}, not to {target}; name that RayService, or another Service in options.alias")
     label = (service["metadata"].get("labels") or {}).get(names.ISVC_LABEL)
     if label not in (None, model):
         raise errors.NameTaken(

@@ -26,8 +26,14 @@ def deployments(asked: PromoteRequest, serve_config: str, stable: str | None) ->
     """``deployments`` of the candidate's entry: the request's over those of the application ``stable`` in ``serve_config``, field by field."""
     wanted = {piece["name"]: piece for piece in asked.options.deployments}
     running = _carried(asked, serve_config, stable)
-    found = [{**_without_rivals(running[name], wanted.get(name, {})), **wanted.get(name, {})} for name in running]
+    found = [_over(_without_rivals(running[name], wanted.get(name, {})), wanted.get(name, {})) for name in running]
     return found + [dict(piece) for name, piece in wanted.items() if name not in running]
+
+
+def _over(size: Piece, wanted: Mapping[str, Any]) -> Piece:
+    """The request's fields over the running version's; of ``ray_actor_options`` key by key, so that who asks for memory keeps the GPU share."""
+    options = {**(size.get("ray_actor_options") or {}), **(wanted.get("ray_actor_options") or {})}
+    return {**size, **wanted, **({"ray_actor_options": options} if options else {})}
 
 
 def told(asked: PromoteRequest, serve_config: str, stable: str | None) -> str:
@@ -37,13 +43,21 @@ def told(asked: PromoteRequest, serve_config: str, stable: str | None) -> str:
         return ""
     carried, wanted = _carried(asked, serve_config, stable), {piece["name"]: piece for piece in asked.options.deployments}
     if carried:
-        kept = {name: {key: value for key, value in carried[name].items() if key not in wanted.get(name, {})} for name in carried}
+        kept = {name: _left(carried[name], wanted.get(name, {})) for name in carried}
         kept = {name: _without_rivals(piece, wanted.get(name, {})) for name, piece in kept.items()}
         said = _words({name: piece for name, piece in kept.items() if len(piece) > 1 or name not in wanted})
         return f". As in {stable}: {said}" if said else ""
     left = _words({name: piece for name, piece in running.items() if name not in wanted})
     why = "options.deployments_from says so" if asked.options.deployments_from == "request" else "import_path is another"
     return f". {stable} runs with {left}, {asked.version} with the code's defaults ({why})" if left else ""
+
+
+def _left(size: Piece, wanted: Mapping[str, Any]) -> Piece:
+    """What the request does not say itself."""
+    own = wanted.get("ray_actor_options") or {}
+    options = {key: value for key, value in (size.get("ray_actor_options") or {}).items() if key not in own}
+    rest = {key: value for key, value in size.items() if key not in wanted and key != "ray_actor_options"}
+    return {**rest, "name": size["name"], **({"ray_actor_options": options} if options else {})}
 
 
 def _carried(asked: PromoteRequest, serve_config: str, stable: str | None) -> dict[str, Piece]:

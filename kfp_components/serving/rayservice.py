@@ -20,7 +20,7 @@ from kfp_components.serving.yaml_text import Indents, Node
 
 FAILED_STATES = ("DEPLOY_FAILED", "UNHEALTHY")
 LOG_TAIL_CHARACTERS = 600
-EXCEPTION_LINE = re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\b: .{1,300})$", re.MULTILINE)
+EXCEPTION_LINE = re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\b: .{1,300})", re.MULTILINE)
 
 BYTE_ORDER_MARK = "\ufeff"
 DEFAULT_APPLICATION = "default"
@@ -192,12 +192,20 @@ def with_route(text: str, application: str, route_prefix: str | None) -> str:
         if "route_prefix" not in standing:
             return text
         edited = yaml_text.without_pair(found.text, node, standing.index("route_prefix"))
+        merged = _application(edited, application).get("route_prefix")
         del entry["route_prefix"]
+        entry |= {} if merged is None else {"route_prefix": merged}
     else:
         after = standing.index("name") if "name" in standing else -1
         edited = yaml_text.with_pairs(found.text, node, {"route_prefix": route_prefix}, found.indents, after)
         entry["route_prefix"] = route_prefix
     return _proven(text, edited, application, entry)
+
+
+def says_route(text: str, application: str) -> bool:
+    """Whether the application's own entry says its route: else it is ``/`` by default, or merged in from elsewhere."""
+    found = _read(text)
+    return application in found.names and found.entries[found.names.index(application)].get("route_prefix") is not None
 
 
 def owner(text: str, route: str) -> str | None:

@@ -140,7 +140,7 @@ def test_case_04_everything_that_is_in_the_way_is_told_at_once() -> None:
     world.registry.register(f"{NAMESPACE}.{MODEL}", "v1", "s3://another", digest=None, properties={})
     text, before = world.text(), world.cluster.get(ALIAS)
     with pytest.raises(errors.NameTaken) as caught:
-        world.process().adopt(TARGET, Asked(version="v1"))
+        world.process().adopt(TARGET, Asked(version="v1", uri="s3://mine"))
     assert "it points to elsewhere" in str(caught.value) and "registered with s3://another" in str(caught.value)
     assert world.text() == text and world.cluster.get(ALIAS) == before and world.stored() is None and world.lease() is None
 
@@ -223,3 +223,83 @@ def test_the_record_of_an_adopted_model_keeps_its_address() -> None:
     assert record.address == names.Address(names.alias(MODEL), "/v1/models")
     stub = world.cluster.get(STUB)
     assert stub is not None and stub["status"]["url"] == "http://bge-predictor.ai-ml.svc.cluster.local:8000/v1/models"
+
+
+# --- what a newcomer found ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_application_serves_one_model_only() -> None:
+    world = brownfield()
+    other = parse_target({"model": "other", "namespace": NAMESPACE, "rayservice": RAYSERVICE})
+    world.process().adopt(TARGET, Asked())
+    for application in ("bge", f"{MODEL}-v2"):
+        with pytest.raises(errors.NameTaken, match=f"application {application} belongs to model {MODEL} already"):
+            rollout.adoption_of(world.cluster, other, Asked(application=application))
+        world.promote(asked("v2"))
+        if application == "bge":
+            continue
+    assert rollout.adoptable(world.cluster, NAMESPACE, RAYSERVICE) == {"whisper": "whisper", f"{MODEL}-v2": MODEL}
+
+
+def test_what_was_promoted_before_an_undo_is_adopted_again() -> None:
+    world = brownfield()
+    world.process().adopt(TARGET, Asked())
+    world.promote(asked("v2"))
+    rollout.undo_adoption(world.process().open_rollback(TARGET))
+    assert world.promote(asked("v3", adopt=True)).phase == "promoted"
+    known = world.registry.find(f"{NAMESPACE}.{MODEL}", "v2")
+    assert known is not None and known.uri == f"s3://models/{MODEL}/v2" and not world.serve.lost
+
+
+def test_a_route_that_is_merged_in_comes_back_to_the_letter() -> None:
+    text = "x: &d {route_prefix: /bge, import_path: 'acme.bge:app'}\napplications:\n- name: bge\n  <<: *d\n"
+    world = brownfield(text)
+    world.process().adopt(TARGET, Asked())
+    world.serve.behaviour(f"{MODEL}-v2").answer = lambda n: 500 if n % 3 == 0 else 200
+    process = world.process()
+    end = process.outcome(lambda: process.promote(asked("v2")))
+    assert isinstance(end.error, errors.CanaryFailed) and world.text() == text, world.text()
+
+
+def test_a_route_that_others_stand_on_is_refused_at_the_door() -> None:
+    text = (
+        "applications:\n"
+        "- {name: bge, route_prefix: &r /bge, import_path: 'acme.bge:app'}\n"
+        "- {name: x, route_prefix: /x, import_path: 'acme.x:app', args: {beside: *r}}\n"
+    )
+    world = brownfield(text)
+    world.process().adopt(TARGET, Asked())
+    process = world.process()
+    end = process.outcome(lambda: process.promote(asked("v2")))
+    assert end.exit_code == 2 and "&r" in end.words, str(end)
+    assert world.text() == text and world.lease() is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ("{name: bge-router, route_prefix: /x, import_path: 'acme.x:app'}", "application bge-router is there already, at /x"),
+        ("{name: bge-router, import_path: 'acme.x:app'}", "application bge-router is there already, at /;"),
+        ("{name: y, route_prefix: /bge, import_path: 'acme.x:app'}", "applications bge and y have the same route /bge"),
+    ],
+)
+def test_what_would_stop_a_release_is_told_when_it_is_adopted(entry: str, told: str) -> None:
+    world = brownfield(f"applications:\n- {{name: bge, route_prefix: /bge, import_path: 'acme.bge:app'}}\n- {entry}\n")
+    with pytest.raises(errors.NameTaken, match=told) as caught:
+        world.process().adopt(TARGET, Asked(application="bge"))
+    assert "rename" not in str(caught.value) and world.stored() is None
+
+
+def test_what_does_not_run_is_said_and_shown_as_it_is() -> None:
+    world = brownfield()
+    world.serve.behaviour("bge").status = "DEPLOY_FAILED"
+    record = world.process().adopt(TARGET, Asked())
+    assert any("application bge is DEPLOY_FAILED now" in event.message for event in record.events)
+    stub = world.cluster.get(STUB)
+    assert stub is not None and {c["status"] for c in stub["status"]["conditions"]} == {"False"}
+
+
+def test_what_this_library_does_not_take_is_named() -> None:
+    world = brownfield("applications: [{name: bge, route_prefix: /bge/, import_path: 'a:b'}]\n")
+    with pytest.raises(errors.RequestInvalid, match="application bge cannot be adopted as it is"):
+        rollout.adoption_of(world.cluster, TARGET, Asked(application="bge"))

@@ -112,7 +112,7 @@ def test_a_free_name_and_our_own_may_be_taken() -> None:
 @pytest.mark.parametrize(
     ("service", "found", "told"),
     [
-        ({"spec": {"type": "ClusterIP"}}, None, "Service ai-ml/whisper-predictor: it is a ClusterIP Service of somebody else"),
+        ({"spec": {"type": "ClusterIP"}}, None, "Service ai-ml/whisper-predictor: it is a ClusterIP Service, not an alias"),
         (
             {"metadata": {"labels": {"serving.kserve.io/inferenceservice": "bge"}}},
             None,
