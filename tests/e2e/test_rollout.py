@@ -55,7 +55,6 @@ def assert_promoted(cluster: KubernetesCluster, model: str, version: str, old: s
     assert cluster.get(Ref("Lease", names.release(model), NAMESPACE)) is None
 
 
-@pytest.mark.core
 def test_a_good_version_is_promoted_and_nobody_notices(cluster: KubernetesCluster, users: Callable[..., Any]) -> None:
     first(cluster, tiny("good", "v1"))
     with users("good") as sending:
@@ -70,7 +69,6 @@ def test_a_good_version_is_promoted_and_nobody_notices(cluster: KubernetesCluste
     assert rollout.promote_with_canary(rollout.open_run(tiny("good", "v2"), cluster)).phase == "promoted"
 
 
-@pytest.mark.core
 def test_a_bad_version_is_rolled_back_and_leaves_nothing(cluster: KubernetesCluster, users: Callable[..., Any]) -> None:
     first(cluster, tiny("erring", "v1"))
     before = snapshot(cluster)
