@@ -52,7 +52,8 @@ def adoption_of(cluster: Cluster, target: ModelTarget, asked: Asked = NOTHING, *
     Raises `NotFound` listing what there is.
     """
     ref = Ref("RayService", target.rayservice, target.namespace)
-    found = patient(cluster, clock or SystemClock(), Patience(DOOR_PATIENCE_S)).get(ref)
+    steady = patient(cluster, clock or SystemClock(), Patience(DOOR_PATIENCE_S))
+    found = steady.get(ref)
     if found is None:
         raise errors.NotFound(f"{ref}: it does not exist; correct the name")
     text = rayservice.serve_config(found)
@@ -70,7 +71,7 @@ def adoption_of(cluster: Cluster, target: ModelTarget, asked: Asked = NOTHING, *
         raise errors.NotFound(f"{ref}: application {name} is at {route or 'no route'}{f', not at {asked.route}' if asked.route else ''}")
     if entry.get("import_path") == names.ROUTER_IMPORT_PATH or names.model_of_version_route(route):
         raise errors.NameTaken(f"{ref}: application {name} is of a release by this library already; `kfp-serving status` shows it")
-    _refuse_anothers(cluster, target, name, entry)
+    _refuse_anothers(steady, target, name, entry)
     options = {
         "application": name,
         "route": route,

@@ -113,7 +113,7 @@ def test_case_16_a_release_that_an_older_version_began_can_be_taken_back() -> No
     old = {**VALUES, "uri": f"https://host/m?sig={SECRET}", "options": {"registry_uri": f"https://u:{SECRET}@mlflow"}}
     assert request.parse_stored(old).uri == old["uri"]
     record = release.Release(
-        epoch=1, model="m", namespace="ml", rayservice="ai", candidate_version="v2", stable_version="v1", split_before=None, request=old,
+        epoch=1, model="m", namespace="ml", rayservice="ai", candidate_version="v2", stable_version="v1", request=old,
         request_digest="x", holder="h", steps=[10.0], started_unix_s=0.0, made=[],
     )  # fmt: skip
     assert record.asked().options.registry_uri == f"https://u:{SECRET}@mlflow"
