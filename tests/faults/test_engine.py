@@ -851,7 +851,7 @@ def test_d21_a_model_whose_router_is_named_as_another_models_version_is_refused(
     world.rayservice(live())
     world.promote(clashing(MODEL, "x-router"))
     text = world.text()
-    with pytest.raises(errors.NameTaken, match=f"application {MODEL}-x-router is there already, at .*; it belongs to model {MODEL}: "):
+    with pytest.raises(errors.NameTaken, match=f"{MODEL}-x-router is there already, at .*; it belongs to model {MODEL}, and a release of {MODEL}-x"):
         world.deploy(clashing(f"{MODEL}-x", "v1"))
     assert world.text() == text
 

@@ -140,7 +140,7 @@ CASES: dict[str, tuple[Callable[[World], Any], PromoteRequest, type[errors.KfpSe
         lambda world: (world.rayservice(), world.service(type="ClusterIP", ports=[{"port": 80}])),
         asked(),
         errors.NameTaken,
-        "Service ai-ml/bge-predictor: it is a ClusterIP Service of somebody else",
+        "Service ai-ml/bge-predictor: it is a ClusterIP Service, not an alias",
     ),
     "alias of another model": (
         lambda world: (world.rayservice(), world.service(type="ExternalName", externalName=TARGET, labels={names.ISVC_LABEL: "whisper"})),
