@@ -190,14 +190,7 @@ def cluster(runs: int, tell: Tell) -> list[Row]:
                 for number in range(ROLLBACKS):
                     asked = demo.request(f"v{number + 2}", lease_s=600.0).model_copy(update={"steps": (max(WEIGHTS),)})
                     run = rollout.open_run(asked, api)
-                    for step in (
-                        rollout.register_model,
-                        rollout.deploy_rayservice,
-                        rollout.create_alias,
-                        rollout.create_inference_service,
-                        rollout.smoke_inference,
-                    ):
-                        step(run)
+                    rollout._deploy_and_smoke(run, first_version=False)
                     tell(f"v{number + 2} runs beside v1")
                     for weight in WEIGHTS[:runs] if number == 0 else ():
                         measure_weight(took, run, serve, weight)

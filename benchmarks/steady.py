@@ -165,14 +165,7 @@ def candidate(model: str) -> PromoteRequest:
 def begin(api: KubernetesCluster, model: str) -> rollout.Run:
     """A release that has got as far as its first share of the requests."""
     run = rollout.open_run(candidate(model), api)
-    for step in (
-        rollout.register_model,
-        rollout.deploy_rayservice,
-        rollout.create_alias,
-        rollout.create_inference_service,
-        rollout.smoke_inference,
-    ):
-        step(run)
+    rollout._deploy_and_smoke(run, first_version=False)
     rollout.shift_traffic(run, 1.0)
     return run
 

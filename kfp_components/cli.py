@@ -20,7 +20,7 @@ from rich.table import Table
 
 from kfp_components import errors, names, request, rollout
 from kfp_components.cluster import Cluster
-from kfp_components.release import Previous, Release, ReleaseStore, Watcher
+from kfp_components.release import Previous, Release, ReleaseStore, Watcher, records
 from kfp_components.rollout.run import nobody
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -538,12 +538,10 @@ def _read(file: Path, adopt_first: bool) -> request.PromoteRequest:
 
 def _records(cluster: Cluster, namespace: str, model: str | None) -> list[Release]:
     """The releases of a namespace, or of one model. Raises `NotFound` when that was never released."""
-    labels = f"{names.MODEL_LABEL}={model}" if model else names.MODEL_LABEL
-    found = {item["metadata"]["labels"][names.MODEL_LABEL] for item in cluster.list("ConfigMap", namespace, labels=labels)}
-    records = [ReleaseStore(cluster, name, namespace).load_record() for name in sorted(found)]
-    if model and not any(records):
+    found = records(cluster, namespace, model)
+    if model and not found:
         raise errors.NotFound(f"model {namespace}/{model}: it was never released; there is no {names.release(model)} ConfigMap")
-    return [record for record in records if record is not None]
+    return found
 
 
 def _row(record: Release, status: rollout.Status) -> dict[str, Any]:

@@ -428,6 +428,11 @@ class PromoteRequest(ModelTarget):
         return names.address(self.model, alias_name=self.options.alias, route=self.options.route)
 
     @property
+    def application(self) -> str:
+        """Name of the version's Serve application."""
+        return self.options.application or names.application(self.model, self.version)
+
+    @property
     def builder_args(self) -> dict[str, Any]:
         """What the application builder gets; empty for a bound application."""
         options = self.options

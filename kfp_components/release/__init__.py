@@ -27,7 +27,7 @@ from kfp_components.release.record import (
     Rollback,
     Waits,
 )
-from kfp_components.release.store import ReleaseStore
+from kfp_components.release.store import ReleaseStore, records
 
 Watcher = Callable[[Release], None]
 """Is told the record whenever it changes; one that raises is told nothing more."""
@@ -58,4 +58,5 @@ __all__ = [
     "Waits",
     "Watcher",
     "local_holder",
+    "records",
 ]

@@ -37,6 +37,14 @@ class _Canary:
     judge: JudgeState | None = None
 
 
+def records(cluster: Cluster, namespace: str, model: str | None = None) -> list[Release]:
+    """The releases of a namespace, or of one model, by model; what the canaries measured is not with them. Needs the right to list ConfigMaps."""
+    labels = f"{names.MODEL_LABEL}={model}" if model else names.MODEL_LABEL
+    models = {item["metadata"]["labels"][names.MODEL_LABEL] for item in cluster.list("ConfigMap", namespace, labels=labels)}
+    found = [ReleaseStore(cluster, name, namespace).load_record() for name in sorted(models)]
+    return [record for record in found if record is not None]
+
+
 class ReleaseStore:
     """Reads and writes one model's release. All writes are compare-and-swap, so two writers never overwrite each other.
 

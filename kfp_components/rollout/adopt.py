@@ -18,7 +18,7 @@ from kfp_components.cluster import Cluster, Manifest, Ref
 from kfp_components.cluster.changes import Apply, Change, Delete, Plan, write
 from kfp_components.cluster.patience import Patience, patient
 from kfp_components.registry import Alias
-from kfp_components.release import Adoption, Release, ReleaseStore
+from kfp_components.release import Adoption, Release, records
 from kfp_components.request import ModelTarget, PromoteRequest, parse
 from kfp_components.rollout import journal, manifests, preflight, undo
 from kfp_components.rollout.run import DOOR_PATIENCE_S, Run
@@ -66,7 +66,7 @@ def adoption_of(cluster: Cluster, target: ModelTarget, asked: Asked = NOTHING, *
         known = ", ".join(f"{other} at {at}" for other, at in _reachable(there).items()) or "none that HTTP reaches"
         what = f"application {asked.application}" if asked.application else f"application at {asked.route or names.public_route(target.model)}"
         raise errors.NotFound(f"{ref}: there is no {what}; there are: {known}. Name one with --application or --route")
-    route = entry.get("route_prefix", "/")
+    route = rayservice.route_of(entry)
     if not route or (asked.route is not None and route != asked.route):
         raise errors.NotFound(f"{ref}: application {name} is at {route or 'no route'}{f', not at {asked.route}' if asked.route else ''}")
     if entry.get("import_path") == names.ROUTER_IMPORT_PATH or names.model_of_version_route(route):
@@ -107,7 +107,7 @@ def _refuse_anothers(cluster: Cluster, target: ModelTarget, application: str, en
     with contextlib.suppress(errors.PermissionDenied):
         owners = {
             record.model
-            for record in _records(cluster, target.namespace)
+            for record in records(cluster, target.namespace)
             if record.rayservice == target.rayservice and application in (record.application(v) for v in (record.stable_now, _candidate(record)) if v)
         }
     others = owners - {target.model}
@@ -138,7 +138,7 @@ def adoptable(cluster: Cluster, namespace: str, rayservice_name: str) -> dict[st
     models: dict[str, str] = {}
     released = {
         record.application(record.stable_now): record.model
-        for record in _records(cluster, namespace)
+        for record in records(cluster, namespace)
         if record.rayservice == rayservice_name and record.stable_now is not None
     }
     for name, route in _reachable(there).items():
@@ -159,7 +159,7 @@ def adoptable(cluster: Cluster, namespace: str, rayservice_name: str) -> dict[st
 
 def adopted(cluster: Cluster, namespace: str, rayservice_name: str) -> list[str]:
     """The models of a RayService that were adopted, whatever serves them by now: what `undo_adoption` is for. Reads only; raises as `adopt_model`."""
-    return [record.model for record in _records(cluster, namespace) if record.rayservice == rayservice_name and record.adoption is not None]
+    return [record.model for record in records(cluster, namespace) if record.rayservice == rayservice_name and record.adoption is not None]
 
 
 def plan_adoption(run: Run) -> tuple[list[str], Plan]:
@@ -176,10 +176,11 @@ def adopt_model(run: Run) -> Release:
     Raises an `InputError` with everything that is in the way before anything is written, `ReleaseHeld` while a release of the model is unfinished,
     `ReleaseLeft` when the surroundings did not let it finish: users are served as before, and the same command goes on.
     """
-    known = _known(run)
-    if known is not None:
-        return known
-    with step(run, "adopt", until="promoted", begun=_begin(run)) as record:
+    found = run.persist(run.store.load_record)
+    if found is not None and _is_known(run, found):
+        run.record, run.address = found, found.address
+        return found
+    with step(run, "adopt", until="promoted", begun=_begin(run, found)) as record:
         if record is not None:
             request, fence = run.request, partial(journal.assert_ours, run)
             properties = {"model_format": request.options.model_format, "import_path": request.import_path, **run.source}
@@ -240,21 +241,15 @@ class _Seen:
     runs: bool
 
 
-def _known(run: Run) -> Release | None:
-    """The record, when the application is the stable version of an earlier release or adoption."""
-    found = run.persist(run.store.load_record)
-    if found is None or not found.done or found.stable_now is None or found.address != run.request.address:
-        return None
-    if found.application(found.stable_now) != run.request.options.application:
-        return None
-    run.record, run.address = found, found.address
-    return found
+def _is_known(run: Run, found: Release) -> bool:
+    """Whether the application is the stable version of an earlier release or adoption."""
+    serves = found.application(found.stable_now) if found.done and found.stable_now is not None else None
+    return serves == run.request.options.application and found.address == run.request.address
 
 
-def _begin(run: Run) -> Release:
-    """Look for everything that is in the way, then open the record, or find the one that this adoption continues."""
+def _begin(run: Run, found: Release | None) -> Release:
+    """Look for everything that is in the way, then open the record over the one that was ``found``, or take the one that this adoption continues."""
     request = run.request
-    found = run.persist(run.store.load_record)
     if found is not None and not found.done:
         if found.request_digest != request.digest:
             raise errors.ReleaseHeld(f"{run.store.ref}: the release of {found.candidate_version} is unfinished ({found.phase}); end it first")
@@ -382,15 +377,9 @@ def _made(run: Run, adoption: Adoption) -> list[Change]:
     return changes
 
 
-def _records(cluster: Cluster, namespace: str) -> list[Release]:
-    models = sorted(item["metadata"]["labels"][names.MODEL_LABEL] for item in cluster.list("ConfigMap", namespace, labels=names.MODEL_LABEL))
-    found = [ReleaseStore(cluster, model, namespace).load_record() for model in dict.fromkeys(models)]
-    return [record for record in found if record is not None]
-
-
 def _reachable(there: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Application -> route, of those that have one; Serve gives ``/`` to one that says nothing, and none where it is null."""
-    return {name: str(route) for name, entry in there.items() if (route := entry.get("route_prefix", "/"))}
+    return {name: str(route) for name, entry in there.items() if (route := rayservice.route_of(entry))}
 
 
 def _version(entry: Mapping[str, Any], digest: str) -> str:

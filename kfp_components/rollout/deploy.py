@@ -52,7 +52,7 @@ def version_change(run: Run, stable: Serving | None) -> Edit:
 
 def application(run: Run) -> str:
     """Name of the candidate's application."""
-    return run.request.options.application or names.application(run.request.model, run.request.version)
+    return run.request.application
 
 
 def with_version(run: Run, serve_config: str, stable: Serving | None) -> str:

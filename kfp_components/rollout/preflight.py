@@ -133,9 +133,9 @@ def registered_name(target: request.ModelTarget) -> str:
 def _check_routes(asked: request.PromoteRequest, ref: str, applications: dict[str, dict[str, object]], public: str) -> None:
     """The names and internal routes that a release uses are free, or this model's own."""
     check_router_name(asked.model, ref, applications, public)
-    candidate, internal = asked.options.application or names.application(asked.model, asked.version), names.version_route(asked.model, asked.version)
+    candidate, internal = asked.application, names.version_route(asked.model, asked.version)
     for name, entry in applications.items():
-        route = entry.get("route_prefix", "/")
+        route = rayservice.route_of(entry)
         if name == candidate and route != internal:
             other = _other_model(str(route), entry)
             whose = f"it belongs to model {other}" if other else "it is not of this release"
@@ -150,7 +150,7 @@ def check_router_name(model: str, ref: str, applications: Mapping[str, Mapping[s
     router = names.router_application(model)
     entry = applications.get(router)
     if entry is not None:
-        route = entry.get("route_prefix", "/")
+        route = rayservice.route_of(entry)
         if entry.get("import_path") != names.ROUTER_IMPORT_PATH or route not in (names.router_route(model), public):
             other = _other_model(str(route), entry)
             whose = f"it belongs to model {other}" if other else f"it is from {entry.get('import_path')}"
@@ -158,7 +158,7 @@ def check_router_name(model: str, ref: str, applications: Mapping[str, Mapping[s
                 f"{ref}: application {router} is there already, at {route}; {whose}, and a release of {model} calls its router so: leave it, and "
                 "call the model otherwise"
             )
-    routes = [(str(found), name) for name, one in applications.items() if (found := one.get("route_prefix", "/"))]
+    routes = [(str(found), name) for name, one in applications.items() if (found := rayservice.route_of(one))]
     twice = next((route for route, _ in routes if [other for other, _ in routes].count(route) > 1), None)
     if twice is not None:
         both = " and ".join(name for route, name in routes if route == twice)

@@ -55,7 +55,8 @@ def take_back(run: Run, error: BaseException) -> Release:
     )
     if back is not None and record.rollback is None:  # else it was verified before, and the alias may be gone by now
         routes.wait_back(run, back)
-        verify(run, back.stable, strict=False)
+        if back.split is not None:  # else Serve itself was asked already
+            verify(run, back.stable, strict=False)
         seconds = round(run.clock.monotonic() - began, 2)
         rollback = Rollback(seconds=seconds, leaked_requests=_leaked_requests(run, record), reason=failure.message)
         record = journal.write(run, "roll back", f"{stable} answers everything after {seconds:.1f} s", rollback=rollback)

@@ -179,7 +179,7 @@ def with_route(text: str, application: str, route_prefix: str | None) -> str:
     `RequestInvalid` when its route is null: it is not reached over HTTP, and nobody could tell later that it was not; else as `with_application`.
     """
     entry = _application(text, application)
-    if entry.get("route_prefix", "/") is None:
+    if route_of(entry) is None:
         raise errors.RequestInvalid(
             f"serveConfigV2: application {application!r} has `route_prefix: null`, it is not reached over HTTP; give it a route first"
         )
@@ -208,16 +208,22 @@ def says_route(text: str, application: str) -> bool:
     return application in found.names and found.entries[found.names.index(application)].get("route_prefix") is not None
 
 
+def route_of(entry: Mapping[str, Any]) -> str | None:
+    """The route prefix of an application's entry: ``/`` where it names none, as Serve has it; None where it is not reached over HTTP."""
+    route: str | None = entry.get("route_prefix", "/")
+    return route
+
+
 def owner(text: str, route: str) -> str | None:
-    """Name of the application that has a route prefix; one that names none has ``/``, as Serve has it."""
-    return next((name for name, entry in applications(text).items() if entry.get("route_prefix", "/") == route), None)
+    """Name of the application that has a route prefix."""
+    return next((name for name, entry in applications(text).items() if route_of(entry) == route), None)
 
 
 def beside(text: str, route: str) -> list[str]:
     """Sentences about applications whose routes are below ``route``, or above it: Serve gives a request to the longest route that fits."""
     found = []
     for name, entry in applications(text).items():
-        other = entry.get("route_prefix", "/")
+        other = route_of(entry)
         if not other or other == route:
             continue
         if f"{other}/".startswith(f"{route.rstrip('/')}/"):

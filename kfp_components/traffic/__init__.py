@@ -70,8 +70,8 @@ class TrafficStrategy(Protocol):
     def change(self, split: Split) -> Edit:
         """What `set_weight` writes."""
 
-    def set_weight(self, split: Split, *, way_back: bool = False) -> None:
-        """Write the split, in one write; nothing else changes. On the ``way_back`` whoever manages the object.
+    def set_weight(self, split: Split) -> None:
+        """Write the split, in one write; nothing else changes.
 
         Raises `ApplicationRemoved` when a version that it names is not there, `ReleaseHeld` when another run has taken the release over.
         """
@@ -88,11 +88,8 @@ class TrafficStrategy(Protocol):
         `Unreachable` when nobody can say.
         """
 
-    def current(self) -> Split | None:
-        """The split as it is written, None when the data plane has no application of its own there."""
-
     def written_in(self, found: Manifest | None) -> Split | None:
-        """As `current`, of a RayService that was read."""
+        """The split in a RayService that was read, None when the data plane has no application of its own there."""
 
     def observed_owner(self) -> str | None:
         """The application that Serve gives the public route now, None when none has it. Raises `Unreachable`."""

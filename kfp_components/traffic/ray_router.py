@@ -74,14 +74,14 @@ class RayRouter:
         shares = ", ".join(f"{share:g} % to {version}" for version, share in split.shares.items())
         return Edit(self._rayservice, lambda text: self._with_split(text, split), frozenset({self.application}), f"the router sends {shares}")
 
-    def set_weight(self, split: Split, *, way_back: bool = False) -> None:
+    def set_weight(self, split: Split) -> None:
         """One compare-and-swap write of the router's ``user_config``.
 
         Raises `ApplicationRemoved`, and writes nothing, when the router or a version that the split names has no application any more; `ReleaseHeld`
         when another run has taken the release over.
         """
         try:
-            write(self.cluster, self.change(split), clock=self._clock, way_back=way_back)
+            write(self.cluster, self.change(split), clock=self._clock)
         except errors.ApplicationRemoved as error:
             raise self._with_last_writer(error, self.cluster.get(self._rayservice)) from error
 
@@ -109,12 +109,8 @@ class RayRouter:
         except errors.ApplicationRemoved as error:
             raise self._with_last_writer(error, found) from error
 
-    def current(self) -> Split | None:
-        """The split in ``serveConfigV2``. Raises `RequestInvalid` when that cannot be read, `NameTaken` when the application is not our router."""
-        return self.written_in(self.cluster.get(self._rayservice))
-
     def written_in(self, found: Manifest | None) -> Split | None:
-        """As `current`, of a RayService that was read."""
+        """The split in ``serveConfigV2``. Raises `RequestInvalid` when that cannot be read, `NameTaken` when the application is not our router."""
         try:
             config = rayservice.user_config(rayservice.serve_config(found), self.application, names.ROUTER_DEPLOYMENT)
             return from_user_config(config) if config else None
