@@ -29,7 +29,7 @@ test-all: $(STAMP) lint  ## everything, every fault, and the end-to-end core onc
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest -m core
 
-test-fast: $(STAMP)  ## without Ray (under 2 minutes)
+test-fast: $(STAMP)  ## without Ray (5 minutes)
 	$(BIN)/python -m pytest -m fast
 
 test-cluster: $(STAMP)  ## contract and end-to-end core on the cluster of KUBECONFIG (a real one); skipped loudly without

@@ -199,7 +199,7 @@ class Embedded:
         self._remember(parts, name, process.pid)
 
     def _remember(self, parts: list[Part], name: str, pid: int) -> None:
-        parts.append(Part(name, pid, psutil.Process(pid).create_time()))
+        parts[:] = [part for part in parts if part.name != name] + [Part(name, pid, psutil.Process(pid).create_time())]
         self._save(parts, {})
 
     def _wait(self, name: str, read: Callable[[], str]) -> str:

@@ -23,6 +23,9 @@ from kfp_components import errors
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 5.0
+GAVE_UP = "The current node timed out during startup"
+"""What Ray says when its parts did not find each other within 30 s, a number that it lets nobody set: a busy machine takes longer."""
+
 WORKER_PORTS = 400
 """Ports for worker processes: one for each replica and a few for Ray itself."""
 
@@ -98,7 +101,7 @@ class RayProcess:
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
     def start(self, on_spawn: Callable[[], None] = lambda: None) -> None:
-        """Start it; ``on_spawn`` is called as soon as there is a process.
+        """Start it, anew where Ray gave up by itself; ``on_spawn`` is called as soon as there is a process.
 
         Raises `Unreachable` with the end of its log when it does not come up; nothing is left running then.
         """
@@ -124,19 +127,31 @@ class RayProcess:
             "RAY_enable_open_telemetry": "0",
             "PYTHONPATH": os.pathsep.join(part for part in (self._python_path, os.environ.get("PYTHONPATH", "")) if part),
         }
-        with log.open("wb") as out:
-            self._process = Detached(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
-        on_spawn()
         deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            with log.open("wb") as out:
+                options: dict[str, Any] = {"stdout": out, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "env": environment}
+                self._process = Detached(command, start_new_session=True, **options)
+            on_spawn()
+            if self._came_up(deadline):
+                return
+            said = log.read_text(errors="replace")
+            if GAVE_UP not in said or time.monotonic() >= deadline:
+                break
+            stop_session(self._process.pid)
+            self._process.wait()
+        self.stop()
+        raise errors.Unreachable(f"Ray: did not come up within {START_TIMEOUT_S:g} s; the end of its log: {said[-1500:]}")
+
+    def _came_up(self, deadline: float) -> bool:
+        """Whether Serve's REST API answered before the deadline, and before the head ended."""
         with self.serve() as client_api:
-            while time.monotonic() < deadline and self._process.poll() is None:
+            while time.monotonic() < deadline and self.is_alive():
                 with suppress(httpx.HTTPError):
                     client_api.get_status()
-                    return
+                    return True
                 time.sleep(0.2)
-        tail = log.read_text(errors="replace")[-1500:]
-        self.stop()
-        raise errors.Unreachable(f"Ray: did not come up within {START_TIMEOUT_S:g} s; the end of its log: {tail}")
+        return False
 
     def serve(self) -> ServeClient:
         """A client of its Serve REST API."""

@@ -160,7 +160,7 @@ class Traffic:
             self.failed.append(f"{name}: {type(error).__name__} {error}")
 
 
-@pytest.mark.parametrize("public", [pytest.param(PUBLIC, marks=pytest.mark.core), "/v1", "/"])
+@pytest.mark.parametrize("public", [PUBLIC, "/v1", "/"])
 def test_d7_the_route_changes_hands_under_all_kinds_of_traffic(serve: Serve, public: str) -> None:
     serve.write({VERSION: public})
     url = serve.url + public.rstrip("/")
