@@ -225,6 +225,30 @@ def test_case_04_an_owners_set_up_is_adopted_released_into_and_given_back(brownf
     assert all(set(tallies[model].answered) == {"unnamed"} for model in ("whisper", "bge")), tallies
 
 
+def test_case_04_a_promotion_of_an_adopted_model_is_rolled_back_by_the_command(
+    brownfield: KubernetesCluster, users_of: Callable[[str], Clients]
+) -> None:
+    cluster = brownfield
+    before, names_before, pids = snapshot(cluster), aliases(cluster), {model: pid(cluster, model) for model in MODELS}
+    with Everybody(users_of) as everybody:
+        adopt("--all")
+        rollout.promote_with_canary(rollout.open_run(tiny("llm", "v2", keep_previous_s=seconds(900)), cluster))
+        beside = rayservice.applications(text_of(cluster))
+        assert (beside["llm-v2"]["route_prefix"], beside["llm"]["route_prefix"]) == ("/v1", "/.versions/llm/2024-06")
+        everybody.wait()
+        done = command("rollback", "llm", "--namespace", NAMESPACE, "--rayservice", RAYSERVICE)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert text_of(cluster) == OWNERS, "to the letter"
+        assert registry.connect().aliases(f"{NAMESPACE}.llm") == {"champion": "2024-06"}
+        everybody.wait()
+        adopt("--all", "--undo")
+        tallies = everybody.stop()
+    assert snapshot(cluster) == before and aliases(cluster) == names_before
+    assert {model: pid(cluster, model) for model in MODELS} == pids
+    assert not any(tally.failed for tally in tallies.values()), tallies
+    assert tallies["llm"].answered["v2"] > 0 and all(sum(tally.answered.values()) == tally.sent for tally in tallies.values()), tallies
+
+
 class Long:
     """A user whose answer, and one whose stream, end only when they are told to."""
 
