@@ -147,6 +147,21 @@ def test_case_01_a_candidate_that_somebody_removed_gets_no_traffic_and_is_not_pr
     assert record.events[-1].message == "v2 is taken back; v1 serves"
 
 
+@pytest.mark.parametrize(("gone", "seen_by"), [("v2", "the wait until it runs"), ("router", "the route")])
+def test_case_01_who_removed_it_is_said_whoever_sees_it(world: World, gone: str, seen_by: str) -> None:
+    def the_owner(record: Release) -> None:
+        if record.phase == "smoked" and f"{MODEL}-{gone}" in world.text():
+            world.rayservice(rayservice.without_application(world.text(), f"{MODEL}-{gone}"))
+
+    world.rayservice(live())
+    process = world.process(watch=the_owner)
+    end = process.outcome(lambda: process.promote(asked()))
+    assert isinstance(end.error, errors.ApplicationRemoved), f"{seen_by}: {end}"
+    told = str(end.error)
+    assert told.startswith(f"{world.serve.ref}: application {MODEL}-{gone} is not in serveConfigV2 any more"), told
+    assert told.count(str(world.serve.ref)) == 1 and "serveConfigV2 was written by owner at" in told
+
+
 def test_case_01_a_version_that_does_not_run_is_not_given_all_traffic(world: World) -> None:
     def dies_before_the_promotion(record: Release) -> None:
         if record.step_index == 2:
