@@ -742,6 +742,15 @@ def test_case_14_a_version_that_is_gone_is_said_by_status_and_by_the_commands(wo
     assert gone in shown["status"]["conditions"][0]["message"]
 
 
+def test_a_rollback_of_a_finished_release_reads_the_rayservice_once_and_asks_serve(world: World) -> None:
+    world.rayservice(live())
+    world.promote(asked())
+    script = Chosen(world.clock, lambda _call: None)
+    assert world.process(script).roll_back(asked()).phase == "promoted"
+    assert [call.what for call in script.calls if call.method == "get"].count(str(world.serve.ref)) == 1
+    assert [call.what for call in script.calls if call.owner == "http"] == ["/-/routes"]
+
+
 def test_case_14_a_weight_that_lapsed_is_shown_as_it_is(world: World) -> None:
     world.rayservice(live())
     world.killed_when(in_canary, asked(judge=PATIENT))
