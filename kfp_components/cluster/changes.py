@@ -15,7 +15,7 @@ import copy
 import difflib
 import io
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Literal
 
@@ -75,10 +75,6 @@ class Edit:
     changed: frozenset[str]
     why: str
     created_by: str | None = None
-
-    def and_then(self, surgery: Surgery, changed: frozenset[str]) -> Edit:
-        """Both in one write."""
-        return replace(self, surgery=lambda text: surgery(self.surgery(text)), changed=self.changed | changed)
 
     def removes(self, found: Manifest) -> bool:
         """Whether the RayService as it was read goes as a whole."""
