@@ -216,6 +216,8 @@ def undo_adoption(run: Run) -> Release:
         )
     run.persist(run.lease.acquire)
     try:
+        if journal.read_record(run).epoch != record.epoch:  # nothing carries an epoch here, so it is looked at before anything goes
+            raise errors.ReleaseHeld(f"{run.store.ref}: another run has released {record.model} since this one looked; run the same again")
         for change in _made(run, adoption):
             write(run.cluster, change)
         if adoption.aliases is not None:

@@ -57,7 +57,7 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
 
 def _checked(run: Run, first_version: bool) -> tuple[Serving | None, preflight.Situation, Plan]:
     """Who serves, what is there, and what an adoption would write before, with ``options.adopt``."""
-    last = run.store.load_record()
+    last = run.persist(run.store.load_record)
     run.address = address(run, last)
     rayservice = run.cluster.get(run.rayservice)
     adopted = Plan()

@@ -50,6 +50,9 @@ def put_away(run: Run) -> Release:
     record = take(run, reopen=True)
     if not record.open:
         return record
+    if record.phase != "promoted" and not due(run, record):  # another run has gone on with it since it was looked at
+        run.persist(run.lease.release)
+        return record
     if record.phase != "promoted":
         held_s = run.clock.now_unix_s() - (record.held.since_unix_s if record.held else record.started_unix_s)
         return undo.take_back(run, errors.RolledBack(f"held for {held_s / 3600:.1f} hours; its time is over"))

@@ -349,3 +349,17 @@ def test_a_route_that_is_taken_before_the_lease_was_ours_is_not_adopted() -> Non
     with pytest.raises(errors.NameTaken, match="route /bge belongs to no application, not to bge"):
         adopted_while(world, "the route")
     assert world.stored() is None and world.lease() is None
+
+
+def test_an_undo_that_a_release_comes_before_takes_nothing_away() -> None:
+    world = brownfield(alias=False)
+    world.process().adopt(TARGET, Asked())
+
+    def somebody(call: Record) -> None:
+        if call.method == "create" and call.what.startswith("Lease"):
+            world.promote(asked("v2"))
+
+    with pytest.raises(errors.ReleaseHeld, match=f"another run has released {MODEL} since this one looked"):
+        rollout.undo_adoption(world.process(Chosen(world.clock, somebody)).open_rollback(TARGET))
+    assert world.cluster.get(ALIAS) is not None and world.cluster.get(STUB) is not None and world.lease() is None
+    assert rollout.undo_adoption(world.process().open_rollback(TARGET)).phase == "rolled_back" and world.cluster.get(ALIAS) is None

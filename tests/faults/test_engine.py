@@ -326,6 +326,26 @@ def test_d6_tidy_takes_a_candidate_back_that_was_held_for_too_long(world: World)
     assert tidied(world, request).phase == "rolled_back" and V2 not in world.serve.applications() and world.lease() is None
 
 
+def test_d6_tidy_leaves_a_candidate_that_somebody_went_on_with_while_it_waited_for_the_lease(world: World) -> None:
+    request = quiet(hold_ttl_s=3600.0)
+    world.rate_per_s = 0.0
+    world.rayservice(live())
+    process = world.process()
+    process.outcome(lambda: process.promote(request))
+    world.clock.sleep(3600.0)
+    assert world.record().phase == "held"
+
+    def somebody(call: Record) -> None:
+        if call.method == "get" and call.what.startswith("Lease") and world.record().phase == "held":
+            world.rate_per_s = 40.0
+            world.killed_when(in_canary, request)
+
+    run = world.process(Chosen(world.clock, somebody)).open_rollback(request)
+    assert rollout.tidy_release(run).phase == "canary" and world.lease() is None
+    assert V2 in world.serve.applications() and "its time is over" not in str(world.record().events)
+    goes_on(world, request)
+
+
 def test_d6_a_default_run_ends_without_the_old_version(world: World) -> None:
     options = Options()
     world.rayservice(live())
@@ -507,6 +527,17 @@ def test_d12_a_step_before_its_turn_is_refused(world: World) -> None:
 def test_d12_a_share_above_that_of_the_step_whose_turn_it_is_is_refused(world: World) -> None:
     process, run = smoked(world, asked())
     refused(world, process, lambda: rollout.shift_traffic(run, 50), "smoked")
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_d12_a_first_version_has_no_canary_step(index: int) -> None:
+    world = World(rate_per_s=0.0)
+    world.rayservice("applications: []\n")
+    run = world.process().open(asked("v1"))
+    rollout.register_model(run, first_version=True)
+    for step in (rollout.canary_step, rollout.judge_canary):
+        with pytest.raises(errors.StepOutOfOrder, match="v1 is a first version, so it has no canary step; promote it"):
+            step(run, index)
 
 
 def test_d12_promoting_before_the_steps_have_passed_is_refused(world: World) -> None:
