@@ -529,6 +529,15 @@ def test_d12_a_share_above_that_of_the_step_whose_turn_it_is_is_refused(world: W
     refused(world, process, lambda: rollout.shift_traffic(run, 50), "smoked")
 
 
+def test_d12_another_request_for_the_version_that_users_get_is_refused(world: World) -> None:
+    """It asks for something else, so it is not taken for the release that has ended well."""
+    world.rayservice(live())
+    world.promote(asked())
+    assert world.promote(asked()).phase == "promoted", "the same request again is harmless"
+    with pytest.raises(errors.RequestInvalid, match="version v2 is what users get already; give a new version"):
+        world.promote(asked(watch_s=1.0))
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_d12_a_first_version_has_no_canary_step(index: int) -> None:
     world = World(rate_per_s=0.0)
