@@ -363,3 +363,11 @@ def test_an_undo_that_a_release_comes_before_takes_nothing_away() -> None:
         rollout.undo_adoption(world.process(Chosen(world.clock, somebody)).open_rollback(TARGET))
     assert world.cluster.get(ALIAS) is not None and world.cluster.get(STUB) is not None and world.lease() is None
     assert rollout.undo_adoption(world.process().open_rollback(TARGET)).phase == "rolled_back" and world.cluster.get(ALIAS) is None
+
+
+def test_an_application_that_is_called_as_the_model_is_found_at_whatever_route() -> None:
+    world = brownfield("applications:\n- {name: bge, route_prefix: /v1, import_path: 'acme.bge:app'}\n", route="/v1")
+    found = rollout.adoption_of(world.cluster, TARGET)
+    assert (found.options.application, found.options.route) == (MODEL, "/v1")
+    with pytest.raises(errors.NotFound, match="there is no application at /bge"):
+        rollout.adoption_of(world.cluster, TARGET, Asked(route="/bge"))

@@ -1,6 +1,7 @@
 """What the engine does when something else than the candidate fails, one test for each defect (shared/DEFECTS.md) and case (shared/cases)."""
 
 import json
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -344,6 +345,24 @@ def test_d6_tidy_leaves_a_candidate_that_somebody_went_on_with_while_it_waited_f
     assert rollout.tidy_release(run).phase == "canary" and world.lease() is None
     assert V2 in world.serve.applications() and "its time is over" not in str(world.record().events)
     goes_on(world, request)
+
+
+def test_d6_a_switch_is_made_once_however_often_the_promotion_is_run(world: World) -> None:
+    """The old version's time runs from the first one, and the watch belongs to it."""
+    world.rayservice(live())
+    request = asked(keep_previous_s=600.0)
+    world.killed_when(lambda record: record.switched_unix_s is not None, request)
+    first = world.record()
+    world.clock.sleep(60.0)
+    last = world.promote(request)
+    assert (last.switched_unix_s, last.previous) == (first.switched_unix_s, first.previous) and last.previous is not None
+
+
+def test_d3_the_handler_of_a_signal_is_as_before_when_a_step_is_over(world: World) -> None:
+    world.rayservice(live())
+    before = signal.getsignal(signal.SIGTERM)
+    world.promote(asked())
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_d6_a_default_run_ends_without_the_old_version(world: World) -> None:
@@ -818,6 +837,17 @@ def test_case_14_what_cannot_be_asked_is_said_and_not_guessed(world: World) -> N
     now = seen(world)
     assert (now.ready, now.traffic, now.written) == (None, None, {"v2": 100.0})
     assert len(now.notes) == 1 and "what users get is not known" in now.notes[0]
+
+
+def test_case_14_a_tidy_that_can_ask_nobody_leaves_what_the_stub_shows(world: World) -> None:
+    world.rayservice(live())
+    world.promote(asked())
+    before = seen(world).shown
+    world.serve.answer = lambda *_request: (502, {}, b"away")  # type: ignore[method-assign]
+    tidied(world, asked())
+    shown = world.cluster.get(Ref("InferenceService", MODEL, NAMESPACE))
+    assert shown is not None and seen(world).shown == before == {"v2": 100}
+    assert {condition["status"] for condition in shown["status"]["conditions"]} == {"True"}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, World, application, asked, live, routed
+from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, Chosen, World, application, asked, live, routed
 from test_engine import in_canary
 
 from kfp_components import errors, names, rollout
@@ -12,6 +12,7 @@ from kfp_components.cluster import Ref
 from kfp_components.cluster.faults import Script
 from kfp_components.release import Release
 from kfp_components.request import parse_target
+from kfp_components.rollout import tidy
 from kfp_components.router import policy
 from kfp_components.serving import rayservice
 from kfp_components.traffic import ray_router
@@ -211,3 +212,40 @@ def test_the_router_stays_while_serve_says_that_users_are_still_sent_to_it(world
     process = world.process()
     end = process.outcome(lambda: process.promote(asked()))
     assert isinstance(end.error, errors.CanaryFailed) and world.record().phase == "rolled_back" and world.text() == live(), str(end)
+
+
+# --- what a tidy, or a process that wakes, must not take away ----------------------------------------------------------------------------
+
+
+def test_a_router_that_users_reach_is_never_tidied_up() -> None:
+    """As an older version of this library left it: it stays on the public route."""
+    world = World(rate_per_s=40.0)
+    world.rayservice(routed())
+    world.known("v1")
+    rollout.tidy_release(world.process().open_rollback(TARGET))
+    assert world.text() == routed() and world.users_get() == ("v1",) and world.lease() is None
+
+
+def test_a_router_that_was_busy_goes_with_the_old_version(world: World) -> None:
+    world.serve.in_flight = 1
+    assert world.promote(asked()).previous is not None and {ROUTER, V1} <= set(rayservice.applications(world.text()))
+    world.serve.in_flight = 0
+    world.clock.sleep(60.0)
+    run = world.process().open_rollback(TARGET)
+    assert tidy.put_away(run).previous is None and set(rayservice.applications(world.text())) == {"whisper", V2}
+
+
+def test_a_process_that_wakes_before_its_last_removal_leaves_what_another_one_has_gone_back_to(world: World) -> None:
+    """Between the look whether the router is busy and the write, it stood still; v1 has the route again."""
+    slept: list[str] = []
+
+    def stands_still(call: Any) -> None:
+        if call.what.endswith("/-/router") and not slept and world.record().names_before is not None:
+            slept.append(call.what)
+            world.clock.sleep(100.0)
+            world.process().roll_back(asked())
+
+    process = world.process(Chosen(world.clock, stands_still))
+    end = process.outcome(lambda: process.promote(asked()))
+    assert slept and isinstance(end.error, errors.ReleaseHeld), str(end)
+    assert world.text() == live() and world.users_get() == ("v1",) and not world.serve.lost
