@@ -105,15 +105,10 @@ class Cluster:
         self._count("delete", ref.kind)
         return self.objects.pop((ref.kind, ref.name), None) is not None
 
-    def watch(self, ref: Any, *, timeout_s: float) -> Iterator[dict[str, Any] | None]:
-        self._count("list", ref.kind)
-        self._count("watch", ref.kind)
-        yield deepcopy(self.objects.get((ref.kind, ref.name)))
-
-    def wait(self, ref: Any, *, ready: Any, failed: Any, timeout_s: float, meanwhile: Any = None) -> dict[str, Any]:
-        for found in [self.get(ref)] if meanwhile else self.watch(ref, timeout_s=timeout_s):
-            if found is not None and ready(found):
-                return found
+    def wait(self, ref: Any, *, ready: Any, failed: Any, timeout_s: float, meanwhile: Any) -> dict[str, Any]:
+        found: dict[str, Any] | None = self.get(ref)
+        if found is not None and ready(found):
+            return found
         raise self.errors.WaitTimeout(f"{ref} is not ready")
 
     def endpoint(self, service: str, namespace: str, port: int) -> Any:

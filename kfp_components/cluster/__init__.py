@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -123,9 +123,6 @@ class Cluster(Protocol):
     def delete(self, ref: Ref, *, uid: str | None = None, resource_version: str | None = None) -> bool:
         """Delete, optionally only that very object or that very state of it; `Conflict` when it is another; False when there was none."""
 
-    def watch(self, ref: Ref, *, timeout_s: float) -> Iterator[Manifest | None]:
-        """The object now and after each change, None while it does not exist, until ``timeout_s`` is over."""
-
     def wait(
         self,
         ref: Ref,
@@ -133,11 +130,11 @@ class Cluster(Protocol):
         ready: Callable[[Manifest], bool],
         failed: Callable[[Manifest], str | None],
         timeout_s: float,
-        meanwhile: Callable[[], None] | None = None,
+        meanwhile: Callable[[], None],
     ) -> Manifest:
         """The first state that is ready. Raises `DeployFailed` with the diagnosis as soon as ``failed`` gives one, else `WaitTimeout`.
 
-        With ``meanwhile`` it looks once a second, by one read, instead of being told; that is called between two looks. What it raises ends the wait.
+        It looks once a second, by one read: a release has no right to watch. ``meanwhile`` is called between two looks; what it raises ends the wait.
         """
 
     def endpoint(self, service: str, namespace: str, port: int) -> Endpoint:

@@ -15,7 +15,7 @@ import copy
 import difflib
 import io
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Literal
 
@@ -76,10 +76,6 @@ class Edit:
     why: str
     created_by: str | None = None
 
-    def and_then(self, surgery: Surgery, changed: frozenset[str]) -> Edit:
-        """Both in one write."""
-        return replace(self, surgery=lambda text: surgery(self.surgery(text)), changed=self.changed | changed)
-
     def removes(self, found: Manifest) -> bool:
         """Whether the RayService as it was read goes as a whole."""
         annotations = found["metadata"].get("annotations") or {}
@@ -88,7 +84,10 @@ class Edit:
         return not set(rayservice.applications(rayservice.serve_config(found))) - self.changed
 
     def after(self, found: Manifest | None) -> Manifest | None:
-        """The object as it will be. Raises `NotFound` without one, what the surgery raises, `Conflict` when it changes other applications."""
+        """The object as it will be. Raises `NotFound` without one, what the surgery raises, `Conflict` when it changes other applications.
+
+        An `ApplicationRemoved` of the surgery names the object, and who wrote it.
+        """
         if found is None:
             if self.created_by is not None:
                 return None
@@ -96,7 +95,10 @@ class Edit:
         if self.removes(found):
             return None
         before = rayservice.serve_config(found)
-        text = self.surgery(before)
+        try:
+            text = self.surgery(before)
+        except errors.ApplicationRemoved as error:
+            raise removed(self.ref, found, error) from error
         rayservice.assert_others_unchanged(before, text, self.changed)
         return found if text == before else {**found, "spec": {**found["spec"], "serveConfigV2": text}}
 
@@ -206,6 +208,11 @@ def write(
         return cluster.apply(change.manifest, manager=change.manager, force=change.force, subresource="status" if change.status else None)
     cluster.delete(change.ref)
     return None
+
+
+def removed(ref: Ref, found: Manifest | None, told: object) -> errors.ApplicationRemoved:
+    """The error for what somebody took out of a RayService as it was read: it names the object, and who wrote ``serveConfigV2`` last."""
+    return errors.ApplicationRemoved(f"{ref}: {told}. {rayservice.last_writer(found or {}, names.MANAGER)}")
 
 
 def refuse_gitops(manifest: Manifest) -> None:

@@ -6,13 +6,13 @@ calls a run makes, then once for every call and every kind of fault:
     script = Script(Fault("killed before", at=7))
     cluster, router = wrap(cluster, script), wrap(router, script, writes=("set",))
 
-`Faulty` is the same for one cluster alone. What a wrapped object calls of itself is not counted: a ``wait`` is one call, whatever it watches.
+`Faulty` is the same for one cluster alone. What a wrapped object calls of itself is not counted: a ``wait`` is one call, however often it looks.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Self, TypeVar, cast
@@ -123,8 +123,8 @@ class Script:
 def wrap(obj: T, script: Script, *, name: str = "", writes: Collection[str] = WRITES) -> T:
     """``obj`` with the calls of its public methods (of itself, when it is a function) counted and failed by the script.
 
-    ``name`` is what records call it, else its class. ``writes`` names the methods that change something. An iterator that a method returns
-    stops with `Killed` when the process is dead. Entering and leaving an object that is a context manager are not counted.
+    ``name`` is what records call it, else its class. ``writes`` names the methods that change something. Entering and leaving an object that is a
+    context manager are not counted.
     """
     return cast(T, _Wrapped(obj, script, name or type(obj).__name__, writes))
 
@@ -151,14 +151,7 @@ class _Wrapped:
 
     def _count(self, method: str, act: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
         what = ", ".join(map(_words, args or tuple(options.values())))
-        answer = self._script.play(self._name, method, what, partial(act, *args, **options), write=method in self._writes)
-        return _while_alive(answer, self._script) if isinstance(answer, Iterator) else answer
-
-
-def _while_alive(items: Iterator[T], script: Script) -> Iterator[T]:
-    for item in items:
-        script.check_alive()
-        yield item
+        return self._script.play(self._name, method, what, partial(act, *args, **options), write=method in self._writes)
 
 
 def _words(argument: Any) -> str:

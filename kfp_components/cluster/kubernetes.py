@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,47 +106,6 @@ class KubernetesCluster:
         body = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec}
         return self._must("POST", f"/apis/authorization.k8s.io/v1/{kind.lower()}s", kind, body=body).get("status") or {}
 
-    def watch(self, ref: Ref, *, timeout_s: float) -> Iterator[Manifest | None]:
-        """The object now and after each change, None while it does not exist, until ``timeout_s`` is over."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            found = self._must("GET", _path(ref.kind, ref.namespace), str(ref), query=[("fieldSelector", f"metadata.name={ref.name}")])
-            items = found.get("items", [])
-            current: Manifest = {**items[0], "apiVersion": KINDS[ref.kind].api_version, "kind": ref.kind} if items else {}
-            yield current or None
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                return
-            yield from self._events(ref, found["metadata"]["resourceVersion"], left_s)
-            if time.monotonic() >= deadline:
-                return
-            time.sleep(0.2)  # the watch was ended early by the server: list again
-
-    def _events(self, ref: Ref, resource_version: str, timeout_s: float) -> Iterator[Manifest | None]:
-        query: Query = [
-            ("watch", "true"),
-            ("fieldSelector", f"metadata.name={ref.name}"),
-            ("resourceVersion", resource_version),
-            ("timeoutSeconds", str(max(1, int(timeout_s + 0.999)))),
-        ]
-        try:
-            response = self._send("GET", _path(ref.kind, ref.namespace), query, None, "application/json", (5.0, timeout_s + 5.0))
-        except (ApiException, HTTPError) as error:
-            raise _translate(error, str(ref), self.server) from error
-        try:
-            for line in response:
-                for part in line.splitlines():
-                    event: dict[str, Any] = json.loads(part) if part.strip() else {"type": "BOOKMARK"}
-                    if event["type"] == "ERROR":
-                        return
-                    if event["type"] != "BOOKMARK":
-                        yield None if event["type"] == "DELETED" else event["object"]
-        except (HTTPError, ValueError):
-            return  # broken stream: the caller lists again
-        finally:
-            response.release_conn()
-            response.close()
-
     def wait(
         self,
         ref: Ref,
@@ -155,13 +113,10 @@ class KubernetesCluster:
         ready: Callable[[Manifest], bool],
         failed: Callable[[Manifest], str | None],
         timeout_s: float,
-        meanwhile: Callable[[], None] | None = None,
+        meanwhile: Callable[[], None],
     ) -> Manifest:
         """The first state that is ready; `DeployFailed` with the diagnosis, or `WaitTimeout` with the last one."""
-        if meanwhile is None:
-            states = self.watch(ref, timeout_s=timeout_s)
-        else:
-            states = looks(lambda: self.get(ref), timeout_s=timeout_s, meanwhile=meanwhile, clock=SystemClock())
+        states = looks(lambda: self.get(ref), timeout_s=timeout_s, meanwhile=meanwhile, clock=SystemClock())
         return first_ready(states, ref, ready=ready, failed=failed, timeout_s=timeout_s)
 
     def endpoint(self, service: str, namespace: str, port: int) -> Endpoint:

@@ -6,14 +6,14 @@ controllers do is played by the ``tick`` that the owner of the cluster gives, wh
     clock = ManualClock()
     cluster = MemoryCluster(clock=clock, tick=lambda cluster: make_the_rayservice_run(cluster))
     cluster.create(manifest)
-    cluster.wait(Ref.of(manifest), ready=..., failed=..., timeout_s=600)
+    cluster.wait(Ref.of(manifest), ready=..., failed=..., timeout_s=600, meanwhile=lambda: None)
 """
 
 from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Literal, TypeVar
 
 from kfp_components import names
@@ -41,17 +41,11 @@ class MemoryCluster:
         account: Account = ADMIN,
         clock: Clock | None = None,
         tick: Callable[[MemoryCluster], None] | None = None,
-        step_s: float = 1.0,
     ) -> None:
-        """``tick`` is called every ``step_s`` seconds of the clock while somebody waits or watches, with this cluster as its administrator.
-
-        Raises ValueError when ``step_s`` is not positive.
-        """
-        if step_s <= 0:
-            raise ValueError(f"step_s: {step_s} s; waiting has to take time")
+        """``tick`` is called every second of the clock while somebody waits, with this cluster as its administrator."""
         self._account = account
         self._clock: Clock = clock or SystemClock()
-        self._tick, self._step_s = tick, step_s
+        self._tick = tick
         self._verbs, self._lock = Verbs(Store(":memory:")), threading.RLock()
 
     def as_account(self, account: Account) -> MemoryCluster:
@@ -119,32 +113,6 @@ class MemoryCluster:
 
         return self._do("delete", target, deleted)
 
-    def watch(self, ref: Ref, *, timeout_s: float) -> Iterator[Manifest | None]:
-        """The object now and after each change, None while it does not exist, until ``timeout_s`` of the clock are over."""
-        target = _Target(ref)
-        store = self._verbs.store
-        deadline = self._clock.monotonic() + timeout_s
-
-        def look() -> tuple[Manifest | None, int]:
-            self._require("watch", target)
-            return store.get(target.kind, target.namespace, target.name), store.version
-
-        def changes(seen: int) -> tuple[list[Manifest | None], int]:
-            if seen < store.oldest:  # the history does not reach back that far: only the latest state is known
-                return [store.get(target.kind, target.namespace, target.name)], store.version
-            found = [c for c in store.since(target.kind, target.namespace, seen) if c.body["metadata"]["name"] == target.name]
-            return [None if c.type == "DELETED" else c.body for c in found], store.version
-
-        current, seen = self._do("list", target, look)
-        yield current
-        while (left_s := deadline - self._clock.monotonic()) > 0:
-            self._clock.sleep(min(self._step_s, left_s))
-            if self._tick:
-                self._tick(self.as_account(ADMIN))
-            with self._lock:
-                states, seen = changes(seen)
-            yield from states
-
     def wait(
         self,
         ref: Ref,
@@ -152,20 +120,16 @@ class MemoryCluster:
         ready: Callable[[Manifest], bool],
         failed: Callable[[Manifest], str | None],
         timeout_s: float,
-        meanwhile: Callable[[], None] | None = None,
+        meanwhile: Callable[[], None],
     ) -> Manifest:
         """The first state that is ready; `DeployFailed` with the diagnosis, or `WaitTimeout` with the last one."""
-        if meanwhile is None:
-            states = self.watch(ref, timeout_s=timeout_s)
-        else:
-            others = meanwhile
 
-            def between() -> None:
-                if self._tick:
-                    self._tick(self.as_account(ADMIN))
-                others()
+        def between() -> None:
+            if self._tick:
+                self._tick(self.as_account(ADMIN))
+            meanwhile()
 
-            states = looks(lambda: self.get(ref), timeout_s=timeout_s, meanwhile=between, clock=self._clock)
+        states = looks(lambda: self.get(ref), timeout_s=timeout_s, meanwhile=between, clock=self._clock)
         return first_ready(states, ref, ready=ready, failed=failed, timeout_s=timeout_s)
 
     def endpoint(self, service: str, namespace: str, port: int) -> Endpoint:

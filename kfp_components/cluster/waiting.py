@@ -1,4 +1,4 @@
-"""Waiting for an object, over the states that a watch or one look after the other gives."""
+"""Waiting for an object, over the states that one look after the other gives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kfp_components.clock import Clock
 from kfp_components.cluster import Manifest, Ref
 
 LOOK_S = 1.0
-"""Between two looks, where somebody has something to do meanwhile."""
+"""Between two looks."""
 
 
 def looks(look: Callable[[], Manifest | None], *, timeout_s: float, meanwhile: Callable[[], None], clock: Clock) -> Iterator[Manifest | None]:

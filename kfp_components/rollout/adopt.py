@@ -180,14 +180,15 @@ def adopt_model(run: Run) -> Release:
     if found is not None and _is_known(run, found):
         run.record, run.address = found, found.address
         return found
-    with step(run, "adopt", until="promoted", begun=_begin(run, found)) as record:
+    begun, seen = _begin(run, found)
+    with step(run, "adopt", until="promoted", begun=begun) as record:
         if record is not None:
             request, fence = run.request, partial(journal.assert_ours, run)
-            properties = {"model_format": request.options.model_format, "import_path": request.import_path, **run.source}
-            if not _is_registered(run):
+            seen = seen or _look(run)
+            if not seen.registered:
+                properties = {"model_format": request.options.model_format, "import_path": request.import_path, **run.source}
                 run.registry.register(run.registered_name, request.version, request.uri, digest=None, properties=properties)
             run.registry.move(run.registered_name, "champion", request.version)
-            seen = _look(run)
             for change in _missing(run, seen):
                 run.keep()
                 write(run.cluster, change, fence=fence)
@@ -215,6 +216,8 @@ def undo_adoption(run: Run) -> Release:
         )
     run.persist(run.lease.acquire)
     try:
+        if journal.read_record(run).epoch != record.epoch:  # nothing carries an epoch here, so it is looked at before anything goes
+            raise errors.ReleaseHeld(f"{run.store.ref}: another run has released {record.model} since this one looked; run the same again")
         for change in _made(run, adoption):
             write(run.cluster, change)
         if adoption.aliases is not None:
@@ -235,10 +238,14 @@ def undo_adoption(run: Run) -> Release:
 
 @dataclass(frozen=True)
 class _Seen:
+    text: str
+    """Of ``serveConfigV2``."""
     service: Manifest | None
     stub: Manifest | None
     told: list[str]
     runs: bool
+    registered: bool
+    """Whether the registry knows the version, from wherever it is, and nobody has said where that is."""
 
 
 def _is_known(run: Run, found: Release) -> bool:
@@ -247,24 +254,56 @@ def _is_known(run: Run, found: Release) -> bool:
     return serves == run.request.options.application and found.address == run.request.address
 
 
-def _begin(run: Run, found: Release | None) -> Release:
-    """Look for everything that is in the way, then open the record over the one that was ``found``, or take the one that this adoption continues."""
+def _begin(run: Run, found: Release | None) -> tuple[Release, _Seen | None]:
+    """Look for everything that is in the way, then open the record over the one that was ``found``; with it what was seen.
+
+    Or take the one that this adoption continues: then nobody has looked yet.
+    """
     request = run.request
     if found is not None and not found.done:
         if found.request_digest != request.digest:
             raise errors.ReleaseHeld(f"{run.store.ref}: the release of {found.candidate_version} is unfinished ({found.phase}); end it first")
         run.record = found
         take(run)
-        return journal.current(run)
+        return journal.current(run), None
     run.address = request.address
     seen = _look(run)
     aliases = run.persist(lambda: run.registry.aliases(run.registered_name))
     run.persist(run.lease.acquire)
+    try:
+        seen = _still(run, seen)
+        record = run.persist(lambda: run.store.start(_opened(run, found, seen, aliases)))
+    except errors.KfpServingError:
+        with contextlib.suppress(errors.KfpServingError):
+            run.lease.release()
+        raise
+    own(run, record)
+    return record, seen
+
+
+def _still(run: Run, seen: _Seen) -> _Seen:
+    """What is there once the Lease is ours, which may have been waited for: what somebody else has made since is not ours to take away in an undo.
+
+    Looked at anew only when it changed; raises as `_look` then.
+    """
+    refs = (run.rayservice, manifests.alias_ref(run), manifests.stub_ref(run))
+    found, service, stub = (run.persist(partial(run.cluster.get, ref)) for ref in refs)
+    unchanged = rayservice.serve_config(found) == seen.text and _version_of(service) == _version_of(seen.service)
+    return seen if unchanged and _version_of(stub) == _version_of(seen.stub) else _look(run)
+
+
+def _version_of(found: Manifest | None) -> str | None:
+    return None if found is None else str(found["metadata"]["resourceVersion"])
+
+
+def _opened(run: Run, found: Release | None, seen: _Seen, aliases: dict[str, str]) -> Release:
+    """The record to begin with, over the finished one that was ``found``."""
+    request = run.request
     made = [kind for kind, there in (("Service", seen.service), ("InferenceService", seen.stub)) if there is None]
     made += [alias.LABEL] if alias.is_unlabelled(request.model, seen.service) else []
     now = run.clock.now_unix_s()
     application = str(request.options.application)
-    record = Release(
+    return Release(
         epoch=(found.epoch if found else 0) + 1,
         model=request.model,
         namespace=request.namespace,
@@ -282,14 +321,6 @@ def _begin(run: Run, found: Release | None) -> Release:
         adoption=Adoption(version=request.version, application=application, at_unix_s=now, made=made, aliases=aliases),
         stub_uid=None if seen.stub is None else str(seen.stub["metadata"]["uid"]),
     )
-    try:
-        record = run.persist(lambda: run.store.start(record))
-    except errors.KfpServingError:
-        with contextlib.suppress(errors.KfpServingError):
-            run.lease.release()
-        raise
-    own(run, record)
-    return record
 
 
 def _look(run: Run) -> _Seen:
@@ -315,10 +346,11 @@ def _look(run: Run) -> _Seen:
         alias.assert_free(request.model, request.namespace, service, stub, request.target_host)
     except errors.NameTaken as error:
         in_the_way.append(str(error))
-    registered = run.registry.find(run.registered_name, request.version)
+    known = run.registry.find(run.registered_name, request.version)
+    registered = known is not None and request.uri.startswith("rayservice://")
     try:
-        if registered is not None and not _is_registered(run):
-            registered.assert_same(request.uri, None)
+        if known is not None and not registered:
+            known.assert_same(request.uri, None)
     except errors.NameTaken as error:
         in_the_way.append(f"{error} (--version names another one)")
     if in_the_way:
@@ -327,13 +359,7 @@ def _look(run: Run) -> _Seen:
     told = _told(run, text, service, stub)
     if state != "RUNNING":
         told.append(f"application {application} is {state or 'not reported by the operator'} now: it is recorded all the same")
-    return _Seen(service, stub, told, state == "RUNNING")
-
-
-def _is_registered(run: Run) -> bool:
-    """Whether the registry knows the version, from wherever it is, and nobody has said where that is."""
-    known = run.registry.find(run.registered_name, run.request.version)
-    return known is not None and run.request.uri.startswith("rayservice://")
+    return _Seen(text, service, stub, told, state == "RUNNING", registered)
 
 
 def _told(run: Run, text: str, service: Manifest | None, stub: Manifest | None) -> list[str]:

@@ -110,6 +110,8 @@ def _has_weight(run: Run) -> bool:
 
 
 def _require_turn(record: Release, index: int) -> None:
+    if not record.steps:
+        raise errors.StepOutOfOrder(f"model {record.model}: {record.candidate_version} is a first version, so it has no canary step; promote it")
     if index > record.step_index:
         first = f"step {record.step_index + 1} of {len(record.steps)} ({record.steps[record.step_index]:g} %)"
         raise errors.StepOutOfOrder(f"model {record.model}: {first} has not passed; it comes first")

@@ -77,8 +77,13 @@ def _approved(run: Run, command: Command) -> Release:
     if record.paused is not None:
         raise errors.StepOutOfOrder(f"{run.store.ref}: it is paused by {record.paused.by}; resume it first")
     try:
-        if take(run).done:
-            return journal.current(run)
+        record = take(run)
+        if record.done:
+            return record
+        if record.phase != "held":
+            raise errors.ReleaseHeld(
+                f"{run.store.ref}: another run has gone on with {record.candidate_version} since this one looked ({record.phase})"
+            )
         approved = Approved(before="promote", by=command.by, at_unix_s=command.at_unix_s)
         told = f"{command.told}; {record.candidate_version} is promoted as it is"
         journal.write(run, command.kind, told, step_index=len(record.steps), approved=[*record.approved, approved], waits=None)

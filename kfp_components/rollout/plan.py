@@ -49,9 +49,7 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
         changes += [run.router.change(weights.split(run, applications, stable=version)), shown]
     changes.append(routes.change(run, deploy.application(run), f"version {version}", applications))
     if stable is not None:
-        kept = request.options.keep_previous_s > promote.RUN_WAITS_S
-        gone = {names.router_application(request.model)} | (set() if kept else {stable.application})
-        changes.append(manifests.removal_change(run, gone))
+        changes.append(promote.removal(run, promote.retired(request, stable.application, request.options.keep_previous_s)))
     changes += [manifests.stub_change(run, version, found.stub), shown]
     objects = {run.rayservice: rayservice, alias.ref: found.service, manifests.stub_ref(run): found.stub}
     return adopted + Plan(tuple(changes), objects, *owners.of(objects))
@@ -59,7 +57,7 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
 
 def _checked(run: Run, first_version: bool) -> tuple[Serving | None, preflight.Situation, Plan]:
     """Who serves, what is there, and what an adoption would write before, with ``options.adopt``."""
-    last = run.store.load_record()
+    last = run.persist(run.store.load_record)
     run.address = address(run, last)
     rayservice = run.cluster.get(run.rayservice)
     adopted = Plan()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
-from kfp_components import errors, names
+from kfp_components import errors, names, phases
 from kfp_components.clock import rfc3339
-from kfp_components.cluster.changes import write
+from kfp_components.cluster.changes import Edit, write
 from kfp_components.release import NamesBefore, Previous, Release
+from kfp_components.request import PromoteRequest
 from kfp_components.rollout import journal, manifests, routes, undo, weights
 from kfp_components.rollout.canary import stand_by
 from kfp_components.rollout.run import Run
@@ -96,29 +98,47 @@ def _retire(run: Run, record: Release) -> None:
 
     Both stay for `tidy_release` where the router still has something in flight, which may be for the old version.
     """
-    previous, switched_unix_s = record.previous, record.switched_unix_s
+    assert record.stable_version is not None
+    previous = record.previous
     left_s = previous.until_unix_s - run.clock.now_unix_s() if previous is not None else 0.0
-    kept = previous is not None and switched_unix_s is not None and left_s > 0 and previous.until_unix_s - switched_unix_s > RUN_WAITS_S
-    if left_s > 0 and not kept:
+    gone = retired(run.request, record.application(record.stable_version), left_s)
+    if left_s > 0 and not gone.later:
         run.pause(left_s)
         weights.assert_runs(run, run.request.version)
     if not routes.drain(run):
         journal.note(run, "promote", routes.still_busy(record))
         return
-    remove(run, retired(record, kept=kept))
-    if previous is not None and not kept:
+    write(run.cluster, removal(run, gone), fence=partial(journal.assert_ours, run), clock=run.clock)
+    if previous is not None and not gone.later:
         journal.write(run, "promote", f"{previous.version} is removed", previous=None)
 
 
-def retired(record: Release, *, kept: bool) -> set[str]:
-    """The applications that a promotion removes: the router, and the old version where that is not ``kept``."""
-    assert record.stable_version is not None
-    return {names.router_application(record.model)} | (set() if kept else {record.application(record.stable_version)})
+@dataclass(frozen=True)
+class Retired:
+    """The applications that a promotion removes: ``at_once`` in its own run, ``later`` by `tidy_release` or with the next release of the model."""
+
+    at_once: frozenset[str]
+    later: frozenset[str] = frozenset()
 
 
-def remove(run: Run, gone: set[str]) -> None:
-    """One write: applications that nobody reaches go."""
-    write(run.cluster, manifests.removal_change(run, gone), fence=partial(journal.assert_ours, run), clock=run.clock)
+def retired(request: PromoteRequest, old: str, left_s: float) -> Retired:
+    """The router, and ``old``, the application of the version before, unless more than `RUN_WAITS_S` was asked for it and ``left_s`` are left."""
+    router = names.router_application(request.model)
+    if left_s > 0 and request.options.keep_previous_s > RUN_WAITS_S:
+        return Retired(frozenset({router}), frozenset({old}))
+    return Retired(frozenset({router, old}))
+
+
+def removal(run: Run, gone: Retired) -> Edit:
+    """One write: what goes at once, which nobody reaches; it says what goes later, and by what."""
+    change, request = manifests.removal_change(run, gone.at_once), run.request
+    command = phases.in_a_command(request.model, request.namespace)
+    kept = "".join(
+        f"; {old} is kept for options.keep_previous_s, {request.options.keep_previous_s:g} s after the switch: then `kfp-serving tidy {command}`, "
+        f"or the next release of {request.model}, removes it"
+        for old in sorted(gone.later)
+    )
+    return replace(change, why=change.why + kept)
 
 
 def _names_follow(run: Run, record: Release) -> None:

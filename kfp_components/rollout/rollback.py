@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kfp_components import errors, names
 from kfp_components.release import Release
-from kfp_components.rollout import journal, listen, routes, undo
+from kfp_components.rollout import journal, listen, routes, undo, weights
 from kfp_components.rollout.promote import promote_model
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.status import not_served
@@ -25,9 +25,13 @@ def roll_back(run: Run, reason: str = "asked for") -> Release:
         found = run.persist(lambda: run.cluster.get(run.rayservice))
         if found is None:
             raise errors.NotFound(f"{run.rayservice}: it does not exist any more")
-        if routes.has_it(run, found) not in (record.application(serving), names.router_application(record.model)):
+        application, holder = record.application(serving), routes.has_it(run, found)
+        if holder == names.router_application(record.model):
+            undo.verify(run, serving, strict=True)
+        elif holder == application:
+            weights.wait_owner(run, application)
+        else:
             raise errors.NotFound(f"{run.rayservice}: {not_served(found, record)}")
-        undo.verify(run, serving, strict=True)
         return record
     return give_up(run, errors.RolledBack(f"model {record.model}: rolled back: {reason}"))
 

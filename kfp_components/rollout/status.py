@@ -144,5 +144,6 @@ def _look_at_applications(found: Status, served: Manifest, record: Release, used
             found.notes.append(f"application {application} is not in serveConfigV2. {rayservice.last_writer(served, names.MANAGER)}")
         elif not states[-1]:
             message = str(state.get("message") or "").strip()
-            found.notes.append(f"application {application} is {state.get('status', 'not reported')}{': ' + message[:300] if message else ''}")
+            told = rayservice.root_cause(message) or message[:300]
+            found.notes.append(f"application {application} is {state.get('status', 'not reported')}{': ' + told if told else ''}")
     found.ready = False if not all(states) else True if found.traffic is not None else None

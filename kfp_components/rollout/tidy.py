@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from kfp_components import errors, names
 from kfp_components.cluster import Manifest
 from kfp_components.cluster.changes import write
 from kfp_components.release import Release
-from kfp_components.rollout import journal, manifests, promote, routes, undo, weights
+from kfp_components.rollout import journal, manifests, routes, undo, weights
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.status import read_status
 from kfp_components.rollout.step import put_down, take
@@ -48,6 +50,9 @@ def put_away(run: Run) -> Release:
     record = take(run, reopen=True)
     if not record.open:
         return record
+    if record.phase != "promoted" and not due(run, record):  # another run has gone on with it since it was looked at
+        run.persist(run.lease.release)
+        return record
     if record.phase != "promoted":
         held_s = run.clock.now_unix_s() - (record.held.since_unix_s if record.held else record.started_unix_s)
         return undo.take_back(run, errors.RolledBack(f"held for {held_s / 3600:.1f} hours; its time is over"))
@@ -61,7 +66,8 @@ def put_away(run: Run) -> Release:
             f"`kfp-serving rollback {record.in_a_command}` goes back to it"
         )
     router = {names.router_application(record.model)} if routes.left_over(run, found, record) else set()
-    promote.remove(run, {record.application(old)} | router)
+    gone = manifests.removal_change(run, {record.application(old)} | router)
+    write(run.cluster, gone, fence=partial(journal.assert_ours, run), clock=run.clock)
     record = journal.write(run, "tidy up", f"{old} is removed", previous=None)
     run.persist(run.lease.release)
     return record

@@ -18,7 +18,7 @@ from kfp_components.phases import Phase
 from kfp_components.registry import Alias
 from kfp_components.release import Failure, Held, Release, Rollback
 from kfp_components.request import SmokeCase
-from kfp_components.rollout import journal, manifests, routes, weights
+from kfp_components.rollout import journal, manifests, routes
 from kfp_components.rollout.run import Run
 from kfp_components.serving import alias, rayservice
 
@@ -55,7 +55,7 @@ def take_back(run: Run, error: BaseException) -> Release:
     )
     if back is not None and record.rollback is None:  # else it was verified before, and the alias may be gone by now
         routes.wait_back(run, back)
-        if back.split is not None:  # else Serve itself was asked already
+        if back.split is not None:  # else Serve itself was asked
             verify(run, back.stable, strict=False)
         seconds = round(run.clock.monotonic() - began, 2)
         rollback = Rollback(seconds=seconds, leaked_requests=_leaked_requests(run, record), reason=failure.message)
@@ -222,13 +222,10 @@ def _aliases_as_before(run: Run, record: Release) -> list[tuple[str, Callable[[]
 
 
 def verify(run: Run, version: str, *, strict: bool) -> None:
-    """Where the router stands, probes through the alias must be answered by ``version``; else Serve must give the route to its application.
+    """Probes through the alias, where the router has the route, must be answered by ``version``. Where it has not, `weights.wait_owner` asks Serve.
 
     Raises `WaitTimeout` naming who answered instead. Probes without an answer raise it only when ``strict``; else they are noted.
     """
-    if routes.has_it(run, run.persist(lambda: run.cluster.get(run.rayservice))) != names.router_application(run.request.model):
-        weights.wait_owner(run, journal.current(run).application(version))
-        return
     case = SmokeCase(name="version", path="/v2/health/ready" if run.request.options.protocol == "v2" else "/", method="GET", timeout_s=10)
     deadline = run.clock.monotonic() + VERIFY_S
     while True:

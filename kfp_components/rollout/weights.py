@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from kfp_components import errors
 from kfp_components.cluster import Manifest
+from kfp_components.cluster.changes import removed
 from kfp_components.rollout import journal
 from kfp_components.rollout.run import Run
 from kfp_components.serving import rayservice, startup
@@ -81,9 +82,8 @@ def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bo
 
     def runs(found: Manifest) -> bool:
         if application not in rayservice.applications(rayservice.serve_config(found)):
-            raise errors.ApplicationRemoved(
-                f"{run.rayservice}: application {application} is not in serveConfigV2 any more, somebody else took it out; it gets no traffic"
-            )
+            told = f"application {application} is not in serveConfigV2 any more, somebody else took it out; it gets no traffic"
+            raise removed(run.rayservice, found, told)
         return rayservice.ready(application)(found)
 
     failed = rayservice.failed(application) if at_once else _never

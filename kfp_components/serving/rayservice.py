@@ -19,8 +19,14 @@ from kfp_components.serving import yaml_text
 from kfp_components.serving.yaml_text import Indents, Node
 
 FAILED_STATES = ("DEPLOY_FAILED", "UNHEALTHY")
-LOG_TAIL_CHARACTERS = 600
+LOG_TAIL_CHARACTERS, MESSAGE_CHARACTERS = 600, 300
 EXCEPTION_LINE = re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\b: .{1,300})", re.MULTILINE)
+RAISED_LINE = re.compile(r"(?:[^\W\d]\w*\.)*[^\W\d]\w*(?:: .*)?")
+"""The line below the frames of a traceback, whatever the exception is called, and with or without a message."""
+
+DIRECT_CAUSE = "The above exception was the direct cause of the following exception:"
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+"""Ray colours the first line of a task's traceback."""
 
 BYTE_ORDER_MARK = "\ufeff"
 DEFAULT_APPLICATION = "default"
@@ -328,14 +334,38 @@ def diagnosis(rayservice: Mapping[str, Any], name: str) -> str:
     for deployment, state in (found.get("serveDeploymentStatuses") or {}).items():
         if state.get("status") != "HEALTHY" and state.get("message"):
             messages.append(f"deployment {deployment} {state.get('status')}: {str(state['message']).strip()}")
-    text = "; ".join(dict.fromkeys(message for message in messages if message)) or "no message"
-    raised = EXCEPTION_LINE.findall(text)
+    messages = [COLOR.sub("", message) for message in dict.fromkeys(messages) if message]
+    text = "; ".join(messages) or "no message"
+    raised = [cause for message in messages if (cause := root_cause(message))]
     if raised:
         text = f"{raised[-1]} (the end of the replica's error: ... {text[-LOG_TAIL_CHARACTERS:].strip()})"
     elif len(text) > LOG_TAIL_CHARACTERS:
         text = "... " + text[-LOG_TAIL_CHARACTERS:]
     where = f"RayService {metadata.get('namespace')}/{metadata['name']}"
     return f"{where}: application {name} {found.get('status', 'is not reported')}: {text}; mend the application and run again"
+
+
+def root_cause(message: str) -> str | None:
+    """The line of the exception that a message of Ray's is about; None where it has no traceback.
+
+    That is the last one, or, where it was raised ``from`` another one, the first of that chain. One that was raised while another was handled
+    stands for itself: the other may have been handled well.
+    """
+    found: list[tuple[str, bool]] = []
+    above, chained = "", False
+    for line in COLOR.sub("", message).splitlines():
+        if line == DIRECT_CAUSE:
+            chained = True
+        elif above.startswith(("  ", "ray::")) and RAISED_LINE.fullmatch(line):
+            found.append((line[:MESSAGE_CHARACTERS], chained))
+            chained = False
+        above = line
+    if not found:
+        return next(iter(EXCEPTION_LINE.findall(message)[-1:]), None)
+    index = len(found) - 1
+    while index and found[index][1]:
+        index -= 1
+    return found[index][0]
 
 
 def _application(text: str, name: str) -> dict[str, Any]:

@@ -101,8 +101,11 @@ def _entry(status: Mapping[str, Any], side: str, application: str) -> Mapping[st
 
 
 def _quoted(piece: Mapping[str, Any], *, other_than: Mapping[str, Any] | None = None) -> str:
-    """Its message after a space, the end of it: that is where the reason stands; nothing when there is none, or ``other_than`` says it already."""
+    """Its message after a space, the end of it, and the root cause of a traceback; nothing when there is none, or ``other_than`` says it already."""
     text = " ".join(str(piece.get("message") or "").split())
     if not text or (other_than is not None and piece.get("message") == other_than.get("message")):
         return ""
-    return f' "{text}"' if len(text) <= MESSAGE_CHARACTERS else f' "... {text[-MESSAGE_CHARACTERS:]}"'
+    if len(text) <= MESSAGE_CHARACTERS:
+        return f' "{text}"'
+    end, cause = f"... {text[-MESSAGE_CHARACTERS:]}", rayservice.root_cause(str(piece["message"]))
+    return f' "{cause} {end}"' if cause and cause not in end else f' "{end}"'

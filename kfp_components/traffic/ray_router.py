@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kfp_components import errors, names
 from kfp_components.clock import Clock, SystemClock
 from kfp_components.cluster import Cluster, Endpoint, Manifest, Ref
-from kfp_components.cluster.changes import Edit, write
+from kfp_components.cluster.changes import Edit, removed, write
 from kfp_components.request import ModelTarget
 from kfp_components.serving import rayservice
 from kfp_components.traffic import Renewal, Split
@@ -80,10 +80,7 @@ class RayRouter:
         Raises `ApplicationRemoved`, and writes nothing, when the router or a version that the split names has no application any more; `ReleaseHeld`
         when another run has taken the release over.
         """
-        try:
-            write(self.cluster, self.change(split), clock=self._clock)
-        except errors.ApplicationRemoved as error:
-            raise self._with_last_writer(error, self.cluster.get(self._rayservice)) from error
+        write(self.cluster, self.change(split), clock=self._clock)
 
     def renew(self, split: Split) -> Renewal:
         """``POST /{model}/-/heartbeat``. Raises `Unreachable` when it is not answered, or by somebody who is overloaded or forbids it."""
@@ -104,10 +101,10 @@ class RayRouter:
             self._refuse_missing(text, split)
             if (has_it := rayservice.owner(text, self.address.route)) != self.application:
                 raise errors.ApplicationRemoved(
-                    f"{self._rayservice}: route {self.address.route} was taken from the router, {has_it or 'no application'} has it; users get that"
+                    f"route {self.address.route} was taken from the router, {has_it or 'no application'} has it; users get that"
                 )
         except errors.ApplicationRemoved as error:
-            raise self._with_last_writer(error, found) from error
+            raise removed(self._rayservice, found, error) from error
 
     def written_in(self, found: Manifest | None) -> Split | None:
         """The split in ``serveConfigV2``. Raises `RequestInvalid` when that cannot be read, `NameTaken` when the application is not our router."""
@@ -236,17 +233,13 @@ class RayRouter:
             told = f"{type(error).__name__} while asking for {path}: {error}"
             raise errors.Unreachable(f"router of {self.target.model}: {told}") from error
 
-    def _with_last_writer(self, error: errors.ApplicationRemoved, found: Manifest | None) -> errors.ApplicationRemoved:
-        return errors.ApplicationRemoved(f"{error}. {rayservice.last_writer(found or {}, names.MANAGER)}")
-
     def _refuse_missing(self, text: str, split: Split) -> None:
         there = rayservice.applications(text)
         versions = [version for version in (split.stable, split.candidate) if version is not None]
         for application in (self.application, *(split.application(self.target.model, version) for version in versions)):
             if application not in there:
                 raise errors.ApplicationRemoved(
-                    f"{self._rayservice}: application {application} is not in serveConfigV2 any more, "
-                    "somebody else took it out; no traffic is given to what is not there"
+                    f"application {application} is not in serveConfigV2 any more, somebody else took it out; no traffic is given to what is not there"
                 )
 
     def _with_split(self, text: str, split: Split) -> str:

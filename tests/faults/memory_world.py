@@ -112,11 +112,6 @@ class WorldCluster(MemoryCluster):
         found = super().get(ref)
         return self.serve.shown(found) if self.serve is not None and ref == self.serve.ref else found
 
-    def watch(self, ref: Ref, *, timeout_s: float) -> Iterator[Manifest | None]:
-        """The object now and after each change."""
-        for found in super().watch(ref, timeout_s=timeout_s):
-            yield self.serve.shown(found) if self.serve is not None and ref == self.serve.ref else found
-
     def _do(self, verb: str, target: Any, act: Callable[[], T]) -> T:
         done = super()._do(verb, target, act)
         if self.serve is not None and target.kind.kind == "RayService" and not target.sub and verb in ("create", "patch", "update", "delete"):

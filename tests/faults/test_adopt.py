@@ -1,10 +1,11 @@
 """Adoption: people who serve a model already go on serving it, and it can be released from then on."""
 
 import pytest
-from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, World, asked
+from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, Chosen, World, asked
 
 from kfp_components import errors, names, rollout
 from kfp_components.cluster import Ref
+from kfp_components.cluster.faults import Record
 from kfp_components.release import Release
 from kfp_components.request import parse_target
 from kfp_components.rollout import Asked
@@ -303,3 +304,70 @@ def test_what_this_library_does_not_take_is_named() -> None:
     world = brownfield("applications: [{name: bge, route_prefix: /bge/, import_path: 'a:b'}]\n")
     with pytest.raises(errors.RequestInvalid, match="application bge cannot be adopted as it is"):
         rollout.adoption_of(world.cluster, TARGET, Asked(application="bge"))
+
+
+# --- one look, and what comes between it and the Lease -------------------------------------------------------------------------------
+
+
+def adopted_while(world: World, between: str) -> Release:
+    """Somebody does something after everything was looked at, while the adoption waits for its Lease."""
+
+    def somebody(call: Record) -> None:
+        if call.method == "create" and call.what.startswith("Lease"):
+            if between == "an alias":
+                world.alias()
+            elif between == "a stub":
+                world.front()
+            elif between == "the route":
+                world.rayservice(rayservice.with_route(world.text(), MODEL, "/elsewhere"), adopted=False)
+
+    return world.process(Chosen(world.clock, somebody)).adopt(TARGET, Asked(application=MODEL))
+
+
+def test_an_adoption_looks_once() -> None:
+    world = brownfield()
+    script = Chosen(world.clock, lambda _call: None)
+    world.process(script).adopt(TARGET, Asked())
+    calls = [(call.owner, call.method, call.what.split(",")[0]) for call in script.calls]
+    assert calls.count(("cluster", "missing", calls[[c[1] for c in calls].index("missing")][2])) == 1
+    assert [call[:2] for call in calls].count(("registry", "find")) == 1
+    rayservices = [call for call in calls if call[1:] == ("get", f"RayService {NAMESPACE}/{RAYSERVICE}")]
+    assert len(rayservices) == 3, "for the request, for the look, and once the Lease is ours"
+
+
+@pytest.mark.parametrize(("between", "kept"), [("an alias", ALIAS), ("a stub", STUB)])
+def test_what_somebody_made_before_the_lease_was_ours_is_his(between: str, kept: Ref) -> None:
+    world = brownfield(alias=False)
+    record = adopted_while(world, between)
+    assert record.adoption is not None and kept.kind not in record.adoption.made, record.adoption
+    rollout.undo_adoption(world.process().open_rollback(TARGET))
+    assert world.cluster.get(kept) is not None, "an undo of the adoption takes away what it made, and nothing else"
+
+
+def test_a_route_that_is_taken_before_the_lease_was_ours_is_not_adopted() -> None:
+    world = brownfield()
+    with pytest.raises(errors.NameTaken, match="route /bge belongs to no application, not to bge"):
+        adopted_while(world, "the route")
+    assert world.stored() is None and world.lease() is None
+
+
+def test_an_undo_that_a_release_comes_before_takes_nothing_away() -> None:
+    world = brownfield(alias=False)
+    world.process().adopt(TARGET, Asked())
+
+    def somebody(call: Record) -> None:
+        if call.method == "create" and call.what.startswith("Lease"):
+            world.promote(asked("v2"))
+
+    with pytest.raises(errors.ReleaseHeld, match=f"another run has released {MODEL} since this one looked"):
+        rollout.undo_adoption(world.process(Chosen(world.clock, somebody)).open_rollback(TARGET))
+    assert world.cluster.get(ALIAS) is not None and world.cluster.get(STUB) is not None and world.lease() is None
+    assert rollout.undo_adoption(world.process().open_rollback(TARGET)).phase == "rolled_back" and world.cluster.get(ALIAS) is None
+
+
+def test_an_application_that_is_called_as_the_model_is_found_at_whatever_route() -> None:
+    world = brownfield("applications:\n- {name: bge, route_prefix: /v1, import_path: 'acme.bge:app'}\n", route="/v1")
+    found = rollout.adoption_of(world.cluster, TARGET)
+    assert (found.options.application, found.options.route) == (MODEL, "/v1")
+    with pytest.raises(errors.NotFound, match="there is no application at /bge"):
+        rollout.adoption_of(world.cluster, TARGET, Asked(route="/bge"))

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from memory_world import MODEL, NAMESPACE, RAYSERVICE, Process, World, asked, live
+from memory_world import MODEL, NAMESPACE, RAYSERVICE, Chosen, Process, World, asked, live
 
 from kfp_components import errors, names, rollout
-from kfp_components.cluster.faults import Fault, Script
+from kfp_components.cluster.faults import Fault, Record, Script
 from kfp_components.release import Release, commands
 from kfp_components.request import ModelTarget, PromoteRequest
 
@@ -463,6 +463,23 @@ def test_d7_a_held_release_that_is_approved_is_promoted(stage: Stage) -> None:
     (told,) = stage.messages("approve")
     assert "asked for by " in told and ": I looked at it myself; v2 is promoted as it is" in told
     assert [found.before for found in record.approved] == ["promote"]
+
+
+def test_d7_a_held_release_that_somebody_went_on_with_is_not_promoted_as_it_is(stage: Stage) -> None:
+    """The approve was given to what was seen: between the look and the Lease another run has begun to judge it again."""
+    stage.rate_per_s = 0.0
+    request = asked(judge={**JUDGE, "max_minutes": 0.1})
+    assert outcome(stage, request).exit_code == 5
+
+    def somebody(call: Record) -> None:
+        if call.write and call.what.startswith("Lease") and stage.record().phase == "held":
+            stage.rate_per_s = 40.0
+            stage.killed_when(at(20.0), request)
+
+    process = stage.process(Chosen(stage.clock, somebody))
+    run = process.open_rollback(TARGET)
+    end = process.outcome(lambda: rollout.approve_release(run, timeout_s=0.0))
+    assert end.exit_code in (2, 3) and stage.record().phase == "canary", str(end)
 
 
 def test_d8_approve_where_nothing_waits_is_refused(stage: Stage) -> None:

@@ -1,7 +1,7 @@
 """What must not happen to users, one test for each defect (shared/DEFECTS.md) and case (shared/cases) that did."""
 
 import pytest
-from memory_world import MODEL, OTHERS, World, application, asked, live, routed
+from memory_world import MODEL, NAMESPACE, OTHERS, World, application, asked, live, routed
 
 from kfp_components import errors, names
 from kfp_components.cluster import Ref
@@ -10,6 +10,7 @@ from kfp_components.release import Release
 from kfp_components.request import PromoteRequest
 from kfp_components.serving import rayservice
 
+ALIAS = Ref("Service", names.alias(MODEL), NAMESPACE)
 WRONG = {"name": "wrong", "path": "/", "expect": {"/count": 7}}
 HTML = (200, {"content-type": "text/html"}, b"<html><body>Service Unavailable</body></html>")
 
@@ -55,6 +56,31 @@ def test_d1_a_rayservice_that_other_models_live_on_stays(world: World) -> None:
     assert world.found() is not None, "the RayService that whisper lives on was deleted"
     assert set(world.serve.applications()) == {"whisper"}
     assert world.record().phase == "rolled_back"
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["in one go", "killed after the stub"])
+def test_d1_an_alias_and_a_stub_that_somebody_made_since_the_release_began_stay(world: World, killed: bool) -> None:
+    """As GitOps does that comes while the candidate starts."""
+    world.rayservice(live())
+
+    def somebody(record: Release) -> None:
+        if record.phase == "deployed" and world.cluster.get(ALIAS) is None:
+            world.alias()
+            spec = {"predictor": {"model": {"modelFormat": {"name": "custom"}}}}
+            metadata = {"name": MODEL, "namespace": NAMESPACE, "annotations": {names.DEPLOYMENT_MODE: "ModelMesh"}}
+            kind = {"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService"}
+            world.cluster.apply({**kind, "metadata": metadata, "spec": spec}, manager="somebody")
+
+    request = asked(smoke=[WRONG])
+    if killed:
+        world.killed_when(lambda record: (somebody(record), record.events[-1].step == "stub")[1], request)
+        world.clock.sleep(60.0)
+    with pytest.raises(errors.SmokeFailed):
+        world.promote(request, watch=somebody)
+    left = world.cluster.get(ALIAS)
+    assert left is not None and not left["metadata"].get("labels"), "what was put on it went, and it stays"
+    assert world.cluster.get(Ref("InferenceService", MODEL, NAMESPACE)) is not None
+    assert "Service" not in world.record().made and "InferenceService" not in world.record().made
 
 
 def test_d1_a_rayservice_that_nobody_else_uses_goes(world: World) -> None:
@@ -145,6 +171,21 @@ def test_case_01_a_candidate_that_somebody_removed_gets_no_traffic_and_is_not_pr
     assert record.phase == "rolled_back"
     assert world.text() == live() and world.split() == ("v1", None, 0.0)
     assert record.events[-1].message == "v2 is taken back; v1 serves"
+
+
+@pytest.mark.parametrize(("gone", "seen_by"), [("v2", "the wait until it runs"), ("router", "the route")])
+def test_case_01_who_removed_it_is_said_whoever_sees_it(world: World, gone: str, seen_by: str) -> None:
+    def the_owner(record: Release) -> None:
+        if record.phase == "smoked" and f"{MODEL}-{gone}" in world.text():
+            world.rayservice(rayservice.without_application(world.text(), f"{MODEL}-{gone}"))
+
+    world.rayservice(live())
+    process = world.process(watch=the_owner)
+    end = process.outcome(lambda: process.promote(asked()))
+    assert isinstance(end.error, errors.ApplicationRemoved), f"{seen_by}: {end}"
+    told = str(end.error)
+    assert told.startswith(f"{world.serve.ref}: application {MODEL}-{gone} is not in serveConfigV2 any more"), told
+    assert told.count(str(world.serve.ref)) == 1 and "serveConfigV2 was written by owner at" in told
 
 
 def test_case_01_a_version_that_does_not_run_is_not_given_all_traffic(world: World) -> None:

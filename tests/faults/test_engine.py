@@ -1,6 +1,7 @@
 """What the engine does when something else than the candidate fails, one test for each defect (shared/DEFECTS.md) and case (shared/cases)."""
 
 import json
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -326,6 +327,44 @@ def test_d6_tidy_takes_a_candidate_back_that_was_held_for_too_long(world: World)
     assert tidied(world, request).phase == "rolled_back" and V2 not in world.serve.applications() and world.lease() is None
 
 
+def test_d6_tidy_leaves_a_candidate_that_somebody_went_on_with_while_it_waited_for_the_lease(world: World) -> None:
+    request = quiet(hold_ttl_s=3600.0)
+    world.rate_per_s = 0.0
+    world.rayservice(live())
+    process = world.process()
+    process.outcome(lambda: process.promote(request))
+    world.clock.sleep(3600.0)
+    assert world.record().phase == "held"
+
+    def somebody(call: Record) -> None:
+        if call.method == "get" and call.what.startswith("Lease") and world.record().phase == "held":
+            world.rate_per_s = 40.0
+            world.killed_when(in_canary, request)
+
+    run = world.process(Chosen(world.clock, somebody)).open_rollback(request)
+    assert rollout.tidy_release(run).phase == "canary" and world.lease() is None
+    assert V2 in world.serve.applications() and "its time is over" not in str(world.record().events)
+    goes_on(world, request)
+
+
+def test_d6_a_switch_is_made_once_however_often_the_promotion_is_run(world: World) -> None:
+    """The old version's time runs from the first one, and the watch belongs to it."""
+    world.rayservice(live())
+    request = asked(keep_previous_s=600.0)
+    world.killed_when(lambda record: record.switched_unix_s is not None, request)
+    first = world.record()
+    world.clock.sleep(60.0)
+    last = world.promote(request)
+    assert (last.switched_unix_s, last.previous) == (first.switched_unix_s, first.previous) and last.previous is not None
+
+
+def test_d3_the_handler_of_a_signal_is_as_before_when_a_step_is_over(world: World) -> None:
+    world.rayservice(live())
+    before = signal.getsignal(signal.SIGTERM)
+    world.promote(asked())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_d6_a_default_run_ends_without_the_old_version(world: World) -> None:
     options = Options()
     world.rayservice(live())
@@ -507,6 +546,26 @@ def test_d12_a_step_before_its_turn_is_refused(world: World) -> None:
 def test_d12_a_share_above_that_of_the_step_whose_turn_it_is_is_refused(world: World) -> None:
     process, run = smoked(world, asked())
     refused(world, process, lambda: rollout.shift_traffic(run, 50), "smoked")
+
+
+def test_d12_another_request_for_the_version_that_users_get_is_refused(world: World) -> None:
+    """It asks for something else, so it is not taken for the release that has ended well."""
+    world.rayservice(live())
+    world.promote(asked())
+    assert world.promote(asked()).phase == "promoted", "the same request again is harmless"
+    with pytest.raises(errors.RequestInvalid, match="version v2 is what users get already; give a new version"):
+        world.promote(asked(watch_s=1.0))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_d12_a_first_version_has_no_canary_step(index: int) -> None:
+    world = World(rate_per_s=0.0)
+    world.rayservice("applications: []\n")
+    run = world.process().open(asked("v1"))
+    rollout.register_model(run, first_version=True)
+    for step in (rollout.canary_step, rollout.judge_canary):
+        with pytest.raises(errors.StepOutOfOrder, match="v1 is a first version, so it has no canary step; promote it"):
+            step(run, index)
 
 
 def test_d12_promoting_before_the_steps_have_passed_is_refused(world: World) -> None:
@@ -742,6 +801,15 @@ def test_case_14_a_version_that_is_gone_is_said_by_status_and_by_the_commands(wo
     assert gone in shown["status"]["conditions"][0]["message"]
 
 
+def test_a_rollback_of_a_finished_release_reads_the_rayservice_once_and_asks_serve(world: World) -> None:
+    world.rayservice(live())
+    world.promote(asked())
+    script = Chosen(world.clock, lambda _call: None)
+    assert world.process(script).roll_back(asked()).phase == "promoted"
+    assert [call.what for call in script.calls if call.method == "get"].count(str(world.serve.ref)) == 1
+    assert [call.what for call in script.calls if call.owner == "http"] == ["/-/routes"]
+
+
 def test_case_14_a_weight_that_lapsed_is_shown_as_it_is(world: World) -> None:
     world.rayservice(live())
     world.killed_when(in_canary, asked(judge=PATIENT))
@@ -769,6 +837,17 @@ def test_case_14_what_cannot_be_asked_is_said_and_not_guessed(world: World) -> N
     now = seen(world)
     assert (now.ready, now.traffic, now.written) == (None, None, {"v2": 100.0})
     assert len(now.notes) == 1 and "what users get is not known" in now.notes[0]
+
+
+def test_case_14_a_tidy_that_can_ask_nobody_leaves_what_the_stub_shows(world: World) -> None:
+    world.rayservice(live())
+    world.promote(asked())
+    before = seen(world).shown
+    world.serve.answer = lambda *_request: (502, {}, b"away")  # type: ignore[method-assign]
+    tidied(world, asked())
+    shown = world.cluster.get(Ref("InferenceService", MODEL, NAMESPACE))
+    assert shown is not None and seen(world).shown == before == {"v2": 100}
+    assert {condition["status"] for condition in shown["status"]["conditions"]} == {"True"}
 
 
 @pytest.mark.parametrize(

@@ -114,10 +114,11 @@ NEW = asked("v1", rayservice_template=TEMPLATE).model_copy(update={"import_path"
     [
         (lambda: served(front=True), asked("v2"), False),
         (lambda: served(front=False), asked("v2"), False),
+        (lambda: served(front=True), asked("v2", keep_previous_s=3600.0), False),
         (empty, asked("v1"), True),
         (lambda: World(rate_per_s=0.0), NEW, True),
     ],
-    ids=["canary", "canary, no stub yet", "first version", "first version, no RayService yet"],
+    ids=["canary", "canary, no stub yet", "canary, the old version is kept", "first version", "first version, no RayService yet"],
 )
 def test_a_plan_is_what_the_run_writes(world: Any, request_: PromoteRequest, first: bool) -> None:
     place = world()
@@ -131,6 +132,17 @@ def test_a_plan_is_what_the_run_writes(world: Any, request_: PromoteRequest, fir
     told = str(plan)
     assert all(word in told for word in (f"application {MODEL}-{request_.version}", "the name that clients call", "shows the model in Kubeflow's UI"))
     assert first or all(f"{step:g} % to v2" in told for step in request_.steps)
+
+
+@pytest.mark.parametrize("keep_previous_s", [60.0, 60.5])
+def test_a_plan_says_what_goes_at_once_and_what_later_and_by_what(keep_previous_s: float) -> None:
+    """A run waits for 60 s; the same function decides in it."""
+    told = str(rollout.plan(opened(served(front=True), asked("v2", keep_previous_s=keep_previous_s))))
+    if keep_previous_s == 60.0:
+        assert f"application {MODEL}-router, {MODEL}-v1 goes\n" in told and "is kept" not in told
+    else:
+        assert f"application {MODEL}-router goes; {MODEL}-v1 is kept for options.keep_previous_s, 60.5 s after the switch: then" in told
+        assert f"then `kfp-serving tidy {MODEL} -n {NAMESPACE}`, or the next release of {MODEL}, removes it" in told
 
 
 def test_a_plan_of_a_version_that_is_live_is_refused() -> None:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, World, application, asked, live, routed
+from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, Chosen, World, application, asked, live, routed
 from test_engine import in_canary
 
 from kfp_components import errors, names, rollout
@@ -12,6 +12,7 @@ from kfp_components.cluster import Ref
 from kfp_components.cluster.faults import Script
 from kfp_components.release import Release
 from kfp_components.request import parse_target
+from kfp_components.rollout import tidy
 from kfp_components.router import policy
 from kfp_components.serving import rayservice
 from kfp_components.traffic import ray_router
@@ -150,3 +151,101 @@ def test_the_stub_is_shown_while_the_route_changes_hands(world: World) -> None:
     world.promote(asked(), lambda record: shown.append(rollout.read_status(world.cluster, record, clock=world.clock).shown))
     stub = world.cluster.get(Ref("InferenceService", MODEL, NAMESPACE))
     assert stub is not None and shown[-1] == {"v2": 100} and {"v1": 80, "v2": 20} in shown
+
+
+# --- Serve takes its time -------------------------------------------------------------------------------------------------------------
+
+
+class SlowProxies:
+    """They send the public route's requests to the application that had it, ``for_s`` longer than it is written."""
+
+    def __init__(self, world: World, for_s: float) -> None:
+        self.world, self.for_s, self.holder = world, for_s, V1
+        self.since_s: float | None = None
+        self.answer, world.serve.answer = world.serve.answer, self.slow  # type: ignore[method-assign]
+
+    def slow(self, method: str, path: str, headers: dict[str, str]) -> Any:
+        if path != "/-/routes":
+            return self.answer(method, path, headers)
+        written, now_s = rayservice.owner(self.world.text(), f"/{MODEL}"), self.world.clock.monotonic()
+        if written == self.holder:
+            self.since_s = None
+        elif self.since_s is None:
+            self.since_s = now_s
+        elif now_s - self.since_s >= self.for_s:
+            self.holder, self.since_s = str(written), None
+        return 200, {}, json.dumps({f"/{MODEL}": self.holder}).encode()
+
+    def check(self, record: Release) -> None:
+        """What is right whenever the record changes: nothing that users are still sent to is gone, and no weight is set where they are not."""
+        there = rayservice.applications(self.world.text())
+        assert self.holder in there, f"users are sent to {self.holder}, which is gone ({record.events[-1].message})"
+        assert self.holder == ROUTER or not record.weight_percent or record.phase not in ("canary", "promoting") or V1 not in there
+
+
+@pytest.mark.parametrize("good", [True, False], ids=["promoted", "taken back"])
+def test_nothing_goes_and_no_weight_is_set_before_serve_has_given_the_route(world: World, good: bool) -> None:
+    proxies = SlowProxies(world, 5.0)
+    if not good:
+        world.serve.behaviour(V2).answer = lambda n: 500 if n % 3 == 0 else 200
+    process = world.process(watch=proxies.check)
+    end = process.outcome(lambda: process.promote(asked()))
+    assert end.exit_code == (0 if good else 4), str(end)
+    assert proxies.holder == (V2 if good else V1) and ROUTER not in rayservice.applications(world.text()) and not world.serve.lost
+
+
+def test_the_router_stays_while_serve_says_that_users_are_still_sent_to_it(world: World) -> None:
+    """On the way back, too: that nobody can be asked stops nobody, but this is an answer."""
+    world.serve.behaviour(V2).answer = lambda n: 500 if n % 3 == 0 else 200
+    proxies = SlowProxies(world, 0.0)
+
+    def then_never(record: Release) -> None:
+        if record.phase == "rolling_back":
+            proxies.for_s = 1e9
+
+    process = world.process(watch=then_never)
+    end = process.outcome(lambda: process.promote(asked()))
+    assert "The way back is not finished" in end.words and f"Serve still does not give route /{MODEL} to {V1}: {ROUTER} has it" in end.words
+    assert world.record().phase == "rolling_back" and {V1, V2, ROUTER} <= set(rayservice.applications(world.text()))
+    proxies.for_s = 0.0
+    world.clock.sleep(60.0)
+    process = world.process()
+    end = process.outcome(lambda: process.promote(asked()))
+    assert isinstance(end.error, errors.CanaryFailed) and world.record().phase == "rolled_back" and world.text() == live(), str(end)
+
+
+# --- what a tidy, or a process that wakes, must not take away ----------------------------------------------------------------------------
+
+
+def test_a_router_that_users_reach_is_never_tidied_up() -> None:
+    """As an older version of this library left it: it stays on the public route."""
+    world = World(rate_per_s=40.0)
+    world.rayservice(routed())
+    world.known("v1")
+    rollout.tidy_release(world.process().open_rollback(TARGET))
+    assert world.text() == routed() and world.users_get() == ("v1",) and world.lease() is None
+
+
+def test_a_router_that_was_busy_goes_with_the_old_version(world: World) -> None:
+    world.serve.in_flight = 1
+    assert world.promote(asked()).previous is not None and {ROUTER, V1} <= set(rayservice.applications(world.text()))
+    world.serve.in_flight = 0
+    world.clock.sleep(60.0)
+    run = world.process().open_rollback(TARGET)
+    assert tidy.put_away(run).previous is None and set(rayservice.applications(world.text())) == {"whisper", V2}
+
+
+def test_a_process_that_wakes_before_its_last_removal_leaves_what_another_one_has_gone_back_to(world: World) -> None:
+    """Between the look whether the router is busy and the write, it stood still; v1 has the route again."""
+    slept: list[str] = []
+
+    def stands_still(call: Any) -> None:
+        if call.what.endswith("/-/router") and not slept and world.record().names_before is not None:
+            slept.append(call.what)
+            world.clock.sleep(100.0)
+            world.process().roll_back(asked())
+
+    process = world.process(Chosen(world.clock, stands_still))
+    end = process.outcome(lambda: process.promote(asked()))
+    assert slept and isinstance(end.error, errors.ReleaseHeld), str(end)
+    assert world.text() == live() and world.users_get() == ("v1",) and not world.serve.lost

@@ -185,22 +185,9 @@ def test_a_wait_is_one_call() -> None:
     memory = MemoryCluster(clock=clock, tick=tick)
     memory.create(config_map())
     cluster = Faulty(memory, clock=clock)
-    cluster.wait(REF, ready=lambda state: state["data"]["k"] == "2", failed=lambda _: None, timeout_s=60)
+    cluster.wait(REF, ready=lambda state: state["data"]["k"] == "2", failed=lambda _: None, timeout_s=60, meanwhile=lambda: None)
     cluster.get(REF)
     assert [(call.method, call.at_s) for call in cluster.script.calls] == [("wait", 0.0), ("get", 1.0)]
-
-
-def test_a_watch_ends_with_the_process() -> None:
-    memory = MemoryCluster(clock=ManualClock())
-    script = Script(Fault("killed before", at=2))
-    cluster = wrap(memory, script)
-    states = cluster.watch(REF, timeout_s=10)
-    assert next(states) is None
-    with pytest.raises(Killed):
-        cluster.create(config_map())
-    memory.create(config_map())
-    with pytest.raises(Killed):
-        next(states)
 
 
 def test_every_call_of_a_run_can_be_the_last() -> None:

@@ -10,7 +10,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from kfp_components import errors
-from kfp_components.serving import rayservice
+from kfp_components.serving import rayservice, startup
 
 CONFIG = """\
 # owned by the platform team
@@ -251,6 +251,46 @@ ray::ServeReplica:whisper-v8:Model.initialize_and_get_metadata() (pid=412, ip=10
 RuntimeError: CUDA out of memory
 """
 
+CHAIN = """\
+Traceback (most recent call last):
+  File "/home/ray/app/acme_models/ranker.py", line 5, in load
+    import xgboost
+ModuleNotFoundError: No module named 'xgboost'
+
+The above exception was the direct cause of the following exception:
+
+\x1b[36mray::build_serve_application()\x1b[39m (pid=412, ip=10.244.0.17)
+  File "/home/ray/app/acme_models/ranker.py", line 10, in build
+    return load()
+           ^^^^^^
+  File "/home/ray/app/acme_models/ranker.py", line 7, in load
+    raise ModelMissing("the ranker cannot be loaded") from error
+acme_models.ranker.ModelMissing: the ranker cannot be loaded
+
+The above exception was the direct cause of the following exception:
+
+\x1b[36mray::build_serve_application()\x1b[39m (pid=412, ip=10.244.0.17)
+  File "/home/ray/anaconda3/lib/python3.11/site-packages/ray/serve/_private/application_state.py", line 1768, in build_serve_application
+    app = call_user_app_builder_with_args_if_necessary(
+  File "/home/ray/app/acme_models/ranker.py", line 12, in build
+    raise RuntimeError("whisper-v8 is not complete") from error
+RuntimeError: whisper-v8 is not complete
+"""
+TASK = """\
+\x1b[36mray::build_serve_application()\x1b[39m (pid=412, ip=10.244.0.17)
+  File "/home/ray/anaconda3/lib/python3.11/site-packages/ray/serve/_private/application_state.py", line 1842, in build_serve_application
+    raise RuntimeError(err_str) from None
+RuntimeError: """
+IN_THE_BUILDER = f"""\
+Deploying app 'whisper-v8' failed with exception:
+Traceback (most recent call last):
+  File "/home/ray/anaconda3/lib/python3.11/site-packages/ray/serve/_private/application_state.py", line 925, in _reconcile_build_app_task
+    ) = ray.get(
+ray.exceptions.RayTaskError(RuntimeError): {TASK}{CHAIN}
+"""
+IN_THE_REPLICA = f"A replica failed to start with exception. Retrying 0 more time(s). Error:\n{TASK}{CHAIN}"
+"""Both as Ray 2.60 writes them: RayTaskError.__str__ of what build_serve_application and the replica raise."""
+
 
 def status(*, generation: int = 4, seen: int = 4, active: dict[str, Any] | None = None, pending: dict[str, Any] | None = None) -> dict[str, Any]:
     """A RayService as the operator leaves it."""
@@ -328,6 +368,55 @@ def test_a_replicas_error_is_told() -> None:
     )
     told = rayservice.failed("whisper-v8")(status(active={"whisper-v8": unhealthy}))
     assert told is not None and "deployment Model UNHEALTHY: A replica failed its health check 3 times" in told and "Other" not in told
+
+
+@pytest.mark.parametrize("message", [IN_THE_BUILDER, IN_THE_REPLICA], ids=["builder", "replica"])
+def test_the_root_cause_of_a_chain_is_told_first_and_the_rest_behind_it(message: str) -> None:
+    failed = application("DEPLOY_FAILED", message if message is IN_THE_BUILDER else "The deployments ['Model'] are UNHEALTHY.")
+    if message is IN_THE_REPLICA:
+        failed["serveDeploymentStatuses"]["Model"] = {"status": "DEPLOY_FAILED", "message": message}
+    told = rayservice.failed("whisper-v8")(status(active={"whisper-v8": failed}))
+    assert told is not None and "\x1b" not in told
+    assert "application whisper-v8 DEPLOY_FAILED: ModuleNotFoundError: No module named 'xgboost' (the end of the replica's error: ..." in told
+    assert "RuntimeError: whisper-v8 is not complete); mend the application" in told
+
+
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        (TRACEBACK, "ModuleNotFoundError: No module named 'xgboost'"),
+        (REPLICA, "RuntimeError: CUDA out of memory"),
+        (CHAIN.replace("xgboost", "torch"), "ModuleNotFoundError: No module named 'torch'"),
+        (
+            CHAIN.replace(rayservice.DIRECT_CAUSE, "During handling of the above exception, another exception occurred:"),
+            "RuntimeError: whisper-v8 is not complete",
+        ),
+        (f'{CHAIN}\nTraceback (most recent call last):\n  File "x.py", line 1, in f\n    g()\nOSError: another', "OSError: another"),
+        ('Traceback (most recent call last):\n  File "x.py", line 1, in f\n    assert False\nAssertionError\n', "AssertionError"),
+        (
+            'Traceback (most recent call last):\n  File "x.py", line 1, in f\n    g()\nacme.ModelMissing: no weights\nin the bucket',
+            "acme.ModelMissing: no weights",
+        ),
+        ("RuntimeError: told without a traceback", "RuntimeError: told without a traceback"),
+        ("A replica failed its health check 3 times", None),
+        ("", None),
+    ],
+)
+def test_a_root_cause(message: str, cause: str | None) -> None:
+    assert rayservice.root_cause(message) == cause
+
+
+def test_the_root_cause_stands_in_what_is_said_of_a_replica_that_is_tried_again() -> None:
+    starting = application("DEPLOYING", "", Model={"status": "UPDATING", "message": IN_THE_REPLICA})
+    told = startup.not_ready(status(active={"whisper-v8": starting}), "RayService ai-ml/ai-inference", "whisper-v8", 40.0)
+    assert "deployment Model UPDATING for 40 s \"ModuleNotFoundError: No module named 'xgboost' ... " in told
+    assert 'RuntimeError: whisper-v8 is not complete"' in told
+
+
+def test_each_message_has_a_cause_of_its_own() -> None:
+    failed = application("DEPLOY_FAILED", TRACEBACK, Model={"status": "UNHEALTHY", "message": "not started yet"})
+    told = rayservice.failed("whisper-v8")(status(active={"whisper-v8": failed}))
+    assert told is not None and "DEPLOY_FAILED: ModuleNotFoundError: No module named 'xgboost' (the end" in told
 
 
 def test_a_diagnosis_is_short_and_never_empty() -> None:

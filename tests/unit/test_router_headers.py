@@ -2,6 +2,8 @@
 
 import pytest
 
+from kfp_components import names
+from kfp_components.router import headers
 from kfp_components.router.headers import Prefixes, answered, forwarded, header, known_hosts
 
 HOSTS = frozenset({"models.example", "10.0.0.7:8000"})
@@ -151,3 +153,8 @@ def test_hosts_by_which_a_client_may_mean_this_one() -> None:
     assert known_hosts(headers, "127.0.0.1:8000") == {"models.example", "public.example", "inner.example:8443", "127.0.0.1:8000"}
     assert known_hosts([]) == frozenset()
     assert header(headers, "host") == "Models.Example:80" and header(headers, "x-none") is None
+
+
+def test_the_router_calls_its_headers_as_the_library_does() -> None:
+    """It imports nothing of the rest, so that a Ray image needs no more than it; what both write is written twice."""
+    assert (headers.VERSION_HEADER, headers.ROUTER_HEADER) == (names.VERSION_HEADER, names.ROUTER_HEADER)

@@ -254,7 +254,7 @@ def test_an_edit_changes_its_own_applications_alone() -> None:
     after = without("a").after(found)
     assert after is not None and list(rayservice.applications(rayservice.serve_config(after))) == ["b"] and rayservice.serve_config(found) == CONFIG
     assert without("c").after(found) is found
-    both = without("a").and_then(lambda text: rayservice.without_application(text, "b"), frozenset({"b"})).after(found)
+    both = without("a", "b").after(found)
     assert both is not None and not rayservice.applications(rayservice.serve_config(both))
     greedy = Edit(without("a").ref, without("a", "b").surgery, frozenset({"a"}), "takes too much")
     with pytest.raises(errors.Conflict, match="application 'b' would change although only"):
