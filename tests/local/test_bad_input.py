@@ -191,6 +191,12 @@ CASES: dict[str, tuple[Callable[[World], Any], PromoteRequest, type[errors.KfpSe
         errors.NameTaken,
         "route /bge belongs to application mine",
     ),
+    "the applications are an alias": (
+        lambda world: world.rayservice(LIVE.replace("applications:", "x-all: &all") + "applications: *all\n"),
+        asked(),
+        errors.RequestInvalid,
+        "`applications` is the alias *all, so nothing can be edited in it alone; write the list itself below `applications`",
+    ),
     "import path not allowed": (
         lambda world: world.rayservice(),
         asked().model_copy(update={"import_path": "os:system"}),
