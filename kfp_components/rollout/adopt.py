@@ -258,10 +258,13 @@ def _begin(run: Run, found: Release | None) -> Release:
         return journal.current(run)
     run.address = request.address
     seen = _look(run)
-    aliases = run.persist(lambda: run.registry.aliases(run.registered_name))
+    aliases: dict[str, str] | None = run.persist(lambda: run.registry.aliases(run.registered_name))
     run.persist(run.lease.acquire)
     made = [kind for kind, there in (("Service", seen.service), ("InferenceService", seen.stub)) if there is None]
     made += [alias.LABEL] if alias.is_unlabelled(request.model, seen.service) else []
+    if found is not None and found.adoption is not None:  # its version was replaced by a commit: the same undoing for both
+        made = [*dict.fromkeys((*found.adoption.made, *made))]
+        aliases = found.adoption.aliases
     now = run.clock.now_unix_s()
     application = str(request.options.application)
     record = Release(
