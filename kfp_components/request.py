@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -21,6 +21,7 @@ IMPORT_PATH = re.compile(r"\w[\w-]*(\.\w[\w-]*)*[:.][^\W\d]\w*")
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 ROUTE = re.compile(r"/|(/[^/\s{}?#]+)+")
+ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
 HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 CLUSTER_HOST = re.compile(r"([a-z0-9]([-a-z0-9]*[a-z0-9])?\.){2}svc(\.cluster\.local)?")
 LOOKS_PER_LEASE = 3
@@ -278,9 +279,13 @@ class Options(_Part):
 
     @field_validator("route")
     @classmethod
-    def _route(cls, value: str | None) -> str | None:
+    def _route(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and (not ROUTE.fullmatch(value) or value.startswith(("/.versions", "/-/")) or ".." in value.split("/")):
             raise ValueError(f"{value!r} is not a route prefix that users may call: it starts with /, does not end with it, and has no {{}}")
+        if value is not None and not (info.context or {}).get(STORED) and (ENCODED.search(value) or "." in value.split("/")):
+            normal = "/" + "/".join(part for part in unquote(value).split("/") if part not in ("", "."))
+            written = f"write {normal}" if ROUTE.fullmatch(normal) and not ENCODED.search(normal) else "give it another one"
+            raise ValueError(f"{value!r} is not in normal form: Serve compares it as it stands with the decoded path of a request; {written}")
         return value
 
     @field_validator("alias")

@@ -38,6 +38,7 @@ KINDS = {
         Kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices"),
         Kind("ray.io/v1", "RayService", "rayservices"),
         Kind("serving.kserve.io/v1beta1", "InferenceService", "inferenceservices"),
+        Kind("gateway.networking.k8s.io/v1", "HTTPRoute", "httproutes"),
     )
 }
 

@@ -23,10 +23,10 @@ from kfp_components.request import ModelTarget, PromoteRequest, parse
 from kfp_components.rollout import journal, manifests, preflight, undo
 from kfp_components.rollout.run import DOOR_PATIENCE_S, Run
 from kfp_components.rollout.step import own, step, take
-from kfp_components.serving import alias, rayservice
+from kfp_components.serving import alias, http_route, rayservice
 
 ALIASES: tuple[Alias, ...] = ("champion", "previous")
-NOT_IN_A_NAME = re.compile(r"[^a-z0-9-]+")
+NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def _begin(run: Run, found: Release | None) -> tuple[Release, _Seen | None]:
         return journal.current(run), None
     run.address = request.address
     seen = _look(run)
-    aliases = run.persist(lambda: run.registry.aliases(run.registered_name))
+    aliases: dict[str, str] | None = run.persist(lambda: run.registry.aliases(run.registered_name))
     run.persist(run.lease.acquire)
     try:
         seen = _still(run, seen)
@@ -301,6 +301,9 @@ def _opened(run: Run, found: Release | None, seen: _Seen, aliases: dict[str, str
     request = run.request
     made = [kind for kind, there in (("Service", seen.service), ("InferenceService", seen.stub)) if there is None]
     made += [alias.LABEL] if alias.is_unlabelled(request.model, seen.service) else []
+    if found is not None and found.adoption is not None:  # its version was replaced by a commit: the same undoing for both
+        made = [*dict.fromkeys((*found.adoption.made, *made))]
+        aliases = found.adoption.aliases
     now = run.clock.now_unix_s()
     application = str(request.options.application)
     return Release(
@@ -371,7 +374,22 @@ def _told(run: Run, text: str, service: Manifest | None, stub: Manifest | None) 
         told.append(f"{Ref.of(service)} -> {service['spec'].get('externalName')} is there: {label}")
     if stub is not None:
         told.append(f"{Ref.of(stub)} is there: it is not touched before a promotion")
-    return told
+    return told + _told_of_http_routes(run, text)
+
+
+def _told_of_http_routes(run: Run, text: str) -> list[str]:
+    """By which HTTPRoutes of the namespace users come too. That they cannot be looked at is told, and is nobody's fault: few clusters have them."""
+    request, routes = run.request, list(_reachable(rayservice.applications(text)).values())
+    services = (run.address.alias, names.serve_service(request.rayservice))
+    try:
+        found = run.cluster.list("HTTPRoute", request.namespace)
+    except errors.NotFound:
+        return ["HTTPRoutes were not looked at: this cluster does not have Gateway API"]
+    except errors.PermissionDenied:
+        return ["HTTPRoutes were not looked at: this identity may not list them; the Role of deploy/rbac.yaml grants it"]
+    except errors.Unreachable as error:
+        return [f"HTTPRoutes were not looked at: {error}"]
+    return [sentence for one in found for sentence in http_route.reaching(one, services, run.address.route, routes)]
 
 
 def _missing(run: Run, seen: _Seen) -> list[Change]:
@@ -417,6 +435,6 @@ def _version(entry: Mapping[str, Any], digest: str) -> str:
 
 
 def _slug(text: str) -> str:
-    """As a model may be called: ``Whisper_large`` -> ``whisper-large``; empty when nothing is left."""
-    slug = NOT_IN_A_NAME.sub("-", text.lower()).strip("-")
+    """As a model may be called: ``Whisper_large`` -> ``whisper-large``, ``m-:a`` -> ``m-a``; empty when nothing is left."""
+    slug = text if names.DNS_1035.fullmatch(text) else NOT_IN_A_NAME.sub("-", text.lower()).strip("-")
     return slug if names.DNS_1035.fullmatch(slug) and len(slug) <= names.MAX_MODEL_CHARACTERS else ""

@@ -90,6 +90,12 @@ def _read(text: str) -> _Configuration:
         raise errors.RequestInvalid(f"serveConfigV2: expected a mapping with `applications`, found a {root.kind}; mend the RayService first")
     listed = root.get("applications") if root else None
     found = (root.value.get("applications") if root else None) or []
+    if found and (listed is None or listed.kind == "alias"):
+        what = f"the alias *{listed.anchor}" if listed else "merged in by <<"
+        raise errors.RequestInvalid(
+            f"serveConfigV2: `applications` is {what}, so nothing can be edited in it alone; write the list itself below `applications`, and mend "
+            "the RayService so first"
+        )
     if not isinstance(found, list):
         raise errors.RequestInvalid("serveConfigV2: `applications` is not a list; mend the RayService first")
     for index, entry in enumerate(found):
@@ -106,7 +112,7 @@ def _read(text: str) -> _Configuration:
     return _Configuration(
         text,
         root,
-        listed.target if listed and listed.target else listed,
+        listed,
         names,
         tuple(json.dumps(entry, sort_keys=True) for entry in found),
         json.dumps(besides, sort_keys=True),

@@ -42,7 +42,12 @@ ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 BREAK = re.compile(r"\r\n|\n|\r")
 REST_OF_LINE = re.compile(r"[ \t]*(?:#[^\r\n]*)?(?:\r\n|\n|\r|\Z)")
 BETWEEN = re.compile(r"(?:\s|#[^\r\n]*)*")
-MERGE = "tag:yaml.org,2002:merge"
+PROPERTIES = re.compile(rf"(?:(?:!<[^>\s]*>|[&!][^\s,\[\]{{}}]*){BETWEEN.pattern}){{0,2}}")
+"""An anchor and a tag, with what stands between them and the value."""
+
+BLOCK_OF_ONE_LINE = re.compile(r"[|>][-+0-9]*[ \t]*(?:#[^\r\n]*)?(?:\r\n|\n|\r)[ ]*(?P<text>[^\r\n]+)")
+YAML_TAG = "tag:yaml.org,2002:"
+MERGE, TEXT = f"{YAML_TAG}merge", f"{YAML_TAG}str"
 
 
 @dataclass(eq=False)
@@ -535,11 +540,14 @@ def _spans(collection: Node) -> list[tuple[int, int]]:
 
 
 def replaced(text: str, parent: Node, node: Node, new: Any, indents: Indents) -> str:
-    """With another value in place of a node, in its style where that can be: flow in flow, the quotes of a text."""
+    """With another value in place of a node, in its style where that can be: flow in flow; anchor, tag and quotes of a text."""
     if parent.flow or node.flow or not (isinstance(new, dict | list) and new):
-        if isinstance(new, str) and isinstance(node.value, str) and node.kind == "scalar" and (node.style or "'") in "'\"":
-            plain = node.style is None and (PATH_IN_FLOW if parent.flow else PATH).fullmatch(new)
-            return _inline(text, node, new if plain else scalar(new, node.style))
+        if isinstance(new, str) and (at := _value_at(text, node)) is not None:
+            plain = (PATH_IN_FLOW if parent.flow else PATH).fullmatch(new)
+            if node.style in (None, "'", '"'):
+                return text[:at] + (new if plain and node.style is None else scalar(new, node.style)) + text[node.end :]
+            if plain:
+                return text[:at] + new + text[node.end :]
         flow = flow_of(text, node if node.flow and (node.items or node.pairs) else parent) if parent.flow or node.flow else Flow()
         return _inline(text, node, flow.text(new, margin_of(text, node.start), line_end(text)))
     if node.colon is None:
@@ -559,6 +567,20 @@ def replaced(text: str, parent: Node, node: Node, new: Any, indents: Indents) ->
         return append_lines(text[: node.colon] + text[node.end :], node.colon, lines(new, indents), deep + by)
     indent = deep + indents.item
     return text[: node.colon] + " " * (indents.item - 1) + (line_end(text) + " " * indent).join(lines(new, indents)) + text[node.end :]
+
+
+def _value_at(text: str, node: Node) -> int | None:
+    """The offset of a text behind its anchor and tag, and below the sign of a literal or folded one; None where another text cannot stand there."""
+    if node.kind != "scalar" or not isinstance(node.value, str):
+        return None
+    found = PROPERTIES.match(text, node.start, node.end)
+    at = found.end() if found else node.start
+    if at == node.end or (at > node.start and str(node.tag).startswith(YAML_TAG) and node.tag != TEXT):
+        return None
+    if node.style in ("|", ">"):
+        only = BLOCK_OF_ONE_LINE.fullmatch(text, at, node.end)
+        return only.start("text") if only and only["text"] == node.value else None
+    return at
 
 
 def _inline(text: str, node: Node, written: str) -> str:

@@ -98,6 +98,13 @@ class TestRead:
             assert found is not None and found["data"] == {"k": "1"}
             found["data"]["k"] = "3"
 
+    def test_http_routes(self, place: Place) -> None:
+        assert place.cluster.list("HTTPRoute", place.namespace) == []
+        rules = [{"matches": [{"path": {"type": "PathPrefix", "value": "/m"}}], "backendRefs": [{"name": "web", "port": 8000}]}]
+        body = {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "a"}, "spec": {"rules": rules}}
+        made = place.cluster.create(place.here(body))
+        assert place.cluster.list("HTTPRoute", place.namespace) == [made] and made["spec"]["rules"][0]["matches"] == rules[0]["matches"]
+
     def test_list_by_label(self, place: Place) -> None:
         place.create("a", labels={"app": "x"})
         place.create("b", labels={"app": "y"})

@@ -3,7 +3,7 @@
 import difflib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -126,10 +126,10 @@ def adopt(*more: str) -> str:
 
 
 class Everybody:
-    """Users of all models at once."""
+    """Users of all models at once, or of some."""
 
-    def __init__(self, users_of: Callable[[str], Clients]) -> None:
-        self._sending = {model: users_of(model) for model in MODELS}
+    def __init__(self, users_of: Callable[[str], Clients], models: Iterable[str] = MODELS) -> None:
+        self._sending = {model: users_of(model) for model in models}
         self._stack = ExitStack()
 
     def __enter__(self) -> "Everybody":

@@ -4,11 +4,12 @@ import pytest
 from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, Chosen, World, asked
 
 from kfp_components import errors, names, rollout
-from kfp_components.cluster import Ref
+from kfp_components.cluster import Manifest, Ref
 from kfp_components.cluster.faults import Record
+from kfp_components.cluster.memory import MemoryCluster
 from kfp_components.release import Release
 from kfp_components.request import parse_target
-from kfp_components.rollout import Asked
+from kfp_components.rollout import Asked, open_run
 from kfp_components.serving import rayservice
 
 TARGET = parse_target({"model": MODEL, "namespace": NAMESPACE, "rayservice": RAYSERVICE})
@@ -178,6 +179,8 @@ def test_all_applications_get_the_names_that_their_aliases_have() -> None:
     assert rollout.adopted(world.cluster, NAMESPACE, RAYSERVICE) == []
     world.process().adopt(TARGET, Asked(application="bge", route="/embed"))
     assert rollout.adopted(world.cluster, NAMESPACE, RAYSERVICE) == [MODEL] and rollout.adoptable(world.cluster, NAMESPACE, RAYSERVICE) == found
+    odd = brownfield("applications: [{name: 'm-:a', import_path: 'a:b'}, {name: x--y, route_prefix: /x, import_path: 'a:b'}]\n")
+    assert rollout.adoptable(odd.cluster, NAMESPACE, RAYSERVICE) == {"m-:a": "m-a", "x--y": "x--y"}
     clash = brownfield("applications: [{name: a_b, import_path: 'a:b'}, {name: a-b, route_prefix: /x, import_path: 'a:b'}]\n")
     with pytest.raises(errors.RequestInvalid, match="adopt it by `adopt MODEL --application a_b`"):
         rollout.adoptable(clash.cluster, NAMESPACE, RAYSERVICE)
@@ -224,6 +227,64 @@ def test_the_record_of_an_adopted_model_keeps_its_address() -> None:
     assert record.address == names.Address(names.alias(MODEL), "/v1/models")
     stub = world.cluster.get(STUB)
     assert stub is not None and stub["status"]["url"] == "http://bge-predictor.ai-ml.svc.cluster.local:8000/v1/models"
+
+
+def gateway(world: World, name: str, path: str, service: str) -> Ref:
+    body = {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": name, "namespace": NAMESPACE}}
+    rules = [{"matches": [{"path": {"value": path}}], "backendRefs": [{"name": service, "port": 8000}]}]
+    return Ref.of(world.cluster.apply({**body, "spec": {"hostnames": ["models.example"], "rules": rules}}, manager="owner"))
+
+
+def test_http_routes_by_which_users_come_are_told_and_not_touched() -> None:
+    world = brownfield()
+    refs = [
+        gateway(world, "by-alias", "/bge", ALIAS.name),
+        gateway(world, "by-ray", "/", names.serve_service(RAYSERVICE)),
+        gateway(world, "of-whisper", "/whisper", names.serve_service(RAYSERVICE)),
+        gateway(world, "elsewhere", "/bge", "web"),
+    ]
+    before = [world.cluster.get(ref) for ref in refs]
+    wanted = [
+        f"HTTPRoute {NAMESPACE}/by-alias sends /bge of models.example to Service {ALIAS.name}: it is not touched",
+        f"HTTPRoute {NAMESPACE}/by-ray sends / of models.example to Service {RAYSERVICE}-serve-svc: it is not touched",
+    ]
+    told, _ = rollout.plan_adoption(world.process().open(rollout.adoption_of(world.cluster, TARGET, Asked())))
+    assert [sentence for sentence in told if "HTTPRoute" in sentence] == wanted
+    record = world.process().adopt(TARGET, Asked())
+    assert [event.message for event in record.events if "HTTPRoute" in event.message] == wanted
+    world.promote(asked("v2"))
+    rollout.undo_adoption(world.process().open_rollback(TARGET))
+    assert [world.cluster.get(ref) for ref in refs] == before
+
+
+class WithoutHttpRoutes(MemoryCluster):
+    """A cluster that does not list them."""
+
+    def __init__(self, why: errors.KfpServingError) -> None:
+        super().__init__()
+        self.why = why
+
+    def list(self, kind: str, namespace: str, *, labels: str | None = None) -> list[Manifest]:
+        if kind == "HTTPRoute":
+            raise self.why
+        return super().list(kind, namespace, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [
+        (errors.NotFound("this cluster does not know the kind"), "this cluster does not have Gateway API"),
+        (errors.PermissionDenied("forbidden"), "this identity may not list them; the Role of deploy/rbac.yaml grants it"),
+        (errors.Unreachable("the Kubernetes API answered 500"), "the Kubernetes API answered 500"),
+    ],
+)
+def test_http_routes_that_cannot_be_looked_at_are_said_to_be_so(why: errors.KfpServingError, told: str) -> None:
+    world = brownfield()
+    cluster = WithoutHttpRoutes(why)
+    cluster._verbs, cluster._clock = world.cluster._verbs, world.clock
+    run = open_run(rollout.adoption_of(cluster, TARGET, clock=world.clock), cluster, clock=world.clock, registry=world.registry)
+    assert f"HTTPRoutes were not looked at: {told}" in rollout.plan_adoption(run)[0]
+    assert rollout.adopt_model(run).phase == "promoted"
 
 
 # --- what a newcomer found ------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from kfp_components import cli, errors, names, rollout
 from kfp_components.cluster import Manifest, Ref
 from kfp_components.cluster.memory import MemoryCluster
 from kfp_components.rollout import open_run
-from kfp_components.serving import ownership, rayservice
+from kfp_components.serving import alias, ownership, rayservice
 
 FLUX = "kustomize-controller"
 LABELS = {"kustomize.toolkit.fluxcd.io/name": "apps", "kustomize.toolkit.fluxcd.io/namespace": "flux-system"}
@@ -209,6 +209,35 @@ def test_the_files_to_commit_bring_the_version_in_without_losing_anybody(front: 
         assert world.users_get() == (users,) and not world.serve.lost, step
     assert list(rayservice.applications(world.text())) == ["whisper", f"{MODEL}-v2"]
     assert world.process().adopt(TARGET, rollout.Asked()).stable_now == "v2"  # and the next release knows it
+
+
+def test_in_commit_mode_nothing_of_fluxs_is_written_from_an_adoption_to_its_undoing() -> None:
+    world = World(rate_per_s=400.0, route="/v1")
+    flux = Flux(world)
+    flux.git["spec"]["serveConfigV2"] = "applications: [{name: chat, route_prefix: /v1, import_path: 'acme.bge:app'}]\n"
+    flux.sync()
+    metadata = {"name": names.alias(MODEL), "namespace": NAMESPACE, "labels": LABELS}
+    spec = {"type": "ExternalName", "externalName": names.service_host(names.serve_service(RAYSERVICE), NAMESPACE)}
+    service = world.cluster.apply({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}, manager=FLUX, force=True)
+    there = got(world)
+    first = world.process().adopt(TARGET, rollout.Asked(route="/v1", version="v1"))
+    assert first.adoption is not None and set(first.adoption.made) == {"InferenceService", alias.LABEL}
+    run = opened(world, asked("v2"))
+    files = rollout.patch_files(rollout.plan(run), run)
+    assert promoted(world).exit_code == 2 and got(world) == there
+    for step in ("1-beside", "2-route", "3-tidy"):
+        flux.git = yaml.safe_load(files[f"{step}/rayservice.yaml"])
+        flux.sync()
+        world.clock.sleep(30.0)
+    committed = got(world)
+    assert not world.serve.lost and world.users_get() == ("v2",)
+    second = world.process().adopt(TARGET, rollout.Asked(route="/v1"))
+    assert second.stable_now == "v2" and second.adoption is not None and second.adoption.made == first.adoption.made
+    rollout.undo_adoption(world.process().open_rollback(TARGET))
+    after = world.cluster.get(Ref.of(service))
+    assert after is not None and {**after, "metadata": None} == {**service, "metadata": None} and after["metadata"]["labels"] == LABELS
+    assert world.cluster.get(Ref("InferenceService", MODEL, NAMESPACE)) is None and not world.registry.aliases(f"{NAMESPACE}.{MODEL}")
+    assert got(world) == committed and names.MANAGER not in {entry["manager"] for entry in committed["metadata"]["managedFields"]}
 
 
 def test_the_field_goes_back_to_git_once_it_stands_there() -> None:

@@ -191,6 +191,12 @@ CASES: dict[str, tuple[Callable[[World], Any], PromoteRequest, type[errors.KfpSe
         errors.NameTaken,
         "route /bge belongs to application mine",
     ),
+    "the applications are an alias": (
+        lambda world: world.rayservice(LIVE.replace("applications:", "x-all: &all") + "applications: *all\n"),
+        asked(),
+        errors.RequestInvalid,
+        "`applications` is the alias *all, so nothing can be edited in it alone; write the list itself below `applications`",
+    ),
     "import path not allowed": (
         lambda world: world.rayservice(),
         asked().model_copy(update={"import_path": "os:system"}),
@@ -279,12 +285,35 @@ def test_a_step_before_its_time_is_refused_and_the_release_goes_on(world: World)
     assert record is not None and record.phase == "registered"
 
 
+def test_a_name_that_is_none_is_refused_by_an_adoption_too(world: World) -> None:
+    world.rayservice("applications: [{name: 'm-:a', route_prefix: /m, import_path: 'acme.m:app'}]\n")
+    for words, told in (
+        (("m-:a", "--application", "m-:a"), "model: 'm-:a' is not a DNS-1035 label"),
+        (("m", "--application", "m-:a", "--route", "/%6D"), "application m-:a is at /m, not at /%6D"),
+    ):
+        command = [
+            sys.executable,
+            "-m",
+            "kfp_components.cli",
+            "adopt",
+            *words,
+            "--namespace",
+            NAMESPACE,
+            "--rayservice",
+            demo.RAYSERVICE,
+            "--dry-run",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds(60))
+        assert done.returncode == 2 and told in done.stderr, done.stdout + done.stderr
+
+
 CLI_CASES: dict[str, tuple[dict[str, Any] | str, str]] = {
     "not YAML": ("{", "request.yaml"),
     "not a mapping": ("- a\n", "expected a mapping"),
     "upper case": ({"model": "BGE"}, "model: 'BGE' is not a DNS-1035 label"),
     "falling weights": ({"steps": [50, 25]}, "steps: [50.0, 25.0]: the steps must rise"),
     "a mistyped option": ({"options": {"watch": 3}}, "options.watch is not a known key; did you mean watch_s?"),
+    "a route that Serve never finds": ({"options": {"route": "/%7Ebge"}}, "options.route: '/%7Ebge' is not in normal form"),
     "missing RayService": ({}, "RayService ai-ml/ai-inference: it does not exist"),
 }
 

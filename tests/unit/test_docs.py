@@ -55,5 +55,5 @@ def test_rbac_grants_what_preflight_asks_for_and_what_reading_needs() -> None:
     }
     asked = {(verb, plural[kind] + (f"/{sub}" if sub else "")) for verb, kind, sub in preflight.PERMISSIONS}
     assert asked <= granted
-    optional = {("list", "configmaps"), ("list", "endpointslices"), ("create", "rayservices"), ("delete", "rayservices")}
+    optional = {("list", "configmaps"), ("list", "endpointslices"), ("create", "rayservices"), ("delete", "rayservices"), ("list", "httproutes")}
     assert granted - asked == optional

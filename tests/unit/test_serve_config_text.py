@@ -80,6 +80,8 @@ FORMS = {
     "an anchor on an entry": "applications:\n  - &a\n    name: a\n    import_path: m:a\n  - &b {name: b}\n",
     "an anchor on the list": "applications: &all  # all of them\n  - name: a\n    import_path: m:a\n",
     "tags": "applications: !!seq\n  - !!map\n    name: !!str a\n    args: !custom {x: !!int '1'}\n  - name: b\n",
+    "anchors and tags on routes": "applications:\n  - name: a\n    route_prefix: &a /a  # called from outside\n  - {name: b, route_prefix: !!str &b '/b'}\n  - name: c\n    route_prefix: &c # ours\n      !!str \"/c\" # all\n    args: {x: &x 1, y: *x}\n",
+    "routes with a sign": "applications:\n  - name: a\n    route_prefix: &a >- # folded\n      /a\n\n  - name: b\n    route_prefix: !!str |-\n     /b\n    import_path: m:b\n",
     "a literal text": "applications:\n  - name: a\n    args:\n      prompt: |\n        # not a comment\n        - name: b\n\n        end\n  - name: b\n",
     "a literal text that is stripped": "applications:\n  - name: a\n    args:\n      prompt: |-\n        one\n\n\n  # text\n  - name: b\n",
     "a literal text that keeps its blank lines": "applications:\n  - name: a\n    args:\n      prompt: |+\n        one\n\n\n  - name: b\n    args:\n      prompt: |+\n        two\n\n\n",
@@ -395,6 +397,13 @@ def test_an_anchor_that_is_used_elsewhere_is_not_removed() -> None:
     }
 
 
+@pytest.mark.parametrize("behind", ["- {name: b, args: {x: *r}}\n", "x-shared: *r\n"])
+def test_a_route_whose_anchor_is_used_elsewhere_stays(behind: str) -> None:
+    text = f"applications:\n- name: a\n  route_prefix: &r /a\n{behind}"
+    with pytest.raises(errors.RequestInvalid, match=r"'a' defines &r, which stands elsewhere as \*r: .* write the value in place of \*r"):
+        rayservice.with_route(text, "a", "/b")
+
+
 @pytest.mark.parametrize("wanted", [{"host": "i", "args": {"x": 1}, "port": 1}, {"args": {"x": 2}}, {"host": "h", "args": {"x": 1}}, {"port": 2}])
 def test_what_is_merged_in_is_overridden_or_written_out(wanted: dict[str, Any]) -> None:
     after = rayservice.with_application(ANCHORS, {"name": "c", **wanted})
@@ -411,10 +420,14 @@ def test_an_alias_within_the_application_follows_or_is_written_out() -> None:
         assert rayservice.applications(rayservice.with_application(text, {"name": "a", **wanted}))["a"] == {"name": "a", **wanted}
 
 
-def test_a_list_that_is_an_alias_is_refused() -> None:
-    text = "x: &all\n  - name: a\napplications: *all\n"
-    with pytest.raises(errors.Conflict, match="'whisper-v2' cannot be edited where it stands"):
-        rayservice.with_application(text, NEW)
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("x: &all\n  - name: a\napplications: *all\n", r"is the alias \*all"), ("x: &x {applications: [{name: a}]}\n<<: *x\n", "is merged in by <<")],
+)
+def test_a_list_that_stands_elsewhere_is_refused(text: str, told: str) -> None:
+    with pytest.raises(errors.RequestInvalid, match=f"`applications` {told}, .* write the list itself below `applications`"):
+        rayservice.applications(text)
+    assert rayservice.applications("x: &none []\napplications: *none\n") == {}
 
 
 def test_a_literal_text_takes_no_comment_of_others() -> None:
@@ -433,7 +446,7 @@ class Author:
         self.chance = self.random.random
         self.dash, self.step, self.gap = self.random.choice([0, 0, 2, 2, 4, 1]), self.random.choice([2, 2, 4, 3]), self.random.choice([2, 2, 2, 4])
         self.talkative = self.random.choice([0, 0.1, 0.4])
-        self.comments = 0
+        self.comments = self.anchors = 0
         self.lines: list[str] = []
         self.pinned = False
         """Whether a comment or blank line here would be part of the text before."""
@@ -510,20 +523,36 @@ class Author:
             styles += [value] * 4
         return self.pick(*styles)
 
+    def anchor(self) -> str:
+        """One of its own."""
+        self.anchors += 1
+        return f"&r{self.anchors}"
+
+    def route(self, value: str) -> str:
+        """A route with an anchor that nobody uses, a tag, or both."""
+        anchor, tag = (self.anchor(), self.pick("!!str", "!<tag:yaml.org,2002:str>", "!"))
+        return self.pick("", "", "", f"{anchor} ", f"{tag} ", f"{anchor} {tag}  ", f"{tag} {anchor} ") + self.scalar(value)
+
     def flow(self, value: Any, column: int) -> str:
         """On one line or more, in a flow collection."""
         wrap = "\n" + " " * (column + 1) if self.chance() < 0.15 else ""
         comma = self.pick(", ", ",", " , ") + wrap
         if isinstance(value, dict):
             end = "," if value and self.chance() < 0.1 else ""
-            return "{" + comma.join(f"{self.scalar(key)}: {self.flow(item, column)}" for key, item in value.items()) + end + "}"
+            written = ((key, self.route(item) if key == "route_prefix" else self.flow(item, column)) for key, item in value.items())
+            return "{" + comma.join(f"{self.scalar(key)}: {item}" for key, item in written) + end + "}"
         if isinstance(value, list):
             return "[" + self.pick("", " ") + comma.join(self.flow(item, column) for item in value) + "]"
         return self.scalar(value)
 
-    def block(self, value: Any, column: int, lead: str, behind: str = " ") -> None:
+    def block(self, value: Any, column: int, lead: str, behind: str = " ", *, route: bool = False) -> None:
         """Write a value behind ``lead``, the begin of its line; what it holds stands at ``column`` or deeper."""
-        if isinstance(value, dict | list) and value and self.chance() < 0.8:
+        if route and self.chance() < 0.2:
+            self.line(f"{lead} {self.pick('', f'{self.anchor()} ', '!!str ', f'!!str {self.anchor()} ')}{self.pick('|-', '>-')}{self.tail()}")
+            self.line(" " * (column + self.pick(1, 2, 4)) + value, literal=True)
+        elif route:
+            self.line(f"{lead}{behind}{self.route(value)}{self.tail()}")
+        elif isinstance(value, dict | list) and value and self.chance() < 0.8:
             self.line(lead + self.tail())
             inner = column + (self.dash if isinstance(value, list) else self.step)
             (self.sequence if isinstance(value, list) else self.mapping)(value, inner)
@@ -548,7 +577,7 @@ class Author:
                 self.between(column)
             lead = " " * column if first is None else first
             first = None
-            self.block(item, column, f"{lead}{self.scalar(key)}:", self.pick(" ", " ", "  "))
+            self.block(item, column, f"{lead}{self.scalar(key)}:", self.pick(" ", " ", "  "), route=key == "route_prefix")
 
     def sequence(self, value: list[Any], column: int) -> None:
         for item in value:
