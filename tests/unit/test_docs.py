@@ -14,7 +14,7 @@ from kfp_components.rollout import handover, preflight
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-COMMANDS = sorted(set(re.findall(r"kfp-serving ((?:local )?[a-z]+)", README)) - {"components"})
+COMMANDS = sorted(set(re.findall(r"kfp-serving ((?:local )?[a-z]+(?:-[a-z]+)*)", README)) - {"components"})
 
 
 def test_the_request_of_the_readme_is_valid() -> None:
