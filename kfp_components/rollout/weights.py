@@ -108,9 +108,13 @@ def assert_runs(run: Run, version: str) -> None:
 
 
 def shake_hands(run: Run) -> None:
-    """Before the router gets the public route: it runs, and speaks this library's protocol. Raises as `wait_until_runs`; `Unreachable`."""
-    wait_until_runs(run, names.router_application(run.request.model), APPLY_TIMEOUT_S, at_once=False)
-    run.persist(run.router.observed_weight)
+    """Before the router gets the public route: it speaks this library's protocol. Raises `Unreachable`.
+
+    That somebody took it away is said by whoever gives it the route.
+    """
+    found = run.persist(lambda: run.cluster.get(run.rayservice))
+    if names.router_application(run.request.model) in rayservice.applications(rayservice.serve_config(found)):
+        run.persist(run.router.observed_weight)
 
 
 def _never(_found: Manifest) -> str | None:
