@@ -5,11 +5,13 @@ version of its own.
 """
 
 import functools
+import io
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,9 +34,13 @@ FROM_THE_WHEEL, FROM_THE_ZIP = "9.9.9", "8.8.8"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a router package of one version."""
+    """With a router package of one version, whose router says too where it was imported from."""
     folder = tmp_path_factory.mktemp("router")
-    (folder / "router.zip").write_bytes(router_package.build(FROM_THE_ZIP))
+    with zipfile.ZipFile(io.BytesIO(router_package.build(FROM_THE_ZIP))) as built, zipfile.ZipFile(folder / "router.zip", "w") as package:
+        for name in built.namelist():
+            package.writestr(
+                name, built.read(name).replace(b"self._version = package_version()", b'self._version = f"{package_version()} {__file__}"')
+            )
     return folder
 
 
@@ -105,7 +111,8 @@ def test_a_zip(scheme: str, allow: Callable[[str], None], cluster: KubernetesClu
     uri = f"{url}/router.zip" if scheme == "http" else f"file://{folder}/router.zip"
     allow(uri)
     record, versions = with_users(cluster, f"zip-{scheme}", users)
-    assert versions == {FROM_THE_ZIP} and record.router_env == {"py_modules": [uri]}
+    (told,) = versions
+    assert told.startswith(f"{FROM_THE_ZIP} ") and "/py_modules_files/" in told and record.router_env == {"py_modules": [uri]}
     assert_told(record, f"the router comes from {uri} (py_modules)")
 
 
@@ -117,7 +124,10 @@ def test_the_image(allow: Callable[[str], None], cluster: KubernetesCluster, use
 
 
 def test_pip(allow: Callable[[str], None], cluster: KubernetesCluster, folder: Path, monkeypatch: pytest.MonkeyPatch, users: Any) -> None:
-    """Ray makes a virtual environment with it, by the pip that is configured for Ray; the one here is configured the same."""
+    """Ray makes a virtual environment with it, by the pip that is configured for Ray; the one here is configured the same.
+
+    Its version says that it is there; the modules are those of the checkout, which is on the PYTHONPATH of this Ray.
+    """
     wheel(folder)
     Path(os.environ["PIP_CONFIG_FILE"]).write_text(f"[global]\nno-index = true\nfind-links = {folder}\n")
     monkeypatch.setattr(names, "requirement", lambda: f"{names.DISTRIBUTION}=={FROM_THE_WHEEL}")
