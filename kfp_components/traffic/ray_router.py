@@ -207,7 +207,7 @@ class RayRouter:
         except errors.TemporaryError:
             refused = None
         if refused:
-            return f"it refused its configuration: {refused}; is this package older in the Ray image than here?"
+            return f"it refused its configuration: {refused}; is its version older than the one here?"
         return f"look at application {self.application} in the Ray dashboard"
 
     def in_flight(self) -> int:
