@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -355,6 +356,27 @@ def test_unpacked_before_an_older_package_the_router_is_the_zips(tmp_path: Path)
     path = {"PYTHONPATH": f"{tmp_path / 'zip'}:{tmp_path / 'image'}"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=path, check=True)
     assert done.stdout.split() == [str(tmp_path / "zip/kfp_components/router/app.py"), "7.8.9"]
+
+
+UNPACK = """
+import asyncio, sys
+from ray._private.runtime_env.packaging import download_and_unpack_package
+print(asyncio.run(download_and_unpack_package(sys.argv[1], sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize("scheme", ["file", "http"])
+def test_ray_unpacks_it_so_that_the_router_can_be_imported(scheme: str, tmp_path: Path, serve: Callable[[dict[str, tuple[int, bytes]]], str]) -> None:
+    """By what Ray's agent calls for an entry of ``py_modules``; it takes the top level away from a zip with a single folder there."""
+    content, unpacked = router_package.build("7.8.9"), tmp_path / "unpacked"
+    (tmp_path / "r.zip").write_bytes(content)
+    unpacked.mkdir()
+    uri = f"file://{tmp_path}/r.zip" if scheme == "file" else serve({"/r.zip": (200, content)}) + "/r.zip"
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    done = subprocess.run([sys.executable, "-c", UNPACK, uri, str(unpacked)], capture_output=True, text=True, env=environment, check=True)
+    where = Path(done.stdout.split()[-1])
+    with zipfile.ZipFile(io.BytesIO(content)) as package:
+        assert {path.relative_to(where).as_posix() for path in where.rglob("*") if path.is_file()} == set(package.namelist())
 
 
 def test_library_and_zip_speak_the_same_protocol() -> None:
