@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the demo did not go as it should or users are not served (
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -143,6 +144,20 @@ def export(
         return
     output.write_text(found.text, encoding="utf-8", newline="")
     print(f"wrote {output}", file=sys.stderr)
+
+
+@app.command(name="router-package")
+def router_package_command(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="write it here; default: the working directory, under a name with its version and digest")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the router as a zip, for a Ray image without this library, and print what its RayService's owner says then (kfp-serving/router-from)."""
+    from kfp_components.serving import router_package
+
+    written = router_package.write(output)
+    print(json.dumps(dataclasses.asdict(written)) if as_json else written)
 
 
 @app.command()

@@ -14,6 +14,7 @@
     │   └── ManagedElsewhere                 another tool applies the field; commit the patch there, or have it yielded
     ├── TemporaryError                   3   try again; the state in the cluster says where to go on
     │   ├── Unreachable                      no answer from the API, the registry or the endpoint
+    │   │   └── ProtocolDiffers              the router that answers is of another version, which understands something else
     │   ├── Conflict                         somebody else wrote first, more often than we retried
     │   ├── ReleaseHeld                      another run is promoting this model
     │   ├── ReleaseLeft                      the surroundings stopped it; the same command goes on where it stood
@@ -85,6 +86,10 @@ class TemporaryError(KfpServingError):
 
 class Unreachable(TemporaryError):
     """No answer from the Kubernetes API, the registry or the endpoint."""
+
+
+class ProtocolDiffers(Unreachable):
+    """The router that answers is of another version of the library and does not understand this one."""
 
 
 class Conflict(TemporaryError):

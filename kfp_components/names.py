@@ -2,6 +2,10 @@
 
 import re
 from dataclasses import dataclass
+from importlib.metadata import version as version_of
+
+DISTRIBUTION = "kfp-serving-components"
+"""What pip calls this library."""
 
 MANAGER = "kfp-components"
 """Field manager of everything this library steers (server-side apply)."""
@@ -21,6 +25,10 @@ ALLOWED_IMPORTS = "kfp-serving/allowed-import-paths"
 
 ALLOW_RUNTIME_ENV = "kfp-serving/allow-runtime-env"
 """Annotation on a RayService: ``true`` lets requests bring pip packages or code by ``runtime_env``."""
+
+ROUTER_FROM = "kfp-serving/router-from"
+"""Annotation on a RayService: where the router may come from: ``pip``, URIs of zips that ``kfp-serving router-package`` writes, ``image``, with
+commas or blanks between them. Without it ``image``, and ``pip`` where `ALLOW_RUNTIME_ENV` is ``true``."""
 
 GITOPS = "kfp-serving/gitops"
 """Annotation on an object that GitOps or somebody else applies: ``yielded`` says that its owner leaves to us what we write of it."""
@@ -122,6 +130,11 @@ def router_application(model: str) -> str:
 
 ROUTER_DEPLOYMENT = "Router"
 ROUTER_IMPORT_PATH = "kfp_components.router.app:build"
+
+
+def requirement() -> str:
+    """How pip is asked for this very version of the library."""
+    return f"{DISTRIBUTION}=={version_of(DISTRIBUTION)}"
 
 
 def release(model: str) -> str:

@@ -179,6 +179,7 @@ class Release(BaseModel):
     stable_application: str | None = Field(None, description="name of its application; None: {model}-{version}")
     route_implied: bool = Field(False, description="stable's application stood at / without saying so")
     adoption: Adoption | None = Field(None, description="what was there before the first release, once it was adopted")
+    router_env: dict[str, Any] = Field({}, description="runtime_env of its router: where that comes from, found out when it began")
     request: dict[str, Any]
     request_digest: str
     phase: Phase = "prepared"

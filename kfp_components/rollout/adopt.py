@@ -296,7 +296,7 @@ def _version_of(found: Manifest | None) -> str | None:
     return None if found is None else str(found["metadata"]["resourceVersion"])
 
 
-def _opened(run: Run, found: Release | None, seen: _Seen, aliases: dict[str, str]) -> Release:
+def _opened(run: Run, found: Release | None, seen: _Seen, aliases: dict[str, str] | None) -> Release:
     """The record to begin with, over the finished one that was ``found``."""
     request = run.request
     made = [kind for kind, there in (("Service", seen.service), ("InferenceService", seen.stub)) if there is None]

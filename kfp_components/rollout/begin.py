@@ -7,7 +7,7 @@ from functools import partial
 
 from kfp_components import errors, names
 from kfp_components.cluster import Manifest
-from kfp_components.release import Release
+from kfp_components.release import Event, Release
 from kfp_components.request import parse_target
 from kfp_components.rollout import adopt, journal, preflight, routes, tidy
 from kfp_components.rollout.preflight import Serving
@@ -60,7 +60,14 @@ def _begin(run: Run, first_version: bool) -> Release:
             return tidy.tidy_release(run) if tidy.due(run, found) else found
         assert_new(run, stable, first_version)
         situation = preflight.check(
-            run.cluster, run.registry, request, found=rayservice, serving=serving, address=run.address, first_version=first_version
+            run.cluster,
+            run.registry,
+            request,
+            found=rayservice,
+            serving=serving,
+            address=run.address,
+            first_version=first_version,
+            router=run.router,
         )
     except errors.InputError as error:
         if isinstance(error, errors.NotAdopted) and request.options.adopt:
@@ -101,14 +108,24 @@ def _adopt(run: Run, rayservice: Manifest | None, first_version: bool) -> None:
     """With ``options.adopt``: once nothing is in this request's way."""
     adopting, serving = adoption(run)
     assert_new(run, serving.version, first_version)
-    preflight.check(run.cluster, run.registry, run.request, found=rayservice, serving=serving, address=run.address, first_version=first_version)
+    preflight.check(
+        run.cluster,
+        run.registry,
+        run.request,
+        found=rayservice,
+        serving=serving,
+        address=run.address,
+        first_version=first_version,
+        router=run.router,
+    )
     adopt.adopt_model(adopting)
 
 
 def _opened(run: Run, found: Release | None, serving: Serving | None, situation: preflight.Situation, first_version: bool) -> Release:
     """The record to begin with, over the finished one that was ``found``."""
     request = run.request
-    front = (("Service", situation.service), ("InferenceService", situation.stub))
+    front, router = (("Service", situation.service), ("InferenceService", situation.stub)), situation.router
+    now = run.clock.now_unix_s()
     return Release(
         epoch=(found.epoch if found else 0) + 1,
         model=request.model,
@@ -122,11 +139,13 @@ def _opened(run: Run, found: Release | None, serving: Serving | None, situation:
         alias=run.address.alias,
         route=run.address.route,
         adoption=found.adoption if found else None,
+        router_env=dict(router.runtime_env) if router else {},
         request=request.model_dump(mode="json"),
         request_digest=request.digest,
         holder=run.holder,
         steps=[] if first_version else list(request.steps),
-        started_unix_s=run.clock.now_unix_s(),
+        started_unix_s=now,
+        events=[Event(unix_s=now, step="router", message=router.told)] if router else [],
         made=[kind for kind, there in front if there is None] + ([alias.LABEL] if alias.is_unlabelled(request.model, situation.service) else []),
         stub_uid=None if situation.stub is None else str(situation.stub["metadata"]["uid"]),
     )

@@ -124,6 +124,7 @@ def _shift(run: Run, record: Release, weight_percent: float) -> None:
     weights.assert_runs(run, candidate)
     held = record.phase == "held"
     if record.phase != "canary":  # first it is said that the candidate may have traffic: whoever comes after a kill here gives it back
+        weights.shake_hands(run)
         told = f"the router takes {run.address.route}; then {candidate} gets its first requests"
         record = journal.advance(run, "canary", told, held=None)
     if routes.take(run, record):

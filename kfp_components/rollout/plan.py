@@ -32,7 +32,8 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
     changes: list[Change] = [] if rayservice is not None else [manifests.new_rayservice(run, "a new release")]
     deployed = deploy.version_change(run, stable)
     size = capacity.told(request, serve_config(rayservice), stable.application if stable else None)
-    changes += [replace(deployed, why=deployed.why + size + _kubectl_warning(rayservice) + _plain_secrets(request)), alias]
+    router = f"; {found.router.told}" if found.router else ""
+    changes += [replace(deployed, why=deployed.why + router + size + _kubectl_warning(rayservice) + _plain_secrets(request)), alias]
     if stable is None or found.stub is None:
         changes.append(manifests.stub_change(run, serving, found.stub))
     changes.append(manifests.traffic_change(run, {serving: 100.0}, "waits for smoke inference", found.stub))
@@ -59,6 +60,7 @@ def _checked(run: Run, first_version: bool) -> tuple[Serving | None, preflight.S
     """Who serves, what is there, and what an adoption would write before, with ``options.adopt``."""
     last = run.persist(run.store.load_record)
     run.address = address(run, last)
+    run.router.epoch = last.epoch + 1 if last else 0  # a router of the last release may be there still
     rayservice = run.cluster.get(run.rayservice)
     adopted = Plan()
     try:
@@ -70,8 +72,18 @@ def _checked(run: Run, first_version: bool) -> tuple[Serving | None, preflight.S
         adopted = plan_adoption(adopting)[1]
     assert_new(run, stable.version if stable else None, first_version)
     found = preflight.check(
-        run.cluster, run.registry, run.request, found=rayservice, serving=stable, address=run.address, first_version=first_version, dry=True
+        run.cluster,
+        run.registry,
+        run.request,
+        found=rayservice,
+        serving=stable,
+        address=run.address,
+        first_version=first_version,
+        router=run.router,
+        dry=True,
     )
+    if found.router is not None:
+        run.router.runtime_env = found.router.runtime_env
     then = {change.ref: after for change, _, after in adopted.played()}
     service, stub = then.get(manifests.alias_ref(run), found.service), then.get(manifests.stub_ref(run), found.stub)
     return stable, replace(found, service=service, stub=stub), adopted

@@ -11,6 +11,8 @@ from kfp_components.cluster.changes import Apply, refuse_gitops, refuse_written_
 from kfp_components.cluster.fields import refuse_taken
 from kfp_components.registry import ModelRegistry
 from kfp_components.serving import alias, inference_service, ownership, rayservice
+from kfp_components.traffic import TrafficStrategy
+from kfp_components.traffic.router_source import Source
 
 PERMISSIONS: tuple[Permission, ...] = (
     *(Permission(verb, "ConfigMap") for verb in ("get", "create", "update")),
@@ -40,6 +42,8 @@ class Situation:
     rayservice: Manifest | None
     service: Manifest | None
     stub: Manifest | None
+    router: Source | None = None
+    """Where the router comes from; None where no router is needed."""
 
 
 def check(
@@ -51,12 +55,14 @@ def check(
     serving: Serving | None,
     address: names.Address,
     first_version: bool,
+    router: TrafficStrategy,
     dry: bool = False,
 ) -> Situation:
     """Look at everything that a release will touch.
 
     ``found`` is the RayService as it was read, ``serving`` what users get at ``address``. ``first_version`` allows that there is nothing
-    (deploy_model). ``dry`` lets pass that somebody else applies ``serveConfigV2``: a plan tells it beside the changes.
+    (deploy_model). ``router`` is asked where it would come from, unless it is a first version, which needs none. ``dry`` lets pass that somebody
+    else applies ``serveConfigV2``: a plan tells it beside the changes, and no router stands in what is committed.
     """
     check_permissions(cluster, asked)
     ref = Ref("RayService", asked.rayservice, asked.namespace)
@@ -91,7 +97,9 @@ def check(
     known = registry.find(registered_name(asked), asked.version)
     if known is not None:
         known.assert_same(asked.uri, asked.options.digest)
-    return Situation(found, service, stub)
+    committed = found is not None and ownership.of(found).mode == "commit"
+    source = router.source(found) if found is not None and serving is not None and not committed else None
+    return Situation(found, service, stub, source)
 
 
 def check_permissions(cluster: Cluster, target: request.ModelTarget) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 
-from kfp_components import errors
+from kfp_components import errors, names
 from kfp_components.cluster import Manifest
 from kfp_components.cluster.changes import removed
 from kfp_components.rollout import journal
@@ -105,6 +105,16 @@ def wait_until_runs(run: Run, application: str, timeout_s: float, *, at_once: bo
 def assert_runs(run: Run, version: str) -> None:
     """Before a version is given traffic, and before the one that could replace it goes. Raises as `wait_until_runs`."""
     wait_until_runs(run, journal.current(run).application(version), APPLY_TIMEOUT_S, at_once=False)
+
+
+def shake_hands(run: Run) -> None:
+    """Before the router gets the public route: it speaks this library's protocol. Raises `Unreachable`.
+
+    That somebody took it away is said by whoever gives it the route.
+    """
+    found = run.persist(lambda: run.cluster.get(run.rayservice))
+    if names.router_application(run.request.model) in rayservice.applications(rayservice.serve_config(found)):
+        run.persist(run.router.observed_weight)
 
 
 def _never(_found: Manifest) -> str | None:

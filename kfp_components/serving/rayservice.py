@@ -14,12 +14,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from kfp_components import errors
+from kfp_components import errors, names
 from kfp_components.serving import yaml_text
 from kfp_components.serving.yaml_text import Indents, Node
 
 FAILED_STATES = ("DEPLOY_FAILED", "UNHEALTHY")
 LOG_TAIL_CHARACTERS, MESSAGE_CHARACTERS = 600, 300
+MEND = "mend the application and run again"
+ROUTER_MISSING = re.compile(r"No module named '?kfp_components|runtime.?env", re.IGNORECASE)
+"""In what Serve says of a router that its image, or its runtime_env, does not bring."""
+
 EXCEPTION_LINE = re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\b: .{1,300})", re.MULTILINE)
 RAISED_LINE = re.compile(r"(?:[^\W\d]\w*\.)*[^\W\d]\w*(?:: .*)?")
 """The line below the frames of a traceback, whatever the exception is called, and with or without a message."""
@@ -341,14 +345,27 @@ def diagnosis(rayservice: Mapping[str, Any], name: str) -> str:
         if state.get("status") != "HEALTHY" and state.get("message"):
             messages.append(f"deployment {deployment} {state.get('status')}: {str(state['message']).strip()}")
     messages = [COLOR.sub("", message) for message in dict.fromkeys(messages) if message]
-    text = "; ".join(messages) or "no message"
+    told = text = "; ".join(messages) or "no message"
     raised = [cause for message in messages if (cause := root_cause(message))]
     if raised:
         text = f"{raised[-1]} (the end of the replica's error: ... {text[-LOG_TAIL_CHARACTERS:].strip()})"
     elif len(text) > LOG_TAIL_CHARACTERS:
         text = "... " + text[-LOG_TAIL_CHARACTERS:]
     where = f"RayService {metadata.get('namespace')}/{metadata['name']}"
-    return f"{where}: application {name} {found.get('status', 'is not reported')}: {text}; mend the application and run again"
+    do = f"the router could not be had so. {router_ways()}" if _is_router(rayservice, name) and ROUTER_MISSING.search(told) else MEND
+    return f"{where}: application {name} {found.get('status', 'is not reported')}: {text}; {do}"
+
+
+def router_ways() -> str:
+    """How the router may come to the Ray cluster, and who says so."""
+    return (
+        f"The RayService's owner says in annotation {names.ROUTER_FROM} where it may come from: `pip` (an index that has {names.requirement()}), the "
+        f"URI of a zip that `kfp-serving router-package` writes, or `image` where the Ray image holds {names.requirement()}; then run again"
+    )
+
+
+def _is_router(rayservice: Mapping[str, Any], name: str) -> bool:
+    return applications(serve_config(rayservice)).get(name, {}).get("import_path") == names.ROUTER_IMPORT_PATH
 
 
 def root_cause(message: str) -> str | None:

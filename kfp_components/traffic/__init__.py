@@ -11,6 +11,7 @@ from kfp_components.clock import Clock
 from kfp_components.cluster import Cluster, Manifest
 from kfp_components.cluster.changes import Edit
 from kfp_components.request import ModelTarget
+from kfp_components.traffic.router_source import Source
 
 if TYPE_CHECKING:
     import httpx
@@ -63,6 +64,12 @@ class TrafficStrategy(Protocol):
     epoch: int
     address: names.Address
     """What clients call."""
+
+    runtime_env: Mapping[str, Any]
+    """Of the data plane's own application: the choice that the release began with."""
+
+    def source(self, found: Manifest) -> Source:
+        """Where that application comes from, by the RayService as it was read. Raises `RequestInvalid` when it cannot be had."""
 
     def prepare(self, serve_config: str, split: Split) -> str:
         """``serveConfigV2`` with the data plane's own application in it, routing by ``split``, beside the others: no user reaches it yet."""

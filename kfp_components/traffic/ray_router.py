@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kfp_components import errors, names
@@ -16,7 +17,8 @@ from kfp_components.cluster import Cluster, Endpoint, Manifest, Ref
 from kfp_components.cluster.changes import Edit, removed, write
 from kfp_components.request import ModelTarget
 from kfp_components.serving import rayservice
-from kfp_components.traffic import Renewal, Split
+from kfp_components.traffic import Renewal, Split, router_source
+from kfp_components.traffic.router_source import Source
 
 if TYPE_CHECKING:
     import httpx
@@ -34,6 +36,7 @@ class RayRouter:
         self.target = target
         self._epoch, self._token = 0, new_token()
         self.address = names.address(target.model)
+        self.runtime_env: Mapping[str, Any] = {}
         self._page_route: str | None = None
         """Where its own pages answered last; None: at its internal route."""
         self._clock: Clock = clock or SystemClock()
@@ -52,6 +55,26 @@ class RayRouter:
         if epoch != self._epoch:
             self._epoch, self._token = epoch, new_token()
 
+    def source(self, found: Manifest) -> Source:
+        """Of what the RayService allows, the first that can be had; a router that is there already is asked which protocol it speaks.
+
+        Raises `RequestInvalid` when there is none, and when that router speaks another protocol.
+        """
+        entry = rayservice.applications(rayservice.serve_config(found)).get(self.application)
+        if entry is None:
+            return router_source.find(found, PROTOCOL)
+        there = f"the router is there already, application {self.application}"
+        try:
+            state = self._state()
+        except errors.ProtocolDiffers as error:
+            raise errors.RequestInvalid(
+                f"{error}. It is application {self.application} of {self._rayservice}: end what it stands there for with the version that put it "
+                f"there; where no release runs, `kfp-serving tidy {self.target.model} -n {self.target.namespace}` takes away one without the route"
+            ) from error
+        except errors.Unreachable as error:
+            return Source(entry.get("runtime_env") or {}, f"{there}; which protocol it speaks could not be asked ({error})")
+        return Source(entry.get("runtime_env") or {}, f"{there}: version {state.get('router_version') or 'unknown'}, protocol {state['protocol']}")
+
     def prepare(self, serve_config: str, split: Split) -> str:
         """Add the router application at its internal route; one that is there already only gets the split.
 
@@ -66,6 +89,7 @@ class RayRouter:
             "import_path": names.ROUTER_IMPORT_PATH,
             "args": {"model": self.target.model},
             "deployments": [{"name": names.ROUTER_DEPLOYMENT, "user_config": self._user_config(split)}],
+            **({"runtime_env": dict(self.runtime_env)} if self.runtime_env else {}),
         }
         return rayservice.with_application(serve_config, application)
 
@@ -130,13 +154,7 @@ class RayRouter:
 
     def observed_weight(self) -> Split:
         """What the router says of itself at ``/{model}/-/router``, with the weight that it applies now (0 after the lease lapsed)."""
-        state = self.read("router")
-        if state.get("protocol") != PROTOCOL:
-            raise errors.Unreachable(
-                f"router of {self.target.model}: it is of version {state.get('router_version') or 'unknown'} and understands protocol "
-                f"{state.get('protocol') or 1}, this library speaks {PROTOCOL}: the Ray image needs the version of kfp-serving-components "
-                "that runs the release"
-            )
+        state = self._state()
         try:
             return Split(
                 stable=state["stable"]["version"],
@@ -146,6 +164,17 @@ class RayRouter:
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise errors.Unreachable(f"router of {self.target.model}: /-/router is not a router's state: {str(state)[:200]}") from error
+
+    def _state(self) -> dict[str, Any]:
+        """The page ``/-/router`` of a router that speaks this library's protocol. Raises `Unreachable`, `ProtocolDiffers` for another one."""
+        state = self.read("router")
+        if state.get("protocol") != PROTOCOL:
+            raise errors.ProtocolDiffers(
+                f"router of {self.target.model}: it is of version {state.get('router_version') or 'unknown'} and understands protocol "
+                f"{state.get('protocol') or 1}, this library speaks {PROTOCOL}: it has to be of the version of {names.DISTRIBUTION} that runs the "
+                f"release, {names.requirement()}"
+            )
+        return state
 
     def refused_config(self) -> str | None:
         """Why it goes on with an older configuration."""
@@ -175,7 +204,7 @@ class RayRouter:
         except errors.TemporaryError:
             refused = None
         if refused:
-            return f"it refused its configuration: {refused}; is this package older in the Ray image than here?"
+            return f"it refused its configuration: {refused}; is its version older than the one here?"
         return f"look at application {self.application} in the Ray dashboard"
 
     def in_flight(self) -> int:

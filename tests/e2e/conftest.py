@@ -33,7 +33,8 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
 
     failure_logs.SOURCES.append(logs)
     try:
-        with embedded.used():
+        with pytest.MonkeyPatch.context() as environment, embedded.used():
+            environment.setenv("PIP_CONFIG_FILE", str(tmp_path_factory.getbasetemp() / "pip.conf"))  # of Ray's pip and of ours, once a test writes it
             yield embedded
     finally:
         failure_logs.SOURCES.remove(logs)

@@ -13,6 +13,7 @@ from kfp_components.cluster import Ref
 from kfp_components.cluster.faults import Record
 from kfp_components.release import Release, ReleaseStore
 from kfp_components.request import Options, PromoteRequest, parse
+from kfp_components.router.policy import PROTOCOL
 from kfp_components.serving import inference_service, rayservice
 
 V2 = f"{MODEL}-v2"
@@ -759,7 +760,13 @@ def test_d21_events_name_the_stubs_uid_so_that_kubectl_describe_shows_them(world
 
 def test_a_router_that_refuses_its_configuration_says_why(world: World) -> None:
     """As one does whose image holds an older version of this package."""
-    refused = {"stable": {"version": "v1"}, "candidate": None, "weight_percent_effective": 0.0, "refused_config": "'epoch' is not a known key"}
+    refused = {
+        "stable": {"version": "v1"},
+        "candidate": None,
+        "weight_percent_effective": 0.0,
+        "refused_config": "'epoch' is not a known key",
+        "protocol": PROTOCOL,
+    }
     world.rayservice(live())
     world.serve.page = lambda page: (200, {}, json.dumps(refused).encode()) if page == "router" else None
     process = world.process()

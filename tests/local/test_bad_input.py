@@ -35,6 +35,7 @@ applications:
       - name: Router
         user_config: {{stable: {{version: v1, route: {names.version_route("bge", "v1")}}}}}
 """
+SERVED = "applications:\n  - {name: bge-v1, route_prefix: /bge, import_path: 'kfp_components.models.embedding:build'}\n"
 
 
 @dataclasses.dataclass
@@ -208,6 +209,18 @@ CASES: dict[str, tuple[Callable[[World], Any], PromoteRequest, type[errors.KfpSe
         asked(runtime_env={"pip": ["anything"]}),
         errors.RequestInvalid,
         "options.runtime_env.pip: brings code or packages",
+    ),
+    "a router that cannot be had": (
+        lambda world: world.rayservice(SERVED, annotations={names.ROUTER_FROM: "http://127.0.0.1:9/router.zip"}),
+        asked(adopt=True),
+        errors.RequestInvalid,
+        "from http://127.0.0.1:9/router.zip: no answer",
+    ),
+    "a source of the router that there is not": (
+        lambda world: world.rayservice(SERVED, annotations={names.ROUTER_FROM: "wheel"}),
+        asked(adopt=True),
+        errors.RequestInvalid,
+        "annotation kfp-serving/router-from: 'wheel' is not a source; write `pip`, `image`, or the URI of a zip",
     ),
     "registered with another digest": (other_digest, asked(), errors.NameTaken, "bge version v2: registered with"),
     "broken YAML": (lambda world: world.rayservice("applications: [\n"), asked(), errors.RequestInvalid, "serveConfigV2: not YAML"),

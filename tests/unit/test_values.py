@@ -27,6 +27,7 @@ EXIT_CODES = {
     "ManagedElsewhere": 2,
     "TemporaryError": 3,
     "Unreachable": 3,
+    "ProtocolDiffers": 3,
     "Conflict": 3,
     "ReleaseHeld": 3,
     "ReleaseLeft": 3,

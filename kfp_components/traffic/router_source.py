@@ -1,0 +1,208 @@
+"""Where a release's router comes from, of what the RayService's owner allows: by pip, as a zip (``py_modules``), or in the Ray image.
+
+Found out before anything is written. `choose` only computes; `find` looks: it asks pip, and fetches a zip. What nobody can look into from here (a zip
+in S3 or in the image, the image itself) is taken as said by the owner, and the router says of which version it is once it runs.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from kfp_components import errors, names, uris
+from kfp_components.serving import rayservice, router_package
+
+PIP, IMAGE = "pip", "image"
+FETCHED, TAKEN = ("http", "https"), ("s3", "file")
+"""Schemes of a zip: those that can be looked into from here, and those that cannot."""
+
+PIP_OPTIONS = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-cache-dir")
+RAY_WITH_PIP_OPTIONS = (2, 49)
+"""The first that takes ``pip_install_options`` in a runtime_env (its wheels were looked into). Without them every dependency would be installed; and
+for a field that Ray does not know Serve refuses the whole ``serveConfigV2``, of all models (400, measured with Ray 2.60)."""
+
+PIP_TIMEOUT_S = 30.0
+FETCH_TIMEOUT_S = 20.0
+MAX_ZIP_BYTES = 5_000_000
+CODE = ("pip", "uv", "conda", "py_modules", "working_dir", "container", "image_uri", "py_executable")
+"""Keys of a runtime_env that bring code: an application that has one says nothing of the image."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The choice: what the router's application gets as ``runtime_env``, and where it comes from in words."""
+
+    runtime_env: Mapping[str, Any]
+    told: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of one source: whether the router can be had there, and why."""
+
+    there: bool
+    told: str
+
+
+def find(found: Mapping[str, Any], protocol: int) -> Source:
+    """The first source that the RayService allows and where the router can be had.
+
+    ``protocol`` is what the library speaks. Raises `RequestInvalid` for an annotation that cannot be read, and when there is none, naming each.
+    """
+    metadata = found["metadata"]
+    where = f"RayService {metadata.get('namespace')}/{metadata['name']}"
+    annotations = metadata.get("annotations") or {}
+    return choose(where, allowed(where, annotations), lambda source: _look(source, found, protocol))
+
+
+def allowed(where: str, annotations: Mapping[str, str]) -> tuple[str, ...]:
+    """What the owner allows, in the order in which it is tried. Raises `RequestInvalid`."""
+    said = annotations.get(names.ROUTER_FROM)
+    if said is None:
+        return (PIP, IMAGE) if annotations.get(names.ALLOW_RUNTIME_ENV) == "true" else (IMAGE,)
+    entries = tuple(dict.fromkeys(re.split(r"[,\s]+", said.strip(", \t\r\n"))))
+    for entry in entries:
+        if wrong := _wrong(entry):
+            raise errors.RequestInvalid(
+                f"{where}: annotation {names.ROUTER_FROM}: {uris.shown(entry)!r} {wrong}; write `pip`, `image`, or the URI of a zip that "
+                "`kfp-serving router-package` writes (https://, http://, s3:// or file:///), with commas between several"
+            )
+    zips = [entry for entry in entries if entry not in (PIP, IMAGE)]
+    return tuple(source for source in (PIP, *zips, IMAGE) if source in entries)
+
+
+def choose(where: str, sources: Sequence[str], look: Callable[[str], Look]) -> Source:
+    """The first of the sources at which the router is there; none after it is looked at. Raises `RequestInvalid` naming each and why not."""
+    missing: list[str] = []
+    for source in sources:
+        seen = look(source)
+        if seen.there:
+            return Source(runtime_env(source), "; ".join((f"the router comes {seen.told}", *(f"not {told}" for told in missing))))
+        missing.append(seen.told)
+    raise errors.RequestInvalid(
+        f"{where}: a release needs a router, and it cannot be had from what annotation {names.ROUTER_FROM} allows: {'; '.join(missing)}. "
+        f"{rayservice.router_ways()}"
+    )
+
+
+def runtime_env(source: str) -> dict[str, Any]:
+    """Of the router's application."""
+    if source == PIP:
+        return {"pip": {"packages": [names.requirement()], "pip_check": False, "pip_install_options": list(PIP_OPTIONS)}}
+    return {} if source == IMAGE else {"py_modules": [source]}
+
+
+def _wrong(entry: str) -> str | None:
+    """What is wrong with an entry of the annotation."""
+    if entry in (PIP, IMAGE):
+        return None
+    parts = urlsplit(entry)
+    if credential := uris.credential_in(entry):
+        return f"carries a credential ({credential}), and many can read it: Ray's pods and this library fetch the zip without one"
+    if parts.scheme not in FETCHED + TAKEN:
+        return "is not a source"
+    if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
+        return "is not the path of a file: three slashes and where it lies in the image, as in file:///opt/router.zip"
+    if parts.scheme != "file" and not parts.hostname:
+        return "has no host"
+    return None if parts.path.endswith(".zip") and not parts.query and not parts.fragment else "does not end with .zip, by which Ray knows it"
+
+
+def _look(source: str, found: Mapping[str, Any], protocol: int) -> Look:
+    if source == PIP:
+        return _pip(found)
+    if source == IMAGE:
+        return _image(found)
+    if source.startswith(FETCHED):
+        return _zip(source, protocol)
+    return Look(True, f"from {source} (py_modules), which nobody can look into from here: the RayService's owner says that it is there")
+
+
+def _pip(found: Mapping[str, Any]) -> Look:
+    needed, wanted = ".".join(map(str, RAY_WITH_PIP_OPTIONS)), names.requirement()
+    version = str(((found.get("spec") or {}).get("rayClusterConfig") or {}).get("rayVersion") or "")
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None:
+        return Look(False, f"by pip: spec.rayClusterConfig.rayVersion does not say which Ray it is, and it takes Ray {needed}")
+    if (int(numbers[1]), int(numbers[2])) < RAY_WITH_PIP_OPTIONS:
+        return Look(False, f"by pip: Ray {version} knows no pip_install_options, which keep the library's dependencies away; Ray {needed} does")
+    if why_not := _not_in_index(wanted):
+        return Look(False, f"by pip: {why_not}")
+    return Look(True, f"by pip: {wanted} without dependencies, which pip's index here has (Ray's pods ask theirs)")
+
+
+def _not_in_index(wanted: str) -> str | None:
+    """Why pip, as it is configured for this process, would not install it; None when it would."""
+    command = [sys.executable, "-P", "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--no-input", "--retries=0", *PIP_OPTIONS]
+    try:
+        done = subprocess.run([*command, wanted], capture_output=True, text=True, errors="replace", timeout=PIP_TIMEOUT_S, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        return f"pip here did not say within {PIP_TIMEOUT_S:g} s whether its index has {wanted}"
+    except OSError as error:
+        return f"pip cannot be asked here ({error})"
+    if done.returncode == 0:
+        return None
+    told = next((line.removeprefix("ERROR: ") for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}")
+    for uri in uris.in_text(told):
+        told = told.replace(uri, uris.shown(uri))
+    return f"pip here has no {wanted} ({told.strip()})"
+
+
+def _zip(uri: str, protocol: int) -> Look:
+    try:
+        package = router_package.read(_fetched(uri))
+    except ValueError as error:
+        return Look(False, f"from {uri}: {error}")
+    if package.protocol != protocol:
+        return Look(
+            False, f"from {uri}: its router, of version {package.version}, speaks protocol {package.protocol}, and this library speaks {protocol}"
+        )
+    return Look(True, f"from {uri} (py_modules): version {package.version}, protocol {package.protocol}")
+
+
+def _fetched(uri: str) -> bytes:
+    """What is there. Raises ValueError when it is not answered, too large, or too slow."""
+    import httpx  # as in kfp_components.probes
+
+    end = time.monotonic() + FETCH_TIMEOUT_S
+    content = bytearray()
+    try:
+        with httpx.Client(timeout=FETCH_TIMEOUT_S / 2, trust_env=False, follow_redirects=True) as client:
+            with client.stream("GET", uri, headers={"accept-encoding": "identity"}) as answer:
+                if answer.status_code != 200:
+                    raise ValueError(f"answered {answer.status_code}")
+                for piece in answer.iter_bytes():
+                    content += piece
+                    if len(content) > MAX_ZIP_BYTES:
+                        raise ValueError(f"longer than {MAX_ZIP_BYTES // 1_000_000} MB, which no router is")
+                    if time.monotonic() > end:
+                        raise ValueError(f"not here after {FETCH_TIMEOUT_S:g} s")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ValueError(f"no answer ({type(error).__name__}: {error})") from error
+    return bytes(content)
+
+
+def _image(found: Mapping[str, Any]) -> Look:
+    known = next(_from_the_image(found), None)
+    if known:
+        return Look(True, f"from the Ray image: application {known} runs from it with this library")
+    return Look(
+        True,
+        f"from the Ray image, which nobody can look into from here: it has to hold {names.requirement()} (other ways: annotation "
+        f"{names.ROUTER_FROM} with `pip` or the URI of a zip)",
+    )
+
+
+def _from_the_image(found: Mapping[str, Any]) -> Iterator[str]:
+    """Applications that run now and import this library from nowhere else."""
+    for name, entry in rayservice.applications(rayservice.serve_config(found)).items():
+        environment = entry.get("runtime_env") or {}
+        runs = rayservice.application_status(found, name).get("status") == "RUNNING"
+        if runs and str(entry.get("import_path")).startswith("kfp_components.") and not set(environment) & set(CODE):
+            yield name
