@@ -192,7 +192,8 @@ def _make_way(run: Run, found: Release) -> Release:
     if tidy.due(run, found):
         return _put_away(run, found)
     if found.adopts and run.request.options.adopt:  # it was killed in the middle
-        return adopt.adopt_model(run.for_request(found.asked()))
+        adopt.adopt_model(run.for_request(found.asked()))
+        return journal.read_record(run)  # as this run's store knows it then
     raise errors.ReleaseHeld(
         f"{run.store.ref}: the release of {found.candidate_version} is unfinished ({found.phase}, last run by {found.holder}); "
         f"run that request again to go on, or `kfp-serving rollback {found.in_a_command}` to give it up"

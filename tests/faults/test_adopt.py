@@ -5,7 +5,7 @@ from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, Chosen, World, as
 
 from kfp_components import errors, names, rollout
 from kfp_components.cluster import Manifest, Ref
-from kfp_components.cluster.faults import Record
+from kfp_components.cluster.faults import Killed, Record
 from kfp_components.cluster.memory import MemoryCluster
 from kfp_components.release import Release
 from kfp_components.request import parse_target
@@ -432,3 +432,27 @@ def test_an_application_that_is_called_as_the_model_is_found_at_whatever_route()
     assert (found.options.application, found.options.route) == (MODEL, "/v1")
     with pytest.raises(errors.NotFound, match="there is no application at /bge"):
         rollout.adoption_of(world.cluster, TARGET, Asked(route="/bge"))
+
+
+def test_a_promotion_finishes_an_adoption_that_was_killed_where_it_is_told_to() -> None:
+    world = brownfield(alias=False)
+
+    def killed(call: Record) -> BaseException | None:
+        return Killed("as the test wants it") if call.method == "apply" and call.what.startswith("InferenceService") else None
+
+    process = world.process(Chosen(world.clock, killed))
+    assert process.outcome(lambda: process.adopt(TARGET, Asked())).killed
+    assert world.record().adopts and not world.record().done
+    world.clock.sleep(120.0)
+    with pytest.raises(errors.ReleaseHeld, match="is unfinished"):
+        world.promote(asked("v2"))
+    assert world.promote(asked("v2", adopt=True)).phase == "promoted" and not world.serve.lost
+    assert world.record().adoption is not None
+
+
+def test_an_undo_takes_the_alias_away_that_the_adoption_made() -> None:
+    world = brownfield(alias=False)
+    world.process().adopt(TARGET, Asked())
+    assert world.cluster.get(ALIAS) is not None
+    rollout.undo_adoption(world.process().open_rollback(TARGET))
+    assert world.cluster.get(ALIAS) is None and world.cluster.get(STUB) is None and world.text() == OWNERS

@@ -348,6 +348,24 @@ def test_d6_tidy_leaves_a_candidate_that_somebody_went_on_with_while_it_waited_f
     goes_on(world, request)
 
 
+@pytest.mark.parametrize("fault", ["its successor is dead", "users are back on it"])
+def test_d6_an_old_version_stays_when_it_is_needed_though_its_time_is_over(world: World, fault: str) -> None:
+    world.rayservice(live())
+    request = asked(keep_previous_s=600.0)
+    world.promote(request)
+    world.clock.sleep(600.0)
+    if fault == "users are back on it":
+        text = rayservice.with_owner(world.text(), f"/{MODEL}", f"{MODEL}-v1", {V2: names.version_route(MODEL, "v2")})
+        world.rayservice(text, adopted=False)
+    else:
+        world.serve.behaviour(V2).status = "DEPLOY_FAILED"
+        world.serve.report()
+    process = world.process()
+    end = process.outcome(lambda: rollout.tidy_release(process.open(request)))
+    assert end.exit_code != 0 and f"{MODEL}-v1" in world.serve.applications() and world.record().previous is not None, str(end)
+    assert ("sends users to v1, which was to be removed" if fault == "users are back on it" else "DEPLOY_FAILED") in end.words
+
+
 def test_d6_a_switch_is_made_once_however_often_the_promotion_is_run(world: World) -> None:
     """The old version's time runs from the first one, and the watch belongs to it."""
     world.rayservice(live())

@@ -249,3 +249,24 @@ def test_a_process_that_wakes_before_its_last_removal_leaves_what_another_one_ha
     end = process.outcome(lambda: process.promote(asked()))
     assert slept and isinstance(end.error, errors.ReleaseHeld), str(end)
     assert world.text() == live() and world.users_get() == ("v1",) and not world.serve.lost
+
+
+def test_a_router_that_was_left_is_not_taken_from_a_run_that_begins(world: World) -> None:
+    """It has the Lease, and may need the router at once."""
+    world.serve.in_flight = 1
+    world.promote(asked())
+    rollout.tidy_release(world.process().open(asked()))
+    world.serve.in_flight = 0
+    assert ROUTER in rayservice.applications(world.text())
+    other = world.process().open(asked("v3"))
+    other.lease.acquire()
+
+    def it_works(call: Any) -> None:
+        if call.what.startswith("Lease"):
+            world.clock.sleep(10.0)
+            other.lease.keep()
+
+    process = world.process(Chosen(world.clock, it_works))
+    with pytest.raises(errors.ReleaseHeld, match="which is alive"):
+        rollout.tidy_release(process.open(asked()))
+    assert ROUTER in rayservice.applications(world.text())
