@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from kfp_components import errors, names
@@ -54,12 +54,14 @@ def aside(model: str, applications: Mapping[str, str]) -> dict[str, str]:
 def change(run: Run, to: str, why: str, applications: Mapping[str, str], *, implied: bool = False) -> Edit:
     """The public route to application ``to``; that of the others, or the router, that has it goes aside. ``implied``: see `rayservice.with_owner`."""
     route, others = run.address.route, {name: at for name, at in aside(run.request.model, applications).items() if name != to}
-    return Edit(
-        run.rayservice,
-        lambda text: rayservice.with_owner(text, route, to, others, implied=implied),
-        frozenset({to, *others}),
-        f"route {route} to {why}",
-    )
+
+    def surgery(text: str) -> str:
+        try:
+            return rayservice.with_owner(text, route, to, others, implied=implied)
+        except errors.NameTaken as error:
+            raise errors.NameTaken(f"{run.rayservice}: {error}") from error
+
+    return Edit(run.rayservice, surgery, frozenset({to, *others}), f"route {route} to {why}")
 
 
 def of_release(record: Release) -> dict[str, str]:
@@ -68,8 +70,16 @@ def of_release(record: Release) -> dict[str, str]:
 
 
 def to_router(run: Run, applications: Mapping[str, str]) -> Edit:
-    """The router takes the route."""
-    return change(run, names.router_application(run.request.model), "the router", applications)
+    """The router takes the route from the version that has it. The surgery raises `ApplicationRemoved` when nobody has it any more."""
+    route, given = run.address.route, change(run, names.router_application(run.request.model), "the router", applications)
+
+    def surgery(text: str) -> str:
+        if rayservice.owner(text, route) is None:
+            told = f"no application has route {route} any more, somebody else took it away; users get nothing there, with the router or without"
+            raise errors.ApplicationRemoved(told)
+        return given.surgery(text)
+
+    return replace(given, surgery=surgery)
 
 
 def to_version(run: Run, version: str, record: Release) -> Edit:
