@@ -34,7 +34,8 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     failure_logs.SOURCES.append(logs)
     try:
         with pytest.MonkeyPatch.context() as environment, embedded.used():
-            environment.setenv("PIP_CONFIG_FILE", str(tmp_path_factory.getbasetemp() / "pip.conf"))  # of Ray's pip and of ours, once a test writes it
+            environment.setenv("PIP_NO_INDEX", "1")  # of Ray's pip and of ours; a test puts wheels there
+            environment.setenv("PIP_FIND_LINKS", str(tmp_path_factory.mktemp("wheels")))
             yield embedded
     finally:
         failure_logs.SOURCES.remove(logs)
