@@ -1,8 +1,8 @@
 """Releases whose router comes by pip, as a zip over HTTP or from a file, and from the image: it says itself of which version it is.
 
-The Ray of these tests runs in a virtual environment that has the library, as an image of another version would: what comes by ``runtime_env`` is of a
-version of its own. Which modules those are is not seen here: the working directory of this Ray, the checkout, comes before all of them (tests/unit
-unpacks the zip before an older package).
+The Ray of the releases runs in a virtual environment that has the library, as an image of another version would: what comes by ``runtime_env`` is of a
+version of its own. Which modules those are is not seen there: the working directory of that Ray, the checkout, comes before all of them. One more Ray
+runs elsewhere, without the library.
 """
 
 import functools
@@ -16,15 +16,18 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from patience import seconds
+from patience import seconds, until
 from world import NAMESPACE, RAYSERVICE, first, tiny
 
 from kfp_components import names, rollout
 from kfp_components.cluster import Ref
 from kfp_components.cluster.kubernetes import KubernetesCluster
+from kfp_components.local.ray_process import RayProcess
 from kfp_components.release import Release
-from kfp_components.serving import router_package
+from kfp_components.serving import rayservice, router_package
+from kfp_components.traffic import Split, ray_router, router_source
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = names.requirement().partition("==")[2]
@@ -125,3 +128,34 @@ def test_pip(allow: Callable[[str], None], cluster: KubernetesCluster, tmp_path:
     record, versions = with_users(cluster, "by-pip", users)
     assert versions == {FROM_THE_WHEEL} and record.router_env["pip"]["packages"] == [f"{names.DISTRIBUTION}=={FROM_THE_WHEEL}"]
     assert_told(record, "the router comes by pip")
+
+
+def test_a_ray_without_the_library_has_the_router_from_the_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Another package of this name, of which there is one, stands before the library there."""
+    (tmp_path / "other" / "kfp_components").mkdir(parents=True)
+    (tmp_path / "other" / "kfp_components" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    split = Split(stable="v1", candidate=None, weight_percent=0.0)
+    router = {
+        "name": "m-router",
+        "route_prefix": "/m",
+        "import_path": names.ROUTER_IMPORT_PATH,
+        "args": {"model": "m"},
+        "deployments": [{"name": names.ROUTER_DEPLOYMENT, "user_config": ray_router.to_user_config("m", split)}],
+    }
+    ray = RayProcess(python_path=str(tmp_path / "other"), log=tmp_path / "ray.log")
+    ray.start()
+    try:
+        with ray.serve() as serve:
+
+            def put(runtime_env: dict[str, Any], wanted: str) -> str:
+                serve.put_applications({"applications": [{**router, "runtime_env": runtime_env}]})
+                until(lambda: serve.get_status()["applications"]["m-router"]["status"] == wanted, f"the router to be {wanted}", idle_s=120)
+                return str(serve.get_status()["applications"]["m-router"]["message"])
+
+            assert rayservice.ROUTER_MISSING.search(put({}, "DEPLOY_FAILED"))
+            put(router_source.runtime_env(f"{url}/router.zip"), "RUNNING")
+            answer = httpx.get(f"http://127.0.0.1:{ray.serve_port}/m/-/router", trust_env=False)
+            assert answer.json()["router_version"] == FROM_THE_ZIP
+    finally:
+        ray.stop()

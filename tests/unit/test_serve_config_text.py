@@ -621,9 +621,23 @@ class Author:
         return ("\ufeff" if self.chance() < 0.1 else "") + text.replace("\n", end)
 
 
-@settings(max_examples=500, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+TEXTS = settings(deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+
+
+@settings(TEXTS, max_examples=100)
 @given(st.integers(0, 2**32))
 def test_any_text_is_edited_where_the_application_stands(seed: int) -> None:
+    assert_edited_where_the_application_stands(seed)
+
+
+@pytest.mark.full
+@settings(TEXTS, max_examples=1000)
+@given(st.integers(0, 2**32))
+def test_any_of_a_thousand_texts_is_edited_where_the_application_stands(seed: int) -> None:
+    assert_edited_where_the_application_stands(seed)
+
+
+def assert_edited_where_the_application_stands(seed: int) -> None:
     author = Author(seed)
     text = author.text()
     applications = author.applications
