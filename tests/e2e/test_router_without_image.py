@@ -131,9 +131,9 @@ def test_pip(allow: Callable[[str], None], cluster: KubernetesCluster, tmp_path:
 
 
 def test_a_ray_without_the_library_has_the_router_from_the_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Another package of this name, of which there is one, stands before the library there."""
-    (tmp_path / "other" / "kfp_components").mkdir(parents=True)
-    (tmp_path / "other" / "kfp_components" / "__init__.py").touch()
+    """A package that says that it is not there stands before the library of this environment; the zip's comes before both."""
+    (tmp_path / "without" / "kfp_components").mkdir(parents=True)
+    (tmp_path / "without" / "kfp_components" / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'kfp_components'\")\n")
     monkeypatch.chdir(tmp_path)
     split = Split(stable="v1", candidate=None, weight_percent=0.0)
     router = {
@@ -143,7 +143,7 @@ def test_a_ray_without_the_library_has_the_router_from_the_zip(tmp_path: Path, m
         "args": {"model": "m"},
         "deployments": [{"name": names.ROUTER_DEPLOYMENT, "user_config": ray_router.to_user_config("m", split)}],
     }
-    ray = RayProcess(python_path=str(tmp_path / "other"), log=tmp_path / "ray.log")
+    ray = RayProcess(python_path=str(tmp_path / "without"), log=tmp_path / "ray.log")
     ray.start()
     try:
         with ray.serve() as serve:
