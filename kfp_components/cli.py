@@ -181,6 +181,9 @@ def adopt(
     cluster, console = _cluster(kubeconfig), Console(stderr=as_json)
     if everything == (model is not None):
         raise errors.RequestInvalid("adopt takes one MODEL, or --all")
+    own = (("--application", application), ("--route", route), ("--alias", alias), ("--version", version), ("--uri", uri))
+    if undo and (given := [flag for flag, value in own if value]):
+        raise errors.RequestInvalid(f"{given[0]} is not for --undo, which takes away what the adoption made and nothing else; leave it out")
     names_given = [flag for flag, value in (("--application", application), ("--route", route), ("--alias", alias), ("--version", version)) if value]
     if everything and (names_given or uri):
         raise errors.RequestInvalid(f"{(names_given or ['--uri'])[0]} is of one model; name the model instead of --all")
@@ -192,20 +195,37 @@ def adopt(
     else:
         models = [*rollout.adoptable(cluster, namespace, rayservice).items()]
     told: list[dict[str, Any]] = []
+    runs, in_the_way = [], list[str]()
     for found, name in models:
         target = request.parse_target({"model": name, "namespace": namespace, "rayservice": rayservice})
         if undo:
-            record = rollout.undo_adoption(rollout.open_rollback(target, cluster))
+            run = rollout.open_rollback(target, cluster)
+            if dry_run:
+                sentences = rollout.plan_undo(run)
+                told.append({"model": name, "found": [], "changes": sentences})
+                console.print(f"{name}: {'; '.join(sentences) or 'nothing was made'}", soft_wrap=True, markup=False)
+                continue
+            record = rollout.undo_adoption(run)
             told.append(_summary(record))
             console.print(f"{record.model}: the adoption is undone; what serves goes on", soft_wrap=True, markup=False)
             continue
         asked = rollout.Asked(found, route, alias, version, uri, model_format)
         run = rollout.open_run(rollout.adoption_of(cluster, target, asked), cluster)
+        if dry_run or everything:
+            try:
+                sentences, changes = rollout.plan_adoption(run)
+            except errors.InputError as error:
+                in_the_way.append(str(error))
+                continue
         if dry_run:
-            sentences, changes = rollout.plan_adoption(run)
             told.append({"model": name, "found": sentences, "changes": [str(change) for change in changes]})
             console.print(f"{name}: {'; '.join(sentences)}\n{changes}", soft_wrap=True, markup=False)
             continue
+        runs.append(run)
+    if in_the_way:
+        alone = "; nothing was touched: the others can be adopted one by one, by name" if everything else ""
+        raise errors.RequestInvalid(f"{'; '.join(in_the_way)}{alone}")
+    for run in runs:
         record = rollout.adopt_model(run)
         told.append({**_summary(record), "found": [event.message for event in record.events if event.step == "adopt"]})
         for event in record.events:

@@ -15,6 +15,7 @@
     ├── TemporaryError                   3   try again; the state in the cluster says where to go on
     │   ├── Unreachable                      no answer from the API, the registry or the endpoint
     │   │   └── ProtocolDiffers              the router that answers is of another version, which understands something else
+    │   ├── RouterFailed                     the release's router did not start; it is out again, and where it comes from is found out anew
     │   ├── Conflict                         somebody else wrote first, more often than we retried
     │   ├── ReleaseHeld                      another run is promoting this model
     │   ├── ReleaseLeft                      the surroundings stopped it; the same command goes on where it stood
@@ -90,6 +91,10 @@ class Unreachable(TemporaryError):
 
 class ProtocolDiffers(Unreachable):
     """The router that answers is of another version of the library and does not understand this one."""
+
+
+class RouterFailed(TemporaryError):
+    """The release's router did not start: it is taken out again, the version stays, and the same command looks anew where a router can be had."""
 
 
 class Conflict(TemporaryError):

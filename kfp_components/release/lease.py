@@ -58,6 +58,11 @@ class Lease:
         """Whether this process holds it, as far as it can know: nobody may take it before ``lease_s`` have passed since the last renewal."""
         return self._written is not None and self._clock.monotonic() - self._renewed_s < self.lease_s
 
+    @property
+    def taken(self) -> bool:
+        """Whether this process has taken it and not given it up: what `keep` is for."""
+        return self._written is not None
+
     def acquire(self, on_wait: Callable[[str], None] = lambda _message: None) -> None:
         """Take the Lease: at once when it is free, ours, parked by the same run, or its process on this host is dead.
 

@@ -15,7 +15,7 @@ from kfp_components import errors, names, phases
 from kfp_components.phases import Phase
 from kfp_components.request import PromoteRequest, parse_stored
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of the records that this library writes. 1 had no such field, kept timeline and judge in the record, and ended in a phase `inconclusive`; in 2 the
 router stood on the public route for good, and every application and route was named after its model and version."""
 
@@ -179,7 +179,9 @@ class Release(BaseModel):
     stable_application: str | None = Field(None, description="name of its application; None: {model}-{version}")
     route_implied: bool = Field(False, description="stable's application stood at / without saying so")
     adoption: Adoption | None = Field(None, description="what was there before the first release, once it was adopted")
-    router_env: dict[str, Any] = Field({}, description="runtime_env of its router: where that comes from, found out when it began")
+    router_env: dict[str, Any] | None = Field(
+        {}, description="runtime_env of its router, found out when it began; None: found out again at the deploy"
+    )
     request: dict[str, Any]
     request_digest: str
     phase: Phase = "prepared"
@@ -301,7 +303,7 @@ def parse(raw: Mapping[str, Any]) -> Release:
     version = raw.get("schema_version", 1)
     if version == 1:
         return Release.model_validate(_of_schema_1(raw))
-    if version == 2:
+    if version in (2, 3):
         return Release.model_validate({**raw, "schema_version": SCHEMA_VERSION})
     try:
         return Release.model_validate(raw)

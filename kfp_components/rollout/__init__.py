@@ -14,7 +14,7 @@ A release that runs is steered from any other process, `open_rollback` connects 
 """
 
 from kfp_components.release import Release, ReleaseStore, Watcher
-from kfp_components.rollout.adopt import Asked, adopt_model, adoptable, adopted, adoption_of, plan_adoption, undo_adoption
+from kfp_components.rollout.adopt import Asked, adopt_model, adoptable, adopted, adoption_of, plan_adoption, plan_undo, undo_adoption
 from kfp_components.rollout.begin import register_model
 from kfp_components.rollout.canary import canary_step, judge_canary, shift_traffic
 from kfp_components.rollout.command import abort_release, approve_release, pause_release, resume_release
@@ -86,6 +86,7 @@ __all__ = [
     "pause_release",
     "plan",
     "plan_adoption",
+    "plan_undo",
     "promote_model",
     "promote_with_canary",
     "read_status",

@@ -198,22 +198,34 @@ def adopt_model(run: Run) -> Release:
     return journal.current(run)
 
 
-def undo_adoption(run: Run) -> Release:
-    """Take away what the adoption made; what serves the model by now goes on. Only the record of it, Events and registered versions stay.
+def plan_undo(run: Run) -> list[str]:
+    """What would be taken away, in sentences. Reads only; raises as `undo_adoption`."""
+    _, adoption = _undoable(run)
+    names_before = [] if adoption.aliases is None else [f"registry alias {name} -> {adoption.aliases.get(name) or 'none'}" for name in ALIASES]
+    return [*map(str, _made(run, adoption)), *names_before]
 
-    Raises `NotFound` when the model was not adopted, `ReleaseHeld` while a release is unfinished or an old version is kept. ``run`` is of
-    `open_rollback`.
-    """
+
+def _undoable(run: Run) -> tuple[Release, Adoption]:
+    """The record and what it says of the adoption. Raises `NotFound`, `ReleaseHeld`."""
     record = journal.read(run)
     run.address = record.address
-    adoption = record.adoption
-    if adoption is None:
+    if record.adoption is None:
         raise errors.NotFound(f"model {record.namespace}/{record.model}: it was not adopted; there is nothing to undo")
     if record.open:
         raise errors.ReleaseHeld(
             f"{run.store.ref}: the release of {record.candidate_version} is {record.phase.replace('_', ' ')}"
             f"{' and its old version is kept' if record.previous else ''}; end it first (`kfp-serving status`, `tidy`, `rollback`)"
         )
+    return record, record.adoption
+
+
+def undo_adoption(run: Run) -> Release:
+    """Take away what the adoption made; what serves the model by now goes on. Only the record of it, Events and registered versions stay.
+
+    Raises `NotFound` when the model was not adopted, `ReleaseHeld` while a release is unfinished or an old version is kept. ``run`` is of
+    `open_rollback`.
+    """
+    record, adoption = _undoable(run)
     run.persist(run.lease.acquire)
     try:
         if journal.read_record(run).epoch != record.epoch:  # nothing carries an epoch here, so it is looked at before anything goes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from kfp_components import errors, names
 from kfp_components.clock import rfc3339
@@ -32,6 +32,7 @@ class Fields(TypedDict, total=False):
     previous: Previous | None
     names_before: NamesBefore | None
     made: list[str]
+    router_env: dict[str, Any] | None
     stub_uid: str | None
 
 

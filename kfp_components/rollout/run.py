@@ -105,10 +105,11 @@ class Run:
         return min(max(1.0, self.request.options.judge.tick_s), self.request.options.lease_s / 4)
 
     def pause(self, seconds: float) -> None:
-        """Wait, and keep the Lease meanwhile. Raises as `keep`."""
+        """Wait, and keep the Lease meanwhile where this run has it (who only looks has none). Raises as `keep`."""
         end = self.clock.monotonic() + seconds
         while True:
-            self.keep()
+            if self.lease.taken:
+                self.keep()
             left_s = end - self.clock.monotonic()
             if left_s <= 0:
                 return

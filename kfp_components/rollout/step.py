@@ -120,7 +120,7 @@ def own(run: Run, record: Release) -> None:
     """From now on this run writes with the epoch of the record, and is patient with the surroundings."""
     run.patience.seconds = PATIENCE_S
     run.address = record.address
-    run.record, run.epoch, run.router.epoch, run.router.runtime_env = record, record.epoch, record.epoch, record.router_env
+    run.record, run.epoch, run.router.epoch, run.router.runtime_env = record, record.epoch, record.epoch, record.router_env or {}
 
 
 def put_down(run: Run) -> None:

@@ -15,6 +15,7 @@ Each version has a bulkhead: so many requests in flight, and one more is answere
 from __future__ import annotations
 
 import random
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -28,6 +29,9 @@ from kfp_components.router.headers import ROUTER_HEADER, VERSION_HEADER, header
 from kfp_components.router.upstream import Arrived, Upstream
 
 DISTRIBUTION = "kfp-serving-components"
+OLDEST_PYTHON = (3, 10)
+"""That of Ray 2.60's images; as a zip the router comes to any. The rest of the library needs 3.11."""
+
 OWN_PAGES = "/-/"
 IN_FLIGHT_PER_VERSION = 1000
 OWN_REQUESTS = 200
@@ -175,6 +179,8 @@ def build(args: dict[str, Any]) -> serve.Application:
     ValueError for anything else. It is one replica: each would count, and lease the weight, for itself.
     """
     model, serve_url, limit = _checked(args)
+    if sys.version_info < OLDEST_PYTHON:
+        raise RuntimeError(f"router: it needs Python {'.'.join(map(str, OLDEST_PYTHON))} or later, this Ray has {sys.version.split()[0]}")
     deployment = serve.deployment(
         name="Router",
         num_replicas=1,

@@ -148,7 +148,7 @@ def _below(path: str, prefix: str) -> str | None:
     """What follows ``prefix`` in ``path``, segment by segment, however it is percent-encoded; None when it is not below it."""
     wanted = prefix.split("/")
     found = path.split("/", len(wanted))
-    if len(found) < len(wanted) or any(unquote(one) != other for one, other in zip(found, wanted, strict=False)):
+    if len(found) < len(wanted) or any(unquote(one) != other for one, other in zip(found, wanted)):
         return None
     return f"/{found[-1]}" if len(found) > len(wanted) else ""
 

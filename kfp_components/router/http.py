@@ -35,7 +35,7 @@ async def forward(
     except (asyncio.CancelledError, bodies.ClientGone):
         counting.gone()
         raise
-    except (TimeoutError, aiohttp.ClientError) as error:
+    except (asyncio.TimeoutError, aiohttp.ClientError) as error:
         if body.gone:
             counting.gone()
             raise
@@ -51,8 +51,8 @@ async def forward(
 
 def _failed(error: Exception, version: str, timeout_s: float | None) -> tuple[int, str, str]:
     """Status, class of the failure, and what is told."""
-    if isinstance(error, TimeoutError) and timeout_s is not None:
+    if isinstance(error, asyncio.TimeoutError) and timeout_s is not None:
         return 504, "timeout", f"version {version} gave no answer in {timeout_s:g} s"
-    if isinstance(error, TimeoutError):
+    if isinstance(error, asyncio.TimeoutError):
         return 504, "timeout", f"version {version} cannot be connected to"
     return 502, "connect", f"version {version}: {type(error).__name__}: {error}"

@@ -94,6 +94,6 @@ class _Page:
             timeout = aiohttp.ClientTimeout(total=PAGE_TIMEOUT_S)
             async with self._session().get(self._url, timeout=timeout, allow_redirects=False) as answer:
                 found: Any = await answer.json(content_type=None) if answer.status == 200 else None
-        except (aiohttp.ClientError, TimeoutError, ValueError):
+        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError):
             return None
         return found if isinstance(found, dict) else None

@@ -35,7 +35,7 @@ class Handshake:
     status: int = 0
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     body: bytes = b""
-    socket: aiohttp.ClientWebSocketResponse | None = None
+    socket: aiohttp.ClientWebSocketResponse[Any] | None = None
 
     def close(self) -> None:
         """A refused one holds nothing."""
@@ -62,9 +62,8 @@ async def forward(
     """One connection, from its handshake to its end. It is counted once, then; as its time that of the handshake: the rest is up to the client."""
     try:
         await receive()  # websocket.connect
-        async with asyncio.timeout(timeout_s):
-            handshake, route = await _connect(upstream, arrived, backend)
-    except TimeoutError:
+        handshake, route = await asyncio.wait_for(_connect(upstream, arrived, backend), timeout_s)
+    except asyncio.TimeoutError:
         counting.done(504, "timeout")
         told = f"version {backend.version} did not accept a WebSocket in {timeout_s or 0.0:g} s"
         await answers.answer(arrived.scope, send, 504, {"error": told}, backend.version)

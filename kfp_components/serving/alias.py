@@ -41,7 +41,10 @@ def is_unlabelled(model: str, service: Mapping[str, Any] | None) -> bool:
 def without_label(model: str, namespace: str, target: str, found: Mapping[str, Any]) -> dict[str, Any]:
     """What takes the label off again that was put on somebody's Service."""
     wanted = manifest(model, namespace, target, found)
-    wanted["metadata"].get("labels", {}).pop(names.ISVC_LABEL, None)
+    labels = wanted["metadata"].pop("labels", {})
+    labels.pop(names.ISVC_LABEL, None)
+    if labels:  # an empty mapping would make us the owner of all that may come into it
+        wanted["metadata"]["labels"] = labels
     return wanted
 
 

@@ -3,14 +3,15 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pytest
 import test_adoption
+import urllib3
 import yaml
+from kubernetes import client, config, watch
 from patience import seconds, until
 from test_adoption import APPLICATIONS, LABELLED, MODELS, OWNERS, SHARED, Everybody, adopt, aliases, assert_only_applications_differ, pid, text_of
 from world import NAMESPACE, RAYSERVICE, Clients, command, record_of, tiny, write
@@ -90,9 +91,9 @@ class Flux:
 class Recorder:
     """Every state of the RayService that the API tells of while a block runs."""
 
-    def __init__(self, cluster: KubernetesCluster) -> None:
+    def __init__(self) -> None:
         self.states: list[Manifest] = []
-        self._cluster, self._over = cluster, False
+        self._watch, self._over = watch.Watch(), False
 
     def __enter__(self) -> "Recorder":
         threading.Thread(target=self._listen, daemon=True).start()
@@ -103,11 +104,15 @@ class Recorder:
         self._over = True  # seen at the next change, or when the API is gone
 
     def _listen(self) -> None:
-        with suppress(errors.Unreachable):
-            for state in self._cluster.watch(SHARED, timeout_s=seconds(600)):
-                if self._over or state is None:
+        api = client.CustomObjectsApi(config.new_client_from_config())
+        asked = {"timeout_seconds": int(seconds(600)), "field_selector": f"metadata.name={RAYSERVICE}"}
+        try:
+            for event in self._watch.stream(api.list_namespaced_custom_object, "ray.io", "v1", NAMESPACE, "rayservices", **asked):
+                if self._over:
                     return
-                self.states.append(state)
+                self.states.append(event["object"])
+        except urllib3.exceptions.HTTPError:
+            assert self._over
 
     def up_to(self, state: Manifest) -> list[Manifest]:
         """All until this one was seen."""
@@ -185,7 +190,7 @@ def test_a_whole_release_each_way_while_flux_applies_what_stands_in_git(
         assert text_of(cluster) == OWNERS and ownership.of(left).mode == "yielded"
         assert {manager for manager, _ in ownership.writers(left)} == {names.MANAGER}
 
-        with Recorder(cluster) as recorder:
+        with Recorder() as recorder:
             rollout.promote_with_canary(rollout.open_run(tiny("llm", "v2"), cluster, watch=flux.watch))
             assert {"registered", "deployed", "smoked", "canary", "promoting"} <= set(flux.seen), flux.seen
             assert flux.seen["canary"] >= 2 * IN_CANARY, flux.seen
@@ -233,7 +238,7 @@ def test_in_commit_mode_a_version_comes_in_by_commits_and_nothing_of_fluxs_is_wr
     flux.wait()
     before, pids = {ref: got(cluster, ref) for ref in refs}, {model: pid(cluster, model) for model in MODELS}
     request = write(tiny("llm", "v2"), tmp_path / "request.yaml")
-    with Everybody(users_of, WATCHED) as everybody, Recorder(cluster) as recorder:
+    with Everybody(users_of, WATCHED) as everybody, Recorder() as recorder:
         adopt("llm", "--route", MODELS["llm"])
         refused = command("promote", request)
         assert refused.returncode == 2 and f"it is managed by Flux ({FLUX} applies spec.serveConfigV2)" in refused.stderr, refused.stderr

@@ -36,6 +36,7 @@ class Behaviour:
     (1, 2, ...), None in its place: no answer, the client gives up; no ``answer`` at all: always 200. ``smoke`` is the body that requests get."""
 
     status: str = "RUNNING"
+    message: str = "told by the test"
     starts_after_s: float = 0.0
     answer: Callable[[int], int | None] | None = None
     smoke: dict[str, Any] = field(default_factory=lambda: {"ok": True})
@@ -141,7 +142,7 @@ class Serve:
         self.cluster.apply(body, manager=OPERATOR, force=True, subresource="status")
 
     def _status(self, rayservice: Manifest) -> dict[str, Any]:
-        statuses = {name: {"status": self.status(name), "message": "told by the test"} for name in self._applications}
+        statuses = {name: {"status": self.status(name), "message": self.behaviour(name).message} for name in self._applications}
         return {"observedGeneration": rayservice["metadata"]["generation"], "activeServiceStatus": {"applicationStatuses": statuses}}
 
     @property

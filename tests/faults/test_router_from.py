@@ -119,14 +119,46 @@ def test_a_killed_release_goes_on_with_the_choice_that_it_began_with() -> None:
     assert record.phase == "promoted" and seen and all(found == FROM_THE_FILE for found in seen)
 
 
+def fails_to_start(world: World, words: str) -> Any:
+    """The outcome of a release whose router does not."""
+    found = world.serve.behaviour(ROUTER)
+    found.status, found.message = "DEPLOY_FAILED", words
+    process = world.process()
+    return process.outcome(lambda: process.promote(asked()))
+
+
+def test_a_router_that_does_not_start_is_no_fault_of_the_version_and_is_looked_for_anew() -> None:
+    world = served(IN_THE_IMAGE)
+    end = fails_to_start(world, "No module named 'kfp_components'")
+    assert end.exit_code == 3 and names.ROUTER_FROM in end.words and "The same command goes on" in end.words, str(end)
+    applications = rayservice.applications(world.text())
+    assert ROUTER not in applications and f"{MODEL}-v2" in applications and world.users_get() == ("v1",)
+    assert world.record().router_env is None and world.record().phase == "registered"
+    allow(world, "image")
+    world.serve.behaviour(ROUTER).status = "RUNNING"
+    world.clock.sleep(60)
+    record = world.promote(asked())
+    assert record.phase == "promoted" and record.router_env == {} and not world.serve.lost
+    told = [event.message for event in record.events if event.step == "router"]
+    assert [words[:30] for words in told] == [f"the router comes from {IN_THE_IMAGE}"[:30], told[1][:30], "the router comes from the Ray image"[:30]]
+
+
+def test_a_router_that_did_not_start_goes_with_the_version_that_is_given_up() -> None:
+    world = served("image")
+    before = world.text()
+    assert fails_to_start(world, "runtime_env").exit_code == 3
+    assert rollout.roll_back(world.process().open_rollback(asked())).phase == "rolled_back"
+    assert world.text() == before and world.users_get() == ("v1",)
+
+
 def test_a_record_of_before_has_its_router_from_the_image() -> None:
-    """And an older library ignores the field: it writes the router as it did, which a Ray image without the library does not start."""
+    """An older library refuses a record that has the field: it would lose it."""
     world = served(IN_THE_IMAGE)
     rollout.register_model(world.process().open(asked()))
     raw = world.record().model_dump(mode="json")
     assert parse(raw).router_env == FROM_THE_FILE
     del raw["router_env"]
-    assert parse(raw).router_env == {} and parse(raw).schema_version == raw["schema_version"]
+    assert parse({**raw, "schema_version": 3}).router_env == {} and parse({**raw, "schema_version": 3}).schema_version == raw["schema_version"] == 4
 
 
 def another(protocol: int) -> Any:

@@ -74,6 +74,7 @@ def test_steps_and_the_components_that_wrap_them_have_one_name() -> None:
         "deploy_model",
         "plan",
         "plan_adoption",
+        "plan_undo",
         "promote_with_canary",
         "smoke_cases",
         "undo_adoption",  # of the component adopt_model

@@ -20,7 +20,7 @@ STEPS = {
 }
 WHOLE = {"promote_with_canary", "deploy_model", "roll_back", "finish_release", "tidy_release", "adopt_model", "undo_adoption"}
 COMMANDS = {"abort_release", "pause_release", "resume_release", "approve_release"}
-READING = {"open_run", "open_rollback", "plan", "read_status", "smoke_cases", "adoption_of", "adoptable", "adopted", "plan_adoption"}
+READING = {"open_run", "open_rollback", "plan", "read_status", "smoke_cases", "adoption_of", "adoptable", "adopted", "plan_adoption", "plan_undo"}
 GITOPS = {"yield_field", "undo_yield", "export", "patch_files"}
 VALUES = {"Asked", "Release", "ReleaseStore", "Run", "Status", "Watcher", "Exported", "HandOver"}
 

@@ -251,7 +251,7 @@ def test_points_are_short_and_what_they_lack_stays_missing() -> None:
 def test_a_record_of_schema_1_goes_on_and_keeps_what_it_measured(world: World) -> None:
     world.put(SCHEMA_1)
     found = world.loaded()
-    assert (found.schema_version, found.epoch, found.phase, found.step_index) == (3, 0, "canary", 1)
+    assert (found.schema_version, found.epoch, found.phase, found.step_index) == (4, 0, "canary", 1)
     assert found.judge == JudgeState(state={"rates": {}}, cursor={"r1": {"v1": {"requests": 3}}}, step=1)
     assert found.past == [PastRelease(candidate_version="v1", finished_unix_s=1_780_000_000.0, sentence="too few requests")]
     assert found.timeline[0].requests == {"stable": 9, "candidate": 1} and found.timeline[0].disconnects == {}
@@ -259,7 +259,7 @@ def test_a_record_of_schema_1_goes_on_and_keeps_what_it_measured(world: World) -
     store.take_over("me")
     store.update(to("held"), epoch=1)
     stored = json.loads(world.text())
-    assert stored["schema_version"] == 3 and "timeline" not in stored and "judge" not in stored
+    assert stored["schema_version"] == 4 and "timeline" not in stored and "judge" not in stored
     assert world.loaded().judge == found.judge and world.loaded().timeline == found.timeline
 
 
@@ -274,20 +274,20 @@ def test_an_inconclusive_record_of_schema_1_is_rolled_back_for_that(world: World
 
 
 def test_a_record_of_a_newer_schema_is_read_where_it_can_be_and_never_written(world: World) -> None:
-    newer = {**json.loads(release(phase="canary").model_dump_json()), "schema_version": 4, "novelty": {"a": 1}}
+    newer = {**json.loads(release(phase="canary").model_dump_json()), "schema_version": 5, "novelty": {"a": 1}}
     world.put(newer)
     before = world.text()
-    assert world.loaded().schema_version == 4 and world.loaded().phase == "canary"
+    assert world.loaded().schema_version == 5 and world.loaded().phase == "canary"
     store = world.store()
     for write in (lambda: store.update(to("held"), epoch=9), lambda: store.take_over("me"), lambda: store.start(release())):
-        with pytest.raises(errors.RecordTooNew, match=r"model default/bge: .* schema version 4, this library writes 3"):
+        with pytest.raises(errors.RecordTooNew, match=r"model default/bge: .* schema version 5, this library writes 4"):
             write()
     assert world.text() == before
 
 
 def test_a_newer_record_that_cannot_be_understood_and_one_that_is_none_say_so(world: World) -> None:
-    world.put({**SCHEMA_1, "schema_version": 4, "phase": "waiting for the moon"})
-    with pytest.raises(errors.RecordTooNew, match="schema version 4"):
+    world.put({**SCHEMA_1, "schema_version": 5, "phase": "waiting for the moon"})
+    with pytest.raises(errors.RecordTooNew, match="schema version 5"):
         world.store().load()
     for text in ("[]", "{}", "no", json.dumps({**SCHEMA_1, "phase": "strange"})):
         world.cluster.patch(RECORD, {"data": {"release.json": text}}, manager="me")

@@ -28,6 +28,7 @@ EXIT_CODES = {
     "TemporaryError": 3,
     "Unreachable": 3,
     "ProtocolDiffers": 3,
+    "RouterFailed": 3,
     "Conflict": 3,
     "ReleaseHeld": 3,
     "ReleaseLeft": 3,
