@@ -1,9 +1,12 @@
 """Adoption: people who serve a model already go on serving it, and it can be released from then on."""
 
+import json
+import sys
+
 import pytest
 from memory_world import MODEL, NAMESPACE, OTHERS, RAYSERVICE, Chosen, World, asked
 
-from kfp_components import errors, names, rollout
+from kfp_components import cli, errors, names, rollout
 from kfp_components.cluster import Manifest, Ref
 from kfp_components.cluster.faults import Killed, Record
 from kfp_components.cluster.memory import MemoryCluster
@@ -456,3 +459,64 @@ def test_an_undo_takes_the_alias_away_that_the_adoption_made() -> None:
     assert world.cluster.get(ALIAS) is not None
     rollout.undo_adoption(world.process().open_rollback(TARGET))
     assert world.cluster.get(ALIAS) is None and world.cluster.get(STUB) is None and world.text() == OWNERS
+
+
+def adopt_command(world: World, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """``kfp-serving adopt``, on the world's cluster."""
+    common = {"clock": world.clock, "registry": world.registry}
+    opened, back = rollout.open_run, rollout.open_rollback
+    monkeypatch.setattr(cli, "_cluster", lambda _kubeconfig: world.cluster)
+    with monkeypatch.context() as ours:
+        ours.setattr(rollout, "open_run", lambda request, _cluster: opened(request, world.cluster, **common))
+        ours.setattr(rollout, "open_rollback", lambda target, _cluster: back(target, world.cluster, **common))
+        ours.setattr(sys, "argv", ["kfp-serving", "adopt", *words, "-n", NAMESPACE, "--rayservice", RAYSERVICE])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return int(ended.value.code or 0)
+
+
+def everything(world: World) -> dict[str, object]:
+    kinds = ("RayService", "Service", "InferenceService", "ConfigMap", "Lease", "Event")
+    return {kind: world.cluster.list(kind, NAMESPACE) for kind in kinds} | {"aliases": world.registry.aliases(f"{NAMESPACE}.{MODEL}")}
+
+
+def test_a_dry_undo_tells_what_would_go_and_touches_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    world = brownfield()
+    world.process().adopt(TARGET, Asked())
+    before = everything(world)
+    assert adopt_command(world, monkeypatch, MODEL, "--undo", "--dry-run") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"delete InferenceService {NAMESPACE}/{MODEL}" in told and "registry alias champion -> none" in told
+    assert adopt_command(world, monkeypatch, MODEL, "--undo", "--version", "v7") == 2
+    assert "--version is not for --undo" in capsys.readouterr().err and everything(world) == before
+    assert adopt_command(world, monkeypatch, MODEL, "--undo", "--dry-run", "--json") == 0
+    assert f"InferenceService {NAMESPACE}/{MODEL}" in str(json.loads(capsys.readouterr().out)["changes"])
+    assert adopt_command(world, monkeypatch, MODEL, "--undo") == 0 and world.cluster.get(STUB) is None
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_what_is_in_the_way_of_one_is_in_the_way_of_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dry: tuple[str, ...]
+) -> None:
+    world = brownfield()
+    spec = {"type": "ClusterIP", "ports": [{"port": 80}]}
+    body = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "whisper-predictor", "namespace": NAMESPACE}, "spec": spec}
+    world.cluster.apply(body, manager="somebody")
+    before = everything(world)
+    assert adopt_command(world, monkeypatch, "--all", *dry) == 2
+    told = capsys.readouterr().err
+    assert f"Service {NAMESPACE}/whisper-predictor" in told and "by name" in told and everything(world) == before
+    assert adopt_command(world, monkeypatch, MODEL) == 0
+
+
+def test_the_owners_service_is_his_again_after_two_adoptions() -> None:
+    world = brownfield()
+    before = world.cluster.get(ALIAS)
+    assert before is not None
+    for _ in range(2):
+        world.process().adopt(TARGET, Asked())
+        rollout.undo_adoption(world.process().open_rollback(TARGET))
+        after = world.cluster.get(ALIAS)
+        assert after is not None and after["metadata"].get("labels") == before["metadata"].get("labels") and after["spec"] == before["spec"]
+        ours = [entry["fieldsV1"] for entry in after["metadata"]["managedFields"] if entry["manager"] == names.MANAGER]
+        assert not any("f:labels" in str(fields) for fields in ours), ours

@@ -85,6 +85,19 @@ def test_a_rollback_of_a_promotion_whose_router_is_gone_is_one_write(world: Worl
     assert seen[0] == 1 and world.text() == live() and not world.serve.lost
 
 
+def test_a_rollback_of_what_is_finished_waits_for_serve_without_a_lease_of_its_own(world: World) -> None:
+    assert world.promote(asked()).phase == "promoted"
+    away, answer = [b"the proxy restarts"], world.serve.answer
+
+    def once(method: str, path: str, headers: Any) -> Any:
+        return (503, {}, away.pop()) if path == "/-/routes" and away else answer(method, path, headers)
+
+    world.serve.answer = once  # type: ignore[method-assign]
+    world.clock.sleep(600)
+    assert world.process().roll_back(asked()).phase == "promoted" and not away
+    assert world.cluster.get(Ref("Lease", names.release(MODEL), NAMESPACE)) is None
+
+
 def test_a_router_that_still_answers_something_stays_and_is_tidied_up_later(world: World) -> None:
     world.serve.in_flight = 1
     record = world.promote(asked())
