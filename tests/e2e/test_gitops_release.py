@@ -1,5 +1,6 @@
 """GitOps beside whole releases on real Ray: Flux applies what stands in git over and over, for certain between any two steps of a release."""
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -104,7 +105,7 @@ class Recorder:
         self._over = True  # seen at the next change, or when the API is gone
 
     def _listen(self) -> None:
-        api = client.CustomObjectsApi(config.new_client_from_config())
+        api = client.CustomObjectsApi(config.new_client_from_config(os.environ["KUBECONFIG"]))
         asked = {"timeout_seconds": int(seconds(600)), "field_selector": f"metadata.name={RAYSERVICE}"}
         try:
             for event in self._watch.stream(api.list_namespaced_custom_object, "ray.io", "v1", NAMESPACE, "rayservices", **asked):
