@@ -708,17 +708,30 @@ def without_item(text: str, sequence: Node, index: int) -> str:
 def _not_swallowed(text: str, at: int, before: Node, indent: int) -> str:
     """With the comments below the line of ``at`` no deeper than ``indent``, when a literal or folded text before would take them for its own.
 
-    A text that keeps its blank lines would take more of them too; they go.
+    It takes what is as deep as its lines, up to a comment that is not. One that keeps its blank lines would take more of them too; they go.
     """
     *_, last = before.walk()
     below = rest_of_line(text, at)
     if last.style not in ("|", ">") or below is None:
         return text
-    lead, found = text[:below], re.compile(r"(?:[ ]*(?:#[^\r\n]*)?(?:\r\n|\n|\r))*").match(text, below)
+    lead, found = text[:below], re.compile(r"(?:[ ]*(?:#[^\r\n]*)?(?:\r\n|\n|\r|\Z))*").match(text, below)
     between = found[0].splitlines(True) if found else []
-    keeps = "+" in _header(text[last.start : last.end])
-    shallow = [line[max(len(line) - len(line.lstrip(" ")) - indent, 0) :] if line.strip() else line for line in between]
-    if keeps:
-        while shallow and not shallow[0].strip():
-            shallow.pop(0)
+    comment = next((index for index, line in enumerate(between) if line.strip()), len(between))
+    margins = [len(line) - len(line.lstrip(" ")) for line in between]
+    deep = _text_column(text, last, before, indent)
+    shallow = between
+    if any(margin >= deep + (index < comment) for index, margin in enumerate(margins[: comment + 1])):
+        shallow = [line[max(margin - indent, 0) :] for line, margin in zip(between, margins, strict=True)]
+    if "+" in _header(text[last.start : last.end]):
+        shallow = shallow[comment:]
     return lead + "".join(shallow) + text[below + len("".join(between)) :]
+
+
+def _text_column(text: str, node: Node, within: Node, outer: int) -> int:
+    """The column from which on lines belong to a literal or folded text, the last value ``within`` what stands at ``outer``."""
+    parents = (other for other in within.walk() if other.block and node in (*other.items, *(value for _, value in other.pairs)))
+    outer = next((column(text, parent.first) for parent in parents), outer)
+    header, *written = BREAK.split(text[node.start : node.end])
+    said = re.search("[1-9]", _header(header))
+    margins = (len(line) - len(line.lstrip(" ")) for line in written if line.strip(" "))
+    return outer + int(said[0]) if said else next(margins, outer + 1)
