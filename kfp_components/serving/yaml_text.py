@@ -45,6 +45,9 @@ BETWEEN = re.compile(r"(?:\s|#[^\r\n]*)*")
 PROPERTIES = re.compile(rf"(?:(?:!<[^>\s]*>|[&!][^\s,\[\]{{}}]*){BETWEEN.pattern}){{0,2}}")
 """An anchor and a tag, with what stands between them and the value."""
 
+SURROGATES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+"""One character of JSON's, escaped in two halves."""
+
 BLOCK_OF_ONE_LINE = re.compile(r"[|>][-+0-9]*[ \t]*(?:#[^\r\n]*)?(?:\r\n|\n|\r)[ ]*(?P<text>[^\r\n]+)")
 YAML_TAG = "tag:yaml.org,2002:"
 MERGE, TEXT = f"{YAML_TAG}merge", f"{YAML_TAG}str"
@@ -214,6 +217,8 @@ class _Reader:
         value = self.yaml.constructor.construct_object(ScalarNode(tag, event.value, event.start_mark, event.end_mark)) if known else event.value
         if not (value is None or isinstance(value, str | int | float)):
             value = str(value)
+        if isinstance(value, str):
+            value = SURROGATES.sub(lambda found: found[0].encode("utf-16", "surrogatepass").decode("utf-16"), value)
         return Node("scalar", start, end, value, event.style, tag, event.anchor)
 
     def _sequence(self, node: Node) -> None:
@@ -545,7 +550,10 @@ def replaced(text: str, parent: Node, node: Node, new: Any, indents: Indents) ->
         if isinstance(new, str) and (at := _value_at(text, node)) is not None:
             plain = (PATH_IN_FLOW if parent.flow else PATH).fullmatch(new)
             if node.style in (None, "'", '"'):
-                return text[:at] + (new if plain and node.style is None else scalar(new, node.style)) + text[node.end :]
+                told = new if plain and node.style is None else scalar(new, node.style)
+                if text.startswith('"\\/', at):  # whose JSON escapes slashes, escapes them all
+                    told = told.replace("/", "\\/")
+                return text[:at] + told + text[node.end :]
             if plain:
                 return text[:at] + new + text[node.end :]
         flow = flow_of(text, node if node.flow and (node.items or node.pairs) else parent) if parent.flow or node.flow else Flow()

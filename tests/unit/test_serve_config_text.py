@@ -91,6 +91,7 @@ FORMS = {
     ),
     "a plain text of several lines": "applications:\n  - name: a\n    args:\n      prompt: one\n        two\n\n        three  # end\n  - name: b\n",
     "a quoted text of several lines": "applications:\n  - name: a\n    args: {prompt: \"one\n\n      two \\\n      three\", other: 'x\n      y'}\n  - name: b\n",
+    "JSON with escapes": '{"applications": [{"name": "a", "route_prefix": "\\/a\\/b", "args": {"\\u043c": "\\u043c\\/"}}]}',
     "Unicode": "# größe\napplications:\n  - name: modèle\n    route_prefix: /模型\n    args: {emoji: \"🙂\", nbsp: 'a\u00a0b'}\n  - name: b\n",
     "a byte order mark": "\ufeffapplications:\n  - name: a\n    import_path: m:a\n  - name: b\n",
     "a byte order mark and nothing else": "\ufeff",
@@ -395,6 +396,18 @@ def test_an_anchor_that_is_used_elsewhere_is_not_removed() -> None:
     assert rayservice.applications(rayservice.with_application(ANCHORS, {"name": "b", "runtime_env": {"pip": ["y"]}}))["b"]["runtime_env"] == {
         "pip": ["y"]
     }
+
+
+def test_characters_that_are_escaped_in_halves_stay_so() -> None:
+    """As JSON has them; the operator's parser takes none of them."""
+    args = r'{"\ud83d\ude42": ["\ud83d\ude42 \u043c", "\ud83d"]}'
+    text = f'{{"applications": [{{"name": "a", "route_prefix": "/a", "args": {args}}}]}}'
+    moved = rayservice.with_route(text, "a", "/b")
+    assert moved == text.replace("/a", "/b") and rayservice.applications(text)["a"]["args"] == json.loads(args)
+    assert (
+        args in rayservice.with_application(text, NEW)
+        and rayservice.without_application(rayservice.with_application(text, NEW), "whisper-v2") == text
+    )
 
 
 @pytest.mark.parametrize("behind", ["- {name: b, args: {x: *r}}\n", "x-shared: *r\n"])
