@@ -42,7 +42,7 @@ ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 BREAK = re.compile(r"\r\n|\n|\r")
 REST_OF_LINE = re.compile(r"[ \t]*(?:#[^\r\n]*)?(?:\r\n|\n|\r|\Z)")
 BETWEEN = re.compile(r"(?:\s|#[^\r\n]*)*")
-PROPERTIES = re.compile(rf"(?:(?:!<[^>\s]*>|[&!][^\s,\[\]{{}}]*){BETWEEN.pattern}){{0,2}}")
+PROPERTIES = re.compile(rf"(?:(?P<last>!<[^>\s]*>|[&!][^\s,\[\]{{}}]*){BETWEEN.pattern}){{0,2}}")
 """An anchor and a tag, with what stands between them and the value."""
 
 SURROGATES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
