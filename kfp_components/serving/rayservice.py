@@ -461,7 +461,8 @@ def _removed(found: _Configuration, index: int) -> str:
     text = yaml_text.without_item(text, listed, 0)
     behind = value.colon or 0
     if value.start < listed.first:  # its anchor or tag
-        behind = value.start + len(text[value.start : listed.first].split("#")[0].rstrip())
+        properties = yaml_text.PROPERTIES.match(text, value.start, listed.first)
+        behind = properties.end("last") if properties else behind
     empty = f" {was}" if said else " []"
     return text if was == "empty" else text[:behind] + empty + text[behind:]
 

@@ -42,8 +42,11 @@ ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 BREAK = re.compile(r"\r\n|\n|\r")
 REST_OF_LINE = re.compile(r"[ \t]*(?:#[^\r\n]*)?(?:\r\n|\n|\r|\Z)")
 BETWEEN = re.compile(r"(?:\s|#[^\r\n]*)*")
-PROPERTIES = re.compile(rf"(?:(?:!<[^>\s]*>|[&!][^\s,\[\]{{}}]*){BETWEEN.pattern}){{0,2}}")
+PROPERTIES = re.compile(rf"(?:(?P<last>!<[^>\s]*>|[&!][^\s,\[\]{{}}]*){BETWEEN.pattern}){{0,2}}")
 """An anchor and a tag, with what stands between them and the value."""
+
+SURROGATES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+"""One character of JSON's, escaped in two halves."""
 
 BLOCK_OF_ONE_LINE = re.compile(r"[|>][-+0-9]*[ \t]*(?:#[^\r\n]*)?(?:\r\n|\n|\r)[ ]*(?P<text>[^\r\n]+)")
 YAML_TAG = "tag:yaml.org,2002:"
@@ -214,6 +217,8 @@ class _Reader:
         value = self.yaml.constructor.construct_object(ScalarNode(tag, event.value, event.start_mark, event.end_mark)) if known else event.value
         if not (value is None or isinstance(value, str | int | float)):
             value = str(value)
+        if isinstance(value, str):
+            value = SURROGATES.sub(lambda found: found[0].encode("utf-16", "surrogatepass").decode("utf-16"), value)
         return Node("scalar", start, end, value, event.style, tag, event.anchor)
 
     def _sequence(self, node: Node) -> None:
@@ -545,7 +550,10 @@ def replaced(text: str, parent: Node, node: Node, new: Any, indents: Indents) ->
         if isinstance(new, str) and (at := _value_at(text, node)) is not None:
             plain = (PATH_IN_FLOW if parent.flow else PATH).fullmatch(new)
             if node.style in (None, "'", '"'):
-                return text[:at] + (new if plain and node.style is None else scalar(new, node.style)) + text[node.end :]
+                told = new if plain and node.style is None else scalar(new, node.style)
+                if text.startswith('"\\/', at):  # whose JSON escapes slashes, escapes them all
+                    told = told.replace("/", "\\/")
+                return text[:at] + told + text[node.end :]
             if plain:
                 return text[:at] + new + text[node.end :]
         flow = flow_of(text, node if node.flow and (node.items or node.pairs) else parent) if parent.flow or node.flow else Flow()
@@ -708,17 +716,30 @@ def without_item(text: str, sequence: Node, index: int) -> str:
 def _not_swallowed(text: str, at: int, before: Node, indent: int) -> str:
     """With the comments below the line of ``at`` no deeper than ``indent``, when a literal or folded text before would take them for its own.
 
-    A text that keeps its blank lines would take more of them too; they go.
+    It takes what is as deep as its lines, up to a comment that is not. One that keeps its blank lines would take more of them too; they go.
     """
     *_, last = before.walk()
     below = rest_of_line(text, at)
     if last.style not in ("|", ">") or below is None:
         return text
-    lead, found = text[:below], re.compile(r"(?:[ ]*(?:#[^\r\n]*)?(?:\r\n|\n|\r))*").match(text, below)
+    lead, found = text[:below], re.compile(r"(?:[ ]*(?:#[^\r\n]*)?(?:\r\n|\n|\r|\Z))*").match(text, below)
     between = found[0].splitlines(True) if found else []
-    keeps = "+" in _header(text[last.start : last.end])
-    shallow = [line[max(len(line) - len(line.lstrip(" ")) - indent, 0) :] if line.strip() else line for line in between]
-    if keeps:
-        while shallow and not shallow[0].strip():
-            shallow.pop(0)
+    comment = next((index for index, line in enumerate(between) if line.strip()), len(between))
+    margins = [len(line) - len(line.lstrip(" ")) for line in between]
+    deep = _text_column(text, last, before, indent)
+    shallow = between
+    if any(margin >= deep + (index < comment) for index, margin in enumerate(margins[: comment + 1])):
+        shallow = [line[max(margin - indent, 0) :] for line, margin in zip(between, margins, strict=True)]
+    if "+" in _header(text[last.start : last.end]):
+        shallow = shallow[comment:]
     return lead + "".join(shallow) + text[below + len("".join(between)) :]
+
+
+def _text_column(text: str, node: Node, within: Node, outer: int) -> int:
+    """The column from which on lines belong to a literal or folded text, the last value ``within`` what stands at ``outer``."""
+    parents = (other for other in within.walk() if other.block and node in (*other.items, *(value for _, value in other.pairs)))
+    outer = next((column(text, parent.first) for parent in parents), outer)
+    header, *written = BREAK.split(text[node.start : node.end])
+    said = re.search("[1-9]", _header(header))
+    margins = (len(line) - len(line.lstrip(" ")) for line in written if line.strip(" "))
+    return outer + int(said[0]) if said else next(margins, outer + 1)

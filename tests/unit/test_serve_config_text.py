@@ -79,6 +79,9 @@ FORMS = {
     "merge keys": "base: &base\n  import_path: m:x\n  args: {x: 1}\napplications:\n  - <<: *base\n    name: a\n  - name: b\n    <<: [*base]\n    args: {x: 2}\n",
     "an anchor on an entry": "applications:\n  - &a\n    name: a\n    import_path: m:a\n  - &b {name: b}\n",
     "an anchor on the list": "applications: &all  # all of them\n  - name: a\n    import_path: m:a\n",
+    "an anchor on the list, keys after": "applications: &all\n  - name: a\n    import_path: m:a\nlogging_config: {}\n",
+    "a tag on the list": "applications: !!seq\n- name: a\n",
+    "an anchor and a tag on the list": "applications: &x1 # all\n  # of\n  !!seq  # them\n  # here\n  - name: a\n\n# tail\nlogging_config: {}\n",
     "tags": "applications: !!seq\n  - !!map\n    name: !!str a\n    args: !custom {x: !!int '1'}\n  - name: b\n",
     "anchors and tags on routes": "applications:\n  - name: a\n    route_prefix: &a /a  # called from outside\n  - {name: b, route_prefix: !!str &b '/b'}\n  - name: c\n    route_prefix: &c # ours\n      !!str \"/c\" # all\n    args: {x: &x 1, y: *x}\n",
     "routes with a sign": "applications:\n  - name: a\n    route_prefix: &a >- # folded\n      /a\n\n  - name: b\n    route_prefix: !!str |-\n     /b\n    import_path: m:b\n",
@@ -91,6 +94,7 @@ FORMS = {
     ),
     "a plain text of several lines": "applications:\n  - name: a\n    args:\n      prompt: one\n        two\n\n        three  # end\n  - name: b\n",
     "a quoted text of several lines": "applications:\n  - name: a\n    args: {prompt: \"one\n\n      two \\\n      three\", other: 'x\n      y'}\n  - name: b\n",
+    "JSON with escapes": '{"applications": [{"name": "a", "route_prefix": "\\/a\\/b", "args": {"\\u043c": "\\u043c\\/"}}]}',
     "Unicode": "# größe\napplications:\n  - name: modèle\n    route_prefix: /模型\n    args: {emoji: \"🙂\", nbsp: 'a\u00a0b'}\n  - name: b\n",
     "a byte order mark": "\ufeffapplications:\n  - name: a\n    import_path: m:a\n  - name: b\n",
     "a byte order mark and nothing else": "\ufeff",
@@ -397,6 +401,18 @@ def test_an_anchor_that_is_used_elsewhere_is_not_removed() -> None:
     }
 
 
+def test_characters_that_are_escaped_in_halves_stay_so() -> None:
+    """As JSON has them; the operator's parser takes none of them."""
+    args = r'{"\ud83d\ude42": ["\ud83d\ude42 \u043c", "\ud83d"]}'
+    text = f'{{"applications": [{{"name": "a", "route_prefix": "/a", "args": {args}}}]}}'
+    moved = rayservice.with_route(text, "a", "/b")
+    assert moved == text.replace("/a", "/b") and rayservice.applications(text)["a"]["args"] == json.loads(args)
+    assert (
+        args in rayservice.with_application(text, NEW)
+        and rayservice.without_application(rayservice.with_application(text, NEW), "whisper-v2") == text
+    )
+
+
 @pytest.mark.parametrize("behind", ["- {name: b, args: {x: *r}}\n", "x-shared: *r\n"])
 def test_a_route_whose_anchor_is_used_elsewhere_stays(behind: str) -> None:
     text = f"applications:\n- name: a\n  route_prefix: &r /a\n{behind}"
@@ -433,6 +449,19 @@ def test_a_list_that_stands_elsewhere_is_refused(text: str, told: str) -> None:
 def test_a_literal_text_takes_no_comment_of_others() -> None:
     text = "applications:\n- name: a\n  args:\n    p: |+\n      one\n- name: b\n\n      # deep\n- name: c\n"
     assert rayservice.without_application(text, "b") == "applications:\n- name: a\n  args:\n    p: |+\n      one\n# deep\n- name: c\n"
+
+    for margin in (4, 5):
+        text = f"applications:\n- name: a\n  args:\n  - |\n      one\n- name: b\n\n{' ' * margin}# note\n      # deep\n- name: c\n"
+        assert rayservice.without_application(text, "b") == text.replace("- name: b\n", ""), "no more than it must"
+
+
+@pytest.mark.parametrize("sign", ["|", ">", "|-", ">-", "|+", "|2", "|2-  # said"])
+def test_comments_below_a_literal_text_stay(sign: str) -> None:
+    for margin in range(8):
+        for behind in ("", "          # deeper\n\n# left\nhttp_options: {port: 8000}\n", "..."):
+            for blank in ("", "\n        \n") if "+" not in sign else ("",):
+                text = f"applications:\n  - name: a\n    args:\n      prompt: {sign}\n        hi\n{blank}{' ' * margin}# note\n{behind}"
+                assert rayservice.without_application(rayservice.with_application(text, NEW), "whisper-v2") == text
 
 
 # --- any text ---------------------------------------------------------------------------------------------------------------------
@@ -501,12 +530,17 @@ class Author:
     def between(self, column: int) -> None:
         """Comments and blank lines before the next line."""
         while self.chance() < self.talkative and not self.pinned:
-            deepest = column if self.lines and self.literal else column + 2
-            self.lines.append("" if self.chance() < 0.3 else " " * self.random.choice([0, column, self.random.randint(0, deepest)]) + self.comment())
+            deepest = column + 2 if self.literal is None else self.literal
+            if self.chance() < 0.3:
+                self.lines.append("" if self.chance() < 0.7 else " " * self.random.randint(0, deepest + 1))
+                continue
+            self.lines.append(" " * self.random.choice([0, min(column, deepest), deepest, self.random.randint(0, deepest)]) + self.comment())
+            self.literal = None
 
-    literal = False
+    literal: int | None = None
+    """How deep a comment may stand below a literal or folded text, else it would be part of it."""
 
-    def line(self, text: str, *, literal: bool = False) -> None:
+    def line(self, text: str, *, literal: int | None = None) -> None:
         self.lines.append(text)
         self.literal, self.pinned = literal, False
 
@@ -549,7 +583,8 @@ class Author:
         """Write a value behind ``lead``, the begin of its line; what it holds stands at ``column`` or deeper."""
         if route and self.chance() < 0.2:
             self.line(f"{lead} {self.pick('', f'{self.anchor()} ', '!!str ', f'!!str {self.anchor()} ')}{self.pick('|-', '>-')}{self.tail()}")
-            self.line(" " * (column + self.pick(1, 2, 4)) + value, literal=True)
+            inner = column + self.pick(1, 2, 4)
+            self.line(" " * inner + value, literal=inner - 1)
         elif route:
             self.line(f"{lead}{behind}{self.route(value)}{self.tail()}")
         elif isinstance(value, dict | list) and value and self.chance() < 0.8:
@@ -563,9 +598,10 @@ class Author:
                 chomp = "+"
             sign = self.pick("|", ">") if value in ("one\ntwo\n", "x\ny") else "|"
             body = value.removesuffix("\n").replace("\n", "\n\n") if sign == ">" else value.removesuffix("\n")
-            self.line(f"{lead}{behind}{sign}{chomp}{self.tail()}")
+            said = self.pick("", "", "", str(inner + lead.endswith("-")))
+            self.line(f"{lead}{behind}{sign}{said}{chomp}{self.tail()}")
             for text in body.split("\n"):
-                self.line(" " * (column + inner) + text if text else "", literal=True)
+                self.line(" " * (column + inner) + text if text else "", literal=column + inner - 1)
             self.pinned = chomp == "+"
         else:
             text = self.flow(value, column + 1) if isinstance(value, dict | list) else self.scalar(value)
@@ -617,7 +653,7 @@ class Author:
         if self.chance() < 0.1:
             self.line("...")
         end = "\r\n" if self.chance() < 0.2 else "\n"
-        text = "\n".join(self.lines) + ("\n" if self.chance() < 0.8 or self.literal else "")
+        text = "\n".join(self.lines) + ("\n" if self.chance() < 0.8 or self.literal is not None else "")
         return ("\ufeff" if self.chance() < 0.1 else "") + text.replace("\n", end)
 
 
