@@ -58,11 +58,11 @@ class RayRouter:
     def source(self, found: Manifest) -> Source:
         """Of what the RayService allows, the first that can be had; a router that is there already is asked which protocol it speaks.
 
-        Raises `RequestInvalid` when there is none, and when that router speaks another protocol.
+        Raises `RequestInvalid` when there is none, and when that router speaks another protocol; `Unreachable` when a source cannot tell.
         """
         entry = rayservice.applications(rayservice.serve_config(found)).get(self.application)
         if entry is None:
-            return router_source.find(found, PROTOCOL)
+            return router_source.find(found, PROTOCOL, self._clock)
         there = f"the router is there already, application {self.application}"
         try:
             state = self._state()

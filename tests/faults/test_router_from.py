@@ -46,12 +46,21 @@ def planned(world: World, **options: Any) -> Plan:
     return rollout.plan(world.process().open(asked(**options)))
 
 
-@pytest.mark.parametrize("said", [AWAY, "wheel", "https://me:hush@files.example/router.zip"])
-def test_what_cannot_be_had_is_refused_before_anything_is_written(said: str) -> None:
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("pip", errors.RequestInvalid),
+        ("wheel", errors.RequestInvalid),
+        ("https://me:hush@files.example/router.zip", errors.RequestInvalid),
+        (AWAY, errors.Unreachable),
+        (f"{AWAY}, {IN_THE_IMAGE}, image", errors.Unreachable),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_anything_is_written(said: str, kind: type[errors.KfpServingError]) -> None:
     world = served(said)
     before = everything(world)
     for command in (lambda: world.promote(asked()), lambda: planned(world)):
-        with pytest.raises(errors.RequestInvalid, match=f"RayService {NAMESPACE}/{RAYSERVICE}: .*{names.ROUTER_FROM}"):
+        with pytest.raises(kind, match=f"RayService {NAMESPACE}/{RAYSERVICE}: .*{names.ROUTER_FROM}"):
             command()
     assert everything(world) == before and not world.serve.lost
 
@@ -62,7 +71,7 @@ def test_an_adoption_beside_a_promotion_is_refused_with_it() -> None:
     world.alias()
     allow(world, AWAY)
     before = everything(world)
-    with pytest.raises(errors.RequestInvalid, match=names.ROUTER_FROM):
+    with pytest.raises(errors.Unreachable, match=names.ROUTER_FROM):
         world.promote(asked(adopt=True))
     assert everything(world) == before
 
@@ -81,9 +90,7 @@ def test_a_first_version_and_an_adoption_need_no_router() -> None:
     assert world.process().adopt(target, rollout.Asked()).phase == "promoted"
 
 
-@pytest.mark.parametrize(
-    ("said", "expected"), [(None, None), ("image", None), (IN_THE_IMAGE, FROM_THE_FILE), (f"{AWAY} {IN_THE_IMAGE}", FROM_THE_FILE)]
-)
+@pytest.mark.parametrize(("said", "expected"), [(None, None), ("image", None), (IN_THE_IMAGE, FROM_THE_FILE), (f"pip {IN_THE_IMAGE}", FROM_THE_FILE)])
 def test_plan_and_log_say_where_it_comes_from_and_the_release_leaves_nothing(said: str | None, expected: dict[str, Any] | None) -> None:
     world = served(said)
     told = planned(world)

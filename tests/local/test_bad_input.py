@@ -213,7 +213,7 @@ CASES: dict[str, tuple[Callable[[World], Any], PromoteRequest, type[errors.KfpSe
     "a router that cannot be had": (
         lambda world: world.rayservice(SERVED, annotations={names.ROUTER_FROM: "http://127.0.0.1:9/router.zip"}),
         asked(adopt=True),
-        errors.RequestInvalid,
+        errors.Unreachable,
         "from http://127.0.0.1:9/router.zip: no answer",
     ),
     "a source of the router that there is not": (

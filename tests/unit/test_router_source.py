@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from kfp_components import cli, errors, names
+from kfp_components.clock import ManualClock
 from kfp_components.router import policy
 from kfp_components.serving import rayservice, router_package
 from kfp_components.traffic import ray_router, router_source
@@ -90,7 +91,7 @@ def test_a_wrong_entry_is_refused_and_named(said: str, words: str) -> None:
 # --- the choice ---
 
 
-def looks(**there: bool) -> Callable[[str], Look]:
+def looks(**there: bool | None) -> Callable[[str], Look]:
     return lambda source: Look(there[source[:4].strip(":")], f"about {source}")
 
 
@@ -112,6 +113,13 @@ def test_where_nothing_is_there_each_source_is_named_and_what_to_do() -> None:
     told = str(caught.value)
     assert f"annotation kfp-serving/router-from allows: about pip; about {ZIP}. " in told
     assert all(way in told for way in ("`pip`", "`kfp-serving router-package`", "`image`", names.requirement())) and told.startswith(WHERE)
+
+
+def test_a_source_that_cannot_tell_is_not_passed_over() -> None:
+    for sources in (("pip", ZIP), (ZIP, "image")):
+        with pytest.raises(errors.Unreachable, match=rf"^{WHERE}: annotation {names.ROUTER_FROM}: .*from {ZIP} cannot be told now: about {ZIP}; run"):
+            router_source.choose(WHERE, sources, looks(pip=False, http=None, imag=True))
+    assert router_source.choose(WHERE, ("pip", ZIP), looks(pip=True, http=None)).told == "the router comes about pip"
 
 
 def test_ray_takes_what_is_written() -> None:
@@ -167,16 +175,56 @@ def test_a_ray_that_knows_no_pip_options_gets_the_next_source(index: Path, ray: 
     assert takes or f"not by pip: Ray {ray} knows no pip_install_options" in found.told
 
 
-def test_a_pip_that_is_not_there_or_too_slow_is_the_next_ones_turn(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    python = tmp_path / "python"
-    for script, words in (("echo 'No module named pip' >&2; exit 1", "(No module named pip)"), ("exec sleep 60", "did not say within 0.2 s")):
-        python.write_text(f"#!/bin/sh\n{script}\n")
-        python.chmod(0o755)
-        monkeypatch.setattr(router_source, "PIP_TIMEOUT_S", 0.2 if "sleep" in script else 30.0)
-        monkeypatch.setattr(sys, "executable", str(python))
-        assert words in router_source.find(service(MODEL, router_from="pip,image"), 2).told
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
-    assert "pip cannot be asked here" in router_source.find(service(MODEL, router_from="pip,image"), 2).told
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'No module named pip' >&2; exit 1", "by pip: pip here failed (exit code 1: No module named pip)"),
+        ("echo 'option timeout: invalid value'; exit 3", "by pip: pip here failed (exit code 3: option timeout: invalid value)"),
+        ("exit 7", "by pip: pip here failed (exit code 7: it said nothing)"),
+        (None, "by pip: pip cannot be asked here"),
+    ],
+)
+def test_a_pip_that_cannot_work_is_the_next_ones_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, words: str) -> None:
+    put_python(tmp_path, monkeypatch, script)
+    assert f"; not {words}" in router_source.find(service(MODEL, router_from="pip,image"), 2).told
+
+
+def test_a_pip_that_refuses_its_own_settings_says_which(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_wheel(index, names.requirement().partition("==")[2])
+    monkeypatch.setenv("PIP_TIMEOUT", "soon")
+    assert "pip here failed (exit code 3: " in (told := router_source.find(service(MODEL, router_from="pip,image"), 2).told) and "'soon'" in told
+    monkeypatch.delenv("PIP_TIMEOUT")
+    index.with_name("none.conf").write_text("[[[\nx")
+    assert "Configuration file could not be loaded" in router_source.find(service(MODEL, router_from="pip,image"), 2).told
+
+
+def test_a_pip_that_is_too_slow_cannot_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_python(tmp_path, monkeypatch, "exec sleep 60")
+    monkeypatch.setattr(router_source, "PIP_TIMEOUT_S", 0.2)
+    with pytest.raises(errors.Unreachable, match=r"from pip cannot be told now: by pip: pip here did not say within 0\.2 s"):
+        router_source.find(service(MODEL, router_from="pip,image"), 2)
+
+
+def put_python(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str | None) -> None:
+    """In place of the interpreter that pip is asked by; None: it is not there."""
+    if script is not None:
+        (folder / "python").write_text(f"#!/bin/sh\n{script}\n")
+        (folder / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+
+
+@pytest.mark.parametrize(("status", "told"), [(0, "Connection refused"), (503, "503"), (502, "502 Server Error"), (429, "429 Client"), (404, None)])
+def test_an_index_that_does_not_answer_cannot_tell(
+    index: Path, serve: Callable[[dict[str, tuple[int, bytes]]], str], monkeypatch: pytest.MonkeyPatch, status: int, told: str | None
+) -> None:
+    url = serve({f"/simple/{names.DISTRIBUTION}/": (status, b"")}) if status else "http://127.0.0.1:9"
+    for name, value in {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": f"{url}/simple", "PIP_FIND_LINKS": str(index), "PIP_QUIET": "3"}.items():
+        monkeypatch.setenv(name, value)
+    if told is None:
+        assert "No matching distribution found" in router_source.find(service(MODEL, router_from="pip,image"), 2).told
+        return
+    with pytest.raises(errors.Unreachable, match=rf"from pip cannot be told now: by pip: pip here has no answer from its index \(.*{told}"):
+        router_source.find(service(MODEL, router_from="pip,image"), 2)
 
 
 # --- a zip ---
@@ -251,19 +299,39 @@ def test_a_zip_is_fetched_and_looked_into(serve: Callable[[dict[str, tuple[int, 
         (200, other(version="9"), "does not say version and protocol"),
         (200, other(version="9", protocol=1), "of version 9, speaks protocol 1, and this library speaks 2"),
         (200, b"x" * (router_source.MAX_ZIP_BYTES + 1), "longer than 5 MB"),
-        (0, b"", "no answer"),
+        (302, b"ftp://127.0.0.1/r.zip", "cannot be fetched (UnsupportedProtocol"),
     ],
 )
 def test_a_wrong_zip_is_the_next_ones_turn_or_refused(
     serve: Callable[[dict[str, tuple[int, bytes]]], str], status: int, content: bytes, words: str
 ) -> None:
     good = serve({"/good.zip": (200, router_package.build())}) + "/good.zip"
-    url = (serve({"/r.zip": (status, content)}) if status else "http://127.0.0.1:9") + "/r.zip"
+    url = serve({"/r.zip": (status, content)}) + "/r.zip"
     with pytest.raises(errors.RequestInvalid) as caught:
         router_source.find(service(MODEL, router_from=url), 2)
     assert f"from {url}: " in str(caught.value) and words in str(caught.value)
     found = router_source.find(service(MODEL, router_from=f"{url}, {good}"), 2)
     assert found.runtime_env == {"py_modules": [good]} and f"; not from {url}: " in found.told and words in found.told
+
+
+@pytest.mark.parametrize(("status", "words"), [(503, "answered 503"), (429, "answered 429"), (0, "no answer (ConnectError")])
+def test_a_server_that_is_not_there_for_a_moment_is_asked_again_and_not_passed_over(
+    serve: Callable[[dict[str, tuple[int, bytes]]], str], status: int, words: str
+) -> None:
+    pages = {"/r.zip": (status, b"")}
+    url, clock = (serve(pages) if status else "http://127.0.0.1:9") + "/r.zip", ManualClock()
+    with pytest.raises(errors.Unreachable) as caught:
+        router_source.find(service(MODEL, router_from=f"{url}, image"), 2, clock)
+    assert str(caught.value).startswith(f"{WHERE}: annotation kfp-serving/router-from: ") and f"from {url}: {words}" in str(caught.value)
+    assert caught.value.exit_code == 3 and clock.monotonic() == 2.0
+
+    class Mended(ManualClock):
+        def sleep(self, s: float) -> None:
+            super().sleep(s)
+            pages["/r.zip"] = (200, router_package.build())
+
+    if status:
+        assert router_source.find(service(MODEL, router_from=f"{url}, image"), 2, Mended()).runtime_env == {"py_modules": [url]}
 
 
 def test_what_cannot_be_looked_into_is_taken_as_said() -> None:
