@@ -210,7 +210,8 @@ def _fetched(uri: str) -> bytes:
     end = time.monotonic() + FETCH_TIMEOUT_S
     content = bytearray()
     try:
-        with httpx.Client(timeout=FETCH_TIMEOUT_S / 2, trust_env=False, follow_redirects=True) as client:
+        # trust_env: unlike the cluster's own addresses, which this library asks directly, a zip may lie behind a proxy or a company's CA
+        with httpx.Client(timeout=FETCH_TIMEOUT_S / 2, trust_env=True, follow_redirects=True) as client:
             with client.stream("GET", uri, headers={"accept-encoding": "identity"}) as answer:
                 if answer.status_code == 429 or answer.status_code >= 500:
                     raise errors.Unreachable(f"answered {answer.status_code}")
@@ -226,6 +227,8 @@ def _fetched(uri: str) -> bytes:
         raise ValueError(f"cannot be fetched ({type(error).__name__}: {error})") from error
     except httpx.HTTPError as error:
         raise errors.Unreachable(f"no answer ({type(error).__name__}: {error})") from error
+    except (OSError, ImportError) as error:  # SSL_CERT_FILE that is no such file, a SOCKS proxy without socksio
+        raise ValueError(f"cannot be fetched here ({type(error).__name__}: {error})") from error
     return bytes(content)
 
 

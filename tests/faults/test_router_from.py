@@ -20,6 +20,12 @@ IN_THE_IMAGE = "file:///opt/router.zip"
 FROM_THE_FILE = {"py_modules": [IN_THE_IMAGE]}
 
 
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of this is on loopback."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
 def allow(world: World, said: str | None, **more: str) -> None:
     """What the owner says."""
     world.cluster.patch(world.serve.ref, {"metadata": {"annotations": {names.ROUTER_FROM: said, **more}}}, manager="owner")

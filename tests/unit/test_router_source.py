@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -19,11 +20,13 @@ import pytest
 
 from kfp_components import cli, errors, names
 from kfp_components.clock import ManualClock
+from kfp_components.local.apiserver.tls import ensure_certificate
 from kfp_components.router import policy
 from kfp_components.serving import rayservice, router_package
 from kfp_components.traffic import ray_router, router_source
 from kfp_components.traffic.router_source import Look
 
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy")
 ROOT = Path(__file__).resolve().parents[2]
 WHERE = "RayService ai-ml/ai-inference"
 ZIP = "https://files.example/kfp-serving-router-0.1.0.zip"
@@ -41,6 +44,13 @@ def service(
         "spec": {"serveConfigV2": json.dumps({"applications": list(applications)}), "rayClusterConfig": {"rayVersion": ray} if ray else {}},
         "status": {"activeServiceStatus": {"applicationStatuses": statuses}},
     }
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of this is on loopback."""
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
 
 
 # --- what the owner allows ---
@@ -280,14 +290,45 @@ def plain_zip() -> bytes:
     return written.getvalue()
 
 
-def test_a_zip_is_fetched_and_looked_into(serve: Callable[[dict[str, tuple[int, bytes]]], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
+def test_a_zip_is_fetched_and_looked_into(serve: Callable[[dict[str, tuple[int, bytes]]], str]) -> None:
     url = serve({"/r.zip": (200, router_package.build("7.8.9")), "/moved.zip": (302, b"/r.zip")})
     for page in ("r.zip", "moved.zip"):
         found = router_source.find(service(MODEL, router_from=f"{url}/{page}"), policy.PROTOCOL)
         assert found.runtime_env == {"py_modules": [f"{url}/{page}"]}
         assert found.told == f"the router comes from {url}/{page} (py_modules): version 7.8.9, protocol {policy.PROTOCOL}"
+
+
+def test_a_zip_may_lie_behind_a_proxy(serve: Callable[[dict[str, tuple[int, bytes]]], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", serve({"http://files.example/r.zip": (200, router_package.build())}))
+    found = router_source.find(service(MODEL, router_from="http://files.example/r.zip"), 2)
+    assert found.runtime_env == {"py_modules": ["http://files.example/r.zip"]}
+
+
+def test_a_zips_server_may_be_certified_by_a_ca_of_the_companys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ensure_certificate(tmp_path / "ca.crt", tmp_path / "ca.key")
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(router_package.build())
+
+        def log_message(self, *_args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "ca.crt", tmp_path / "ca.key")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=functools.partial(server.serve_forever, 0.05), daemon=True).start()
+    url = f"https://127.0.0.1:{server.server_port}/r.zip"
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.crt"))
+    assert router_source.find(service(MODEL, router_from=url), 2).runtime_env == {"py_modules": [url]}
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.crt"))
+    with pytest.raises(errors.RequestInvalid, match=r"cannot be fetched here \(FileNotFoundError"):
+        router_source.find(service(MODEL, router_from=url), 2)
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.parametrize(
