@@ -75,12 +75,14 @@ def allowed(where: str, annotations: Mapping[str, str]) -> tuple[str, ...]:
     said = annotations.get(names.ROUTER_FROM)
     if said is None:
         return (PIP, IMAGE) if annotations.get(names.ALLOW_RUNTIME_ENV) == "true" else (IMAGE,)
-    entries = tuple(dict.fromkeys(re.split(r"[,\s]+", said.strip(", \t\r\n"))))
+    entries = tuple(dict.fromkeys(entry for entry in re.split(r"[,\s]+", said) if entry))
+    ways = "write `pip`, `image`, or the URI of a zip that `kfp-serving router-package` writes (https://, http://, s3:// or file:///)"
+    if not entries:
+        raise errors.RequestInvalid(f"{where}: annotation {names.ROUTER_FROM} is there and says nothing: take it off, or {ways}")
     for entry in entries:
         if wrong := _wrong(entry):
             raise errors.RequestInvalid(
-                f"{where}: annotation {names.ROUTER_FROM}: {uris.shown(entry)!r} {wrong}; write `pip`, `image`, or the URI of a zip that "
-                "`kfp-serving router-package` writes (https://, http://, s3:// or file:///), with commas between several"
+                f"{where}: annotation {names.ROUTER_FROM}: {uris.shown(entry)!r} {wrong}; {ways}, with commas between several"
             )
     zips = [entry for entry in entries if entry not in (PIP, IMAGE)]
     return tuple(source for source in (PIP, *zips, IMAGE) if source in entries)
@@ -119,16 +121,24 @@ def _wrong(entry: str) -> str | None:
     """What is wrong with an entry of the annotation."""
     if entry in (PIP, IMAGE):
         return None
-    parts = urlsplit(entry)
     if credential := uris.credential_in(entry):
         return f"carries a credential ({credential}), and many can read it: Ray's pods and this library fetch the zip without one"
+    try:
+        parts = urlsplit(entry)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        return f"is not a URI ({error})"
     if parts.scheme not in FETCHED + TAKEN:
         return "is not a source"
-    if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
+    if not entry.startswith(f"{parts.scheme}:"):
+        return f"has a scheme that Ray does not know, as it is not in small letters: write {parts.scheme}://"
+    if parts.scheme == "file" and not entry.startswith("file:///"):
         return "is not the path of a file: three slashes and where it lies in the image, as in file:///opt/router.zip"
-    if parts.scheme != "file" and not parts.hostname:
+    if parts.scheme != "file" and not host:
         return "has no host"
-    return None if parts.path.endswith(".zip") and not parts.query and not parts.fragment else "does not end with .zip, by which Ray knows it"
+    if not parts.path.endswith(".zip") or {"?", "#"} & set(entry):
+        return "does not end with .zip, by which Ray knows it"
+    return "has no name before .zip" if parts.path.endswith("/.zip") else None
 
 
 def _look(source: str, found: Mapping[str, Any], protocol: int, clock: Clock) -> Look:

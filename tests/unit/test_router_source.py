@@ -67,6 +67,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         ({names.ROUTER_FROM: f"image,{ZIP} pip"}, ("pip", ZIP, "image")),
         ({names.ROUTER_FROM: f" s3://b/r.zip, {ZIP}\nfile:///opt/r.zip,{ZIP} "}, ("s3://b/r.zip", ZIP, "file:///opt/r.zip")),
         ({names.ROUTER_FROM: "http://10.0.0.7:9000/r.zip"}, ("http://10.0.0.7:9000/r.zip",)),
+        ({names.ROUTER_FROM: "http://[::1]:8080/r.zip"}, ("http://[::1]:8080/r.zip",)),
     ],
 )
 def test_what_is_allowed_in_the_order_in_which_it_is_tried(annotations: dict[str, str], sources: tuple[str, ...]) -> None:
@@ -77,13 +78,23 @@ def test_what_is_allowed_in_the_order_in_which_it_is_tried(annotations: dict[str
     ("said", "words"),
     [
         ("wheel", "'wheel' is not a source"),
-        ("", "'' is not a source"),
         ("PIP", "'PIP' is not a source"),
         ("gs://b/r.zip", "'gs://b/r.zip' is not a source"),
         ("/opt/r.zip", "is not a source"),
         ("file://r.zip", "three slashes"),
         ("file://opt/r.zip", "three slashes"),
+        ("file:/opt/r.zip", "three slashes"),
+        ("FILE:///opt/r.zip", "not in small letters: write file://"),
+        ("HTTPS://files.example/r.zip", "not in small letters: write https://"),
         ("https:///r.zip", "has no host"),
+        ("http://[::1/r.zip", "'http://[::1/r.zip' is not a URI (Invalid IPv6 URL)"),
+        ("http://[zz]/r.zip", "is not a URI"),
+        ("http://files.example:abc/r.zip", "is not a URI"),
+        ("http://files.example:99999/r.zip", "is not a URI"),
+        ("s3://b/.zip", "has no name before .zip"),
+        (ZIP + "?", "does not end with .zip"),
+        (ZIP + "#/r.zip", "does not end with .zip"),
+        ("https://me:hush@[zz/r.zip", "carries a credential"),
         ("https://files.example/r.whl", "does not end with .zip"),
         (ZIP + "?v=1", "does not end with .zip"),
         ("pip, https://me:hush@files.example/r.zip", "'https://files.example/...' carries a credential"),
@@ -96,6 +107,14 @@ def test_a_wrong_entry_is_refused_and_named(said: str, words: str) -> None:
     told = str(caught.value)
     assert told.startswith(f"{WHERE}: annotation kfp-serving/router-from: ") and words in told and "write `pip`, `image`, or the URI of a zip" in told
     assert "hush" not in told
+
+
+@pytest.mark.parametrize("said", ["", ",", " , ,\n"])
+def test_an_annotation_that_says_nothing_is_refused(said: str) -> None:
+    with pytest.raises(
+        errors.RequestInvalid, match="router-from is there and says nothing: take it off, or write `pip`, `image`, or the URI of a zip"
+    ):
+        router_source.allowed(WHERE, {names.ROUTER_FROM: said})
 
 
 # --- the choice ---
