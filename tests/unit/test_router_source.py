@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -293,13 +294,18 @@ def serve() -> Iterator[Callable[[dict[str, tuple[int, bytes]]], str]]:
         server.server_close()
 
 
-def other(**about: Any) -> bytes:
-    """A router package that says something else of itself."""
+def saying(text: str) -> bytes:
+    """A router package that says this of itself."""
     written = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(router_package.build())) as good, zipfile.ZipFile(written, "w") as changed:
         for name in good.namelist():
-            changed.writestr(name, json.dumps(about) if name == router_package.ABOUT else good.read(name))
+            changed.writestr(name, text if name == router_package.ABOUT else good.read(name))
     return written.getvalue()
+
+
+def other(**about: Any) -> bytes:
+    """A router package that says something else of itself."""
+    return saying(json.dumps(about))
 
 
 def plain_zip() -> bytes:
@@ -505,6 +511,67 @@ def test_ray_unpacks_it_so_that_the_router_can_be_imported(scheme: str, tmp_path
     where = Path(done.stdout.split()[-1])
     with zipfile.ZipFile(io.BytesIO(content)) as package:
         assert {path.relative_to(where).as_posix() for path in where.rglob("*") if path.is_file()} == set(package.namelist())
+
+
+def flagged(where: int, value: int) -> bytes:
+    """A router package with two bytes of each entry's header, local and central, set to something else."""
+    content = bytearray(router_package.build())
+    for mark, offset in ((b"PK\x03\x04", where), (b"PK\x01\x02", where + 2)):
+        at = content.find(mark)
+        while at >= 0:
+            content[at + offset : at + offset + 2] = value.to_bytes(2, "little")
+            at = content.find(mark, at + 4)
+    return bytes(content)
+
+
+def with_name(name: str) -> bytes:
+    written = io.BytesIO(router_package.build())
+    with zipfile.ZipFile(written, "a") as package:
+        package.writestr(name, "x")
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "not a zip that can be read"),
+        (router_package.build()[:-100], "not a zip that can be read"),
+        (flagged(6, 1), "is encrypted"),
+        (flagged(8, 99), "compression method is not supported"),
+        (flagged(8, 8), "not a zip that can be read (error: "),
+        (flagged(8, 12), "not a zip that can be read (OSError"),
+        (with_name("ray/__init__.py"), "it holds 'ray/__init__.py'"),
+        (with_name("numpy.py"), "it holds 'numpy.py'"),
+        (with_name("kfp_components/../../evil.py"), "it holds 'kfp_components/../../evil.py'"),
+        (with_name("acme-1.dist-info/METADATA"), "it holds 'acme-1.dist-info/METADATA'"),
+        (with_name("kfp_serving_components-9.dist-info/METADATA"), "it holds several dist-info folders"),
+        (with_name("kfp_components/" + "x" * 200), None),
+        *(
+            (saying(text), f"{router_package.ABOUT} in it does not say version and protocol")
+            for text in (
+                '{"version": "1", "protocol": Infinity}',
+                '{"version": "1", "protocol": 2.0}',
+                '{"version": "1", "protocol": true}',
+                '{"version": "1", "protocol": "2"}',
+                '{"version": "1", "protocol": ' + "9" * 5000 + "}",
+                '{"version": 1, "protocol": 2}',
+                '{"version": "", "protocol": 2}',
+                '{"version": "1\\nusers: all", "protocol": 2}',
+                json.dumps({"version": "1" * 65, "protocol": 2}),
+                "[" * 9999,
+                "[]",
+                "null",
+            )
+        ),
+    ],
+)
+def test_whatever_is_wrong_with_a_zip_is_one_sentence(content: bytes, words: str | None) -> None:
+    if words is None:
+        assert router_package.read(content).protocol == policy.PROTOCOL
+        return
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        router_package.read(content)
+    assert type(caught.value) is ValueError and "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
 def test_library_and_zip_speak_the_same_protocol() -> None:
