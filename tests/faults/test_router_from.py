@@ -176,6 +176,21 @@ def test_a_router_that_is_there_is_asked_at_the_door() -> None:
     assert record.phase == "promoted" and record.router_env == FROM_THE_FILE
 
 
+@pytest.mark.parametrize("status", ["DEPLOY_FAILED", "UNHEALTHY"])
+def test_a_broken_router_that_is_there_is_refused_at_the_door(status: str) -> None:
+    world = left_behind(IN_THE_IMAGE)
+    world.serve.behaviour(ROUTER).status = status
+    world.serve.page = lambda page: (503, {}, b"not now") if page == "router" else None
+    world.clock.sleep(10)
+    before = everything(world)
+    for command in (lambda: world.promote(asked("v3")), lambda: planned(world, version="v3")):
+        with pytest.raises(
+            errors.RequestInvalid, match=rf"answered 503.*status it is {status}\..*{ROUTER} of .*`kfp-serving tidy {MODEL} -n {NAMESPACE}`"
+        ):
+            command()
+    assert everything(world) == before
+
+
 def test_a_router_of_another_protocol_gets_no_user() -> None:
     world = served(IN_THE_IMAGE)
     world.serve.page = another(PROTOCOL + 1)
