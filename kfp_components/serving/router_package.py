@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,12 @@ ABOUT = "kfp-serving-router.json"
 PACKAGE = Path(__file__).parents[1]
 IMPORTED = "kfp_components/router/app.py"
 WRITTEN_AT = (1980, 1, 1, 0, 0, 0)
-MAX_ABOUT_BYTES = 10_000
+NEEDED = {ABOUT, IMPORTED, "kfp_components/__init__.py"}
+PLACE = re.compile(rf"kfp_components/|{names.DISTRIBUTION.replace('-', '_')}-[^/]+\.dist-info/")
+"""Where everything but `ABOUT` lies: what else came along would stand in front of the image's."""
+VERSION = re.compile(r"[0-9A-Za-z.+!_-]{1,64}")
+MAX_BYTES = 10_000_000
+"""Of all that is in it, unpacked."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +64,26 @@ def read(content: bytes) -> RouterPackage:
     """What a zip is. Raises ValueError saying why it is none of ours."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as package:
-            inside = set(package.namelist())
-            if not {ABOUT, IMPORTED, "kfp_components/__init__.py"} <= inside or package.getinfo(ABOUT).file_size > MAX_ABOUT_BYTES:
-                raise ValueError(f"a zip, but not what `kfp-serving router-package` writes ({ABOUT} and {IMPORTED} at its top)")
-            about = json.loads(package.read(ABOUT))
-            return RouterPackage(version=str(about["version"]), protocol=int(about["protocol"]))
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"not a zip ({error})") from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{ABOUT} in it does not say version and protocol") from error
+            inside = package.namelist()
+            ours = set(inside) >= NEEDED and sum(entry.file_size for entry in package.infolist()) <= MAX_BYTES
+            contents = {name: package.read(name) for name in inside} if ours else {}
+    except Exception as error:  # by what is wrong zipfile raises BadZipFile, RuntimeError, NotImplementedError, OSError, EOFError, zlib.error ...
+        raise ValueError(f"not a zip that can be read ({type(error).__name__}: {str(error)[:200]})") from error
+    if not ours:
+        raise ValueError(f"a zip, but not what `kfp-serving router-package` writes ({ABOUT} and {IMPORTED} at its top)")
+    infos = {name.partition("/")[0] for name in inside if ".dist-info/" in name and PLACE.match(name)}
+    strange = [name for name in inside if name != ABOUT and (not PLACE.match(name) or ".." in re.split(r"[/\\]", name))]
+    if strange or len(infos) > 1:
+        what = repr(strange[0][:100]) if strange else "several dist-info folders"
+        raise ValueError(f"a zip, but not what `kfp-serving router-package` writes: it holds {what}")
+    try:
+        about = json.loads(contents[ABOUT])
+        version, protocol = about["version"], about["protocol"]
+        if not (isinstance(version, str) and VERSION.fullmatch(version) and type(protocol) is int):
+            raise ValueError("a version in letters and digits, and a protocol that is a whole number")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{ABOUT} in it does not say version and protocol ({type(error).__name__}: {str(error)[:100]})") from error
+    return RouterPackage(version, protocol)
 
 
 @dataclass(frozen=True)

@@ -58,20 +58,24 @@ class RayRouter:
     def source(self, found: Manifest) -> Source:
         """Of what the RayService allows, the first that can be had; a router that is there already is asked which protocol it speaks.
 
-        Raises `RequestInvalid` when there is none, and when that router speaks another protocol.
+        Raises `RequestInvalid` when there is none, and when that router is broken or speaks another protocol; `Unreachable` when one cannot tell.
         """
         entry = rayservice.applications(rayservice.serve_config(found)).get(self.application)
         if entry is None:
-            return router_source.find(found, PROTOCOL)
+            return router_source.find(found, PROTOCOL, self._clock)
         there = f"the router is there already, application {self.application}"
+        advice = (
+            f"It is application {self.application} of {self._rayservice}: end what it stands there for with the version that put it "
+            f"there; where no release runs, `kfp-serving tidy {self.target.model} -n {self.target.namespace}` takes away one without the route"
+        )
         try:
             state = self._state()
         except errors.ProtocolDiffers as error:
-            raise errors.RequestInvalid(
-                f"{error}. It is application {self.application} of {self._rayservice}: end what it stands there for with the version that put it "
-                f"there; where no release runs, `kfp-serving tidy {self.target.model} -n {self.target.namespace}` takes away one without the route"
-            ) from error
+            raise errors.RequestInvalid(f"{error}. {advice}") from error
         except errors.Unreachable as error:
+            status = rayservice.application_status(found, self.application).get("status")
+            if status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                raise errors.RequestInvalid(f"{error}; by the RayService's status it is {status}. {advice}") from error
             return Source(entry.get("runtime_env") or {}, f"{there}; which protocol it speaks could not be asked ({error})")
         return Source(entry.get("runtime_env") or {}, f"{there}: version {state.get('router_version') or 'unknown'}, protocol {state['protocol']}")
 

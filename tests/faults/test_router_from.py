@@ -20,6 +20,12 @@ IN_THE_IMAGE = "file:///opt/router.zip"
 FROM_THE_FILE = {"py_modules": [IN_THE_IMAGE]}
 
 
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of this is on loopback."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
 def allow(world: World, said: str | None, **more: str) -> None:
     """What the owner says."""
     world.cluster.patch(world.serve.ref, {"metadata": {"annotations": {names.ROUTER_FROM: said, **more}}}, manager="owner")
@@ -46,12 +52,21 @@ def planned(world: World, **options: Any) -> Plan:
     return rollout.plan(world.process().open(asked(**options)))
 
 
-@pytest.mark.parametrize("said", [AWAY, "wheel", "https://me:hush@files.example/router.zip"])
-def test_what_cannot_be_had_is_refused_before_anything_is_written(said: str) -> None:
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("pip", errors.RequestInvalid),
+        ("wheel", errors.RequestInvalid),
+        ("https://me:hush@files.example/router.zip", errors.RequestInvalid),
+        (AWAY, errors.Unreachable),
+        (f"{AWAY}, {IN_THE_IMAGE}, image", errors.Unreachable),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_anything_is_written(said: str, kind: type[errors.KfpServingError]) -> None:
     world = served(said)
     before = everything(world)
     for command in (lambda: world.promote(asked()), lambda: planned(world)):
-        with pytest.raises(errors.RequestInvalid, match=f"RayService {NAMESPACE}/{RAYSERVICE}: .*{names.ROUTER_FROM}"):
+        with pytest.raises(kind, match=f"RayService {NAMESPACE}/{RAYSERVICE}: .*{names.ROUTER_FROM}"):
             command()
     assert everything(world) == before and not world.serve.lost
 
@@ -62,7 +77,7 @@ def test_an_adoption_beside_a_promotion_is_refused_with_it() -> None:
     world.alias()
     allow(world, AWAY)
     before = everything(world)
-    with pytest.raises(errors.RequestInvalid, match=names.ROUTER_FROM):
+    with pytest.raises(errors.Unreachable, match=names.ROUTER_FROM):
         world.promote(asked(adopt=True))
     assert everything(world) == before
 
@@ -81,9 +96,7 @@ def test_a_first_version_and_an_adoption_need_no_router() -> None:
     assert world.process().adopt(target, rollout.Asked()).phase == "promoted"
 
 
-@pytest.mark.parametrize(
-    ("said", "expected"), [(None, None), ("image", None), (IN_THE_IMAGE, FROM_THE_FILE), (f"{AWAY} {IN_THE_IMAGE}", FROM_THE_FILE)]
-)
+@pytest.mark.parametrize(("said", "expected"), [(None, None), ("image", None), (IN_THE_IMAGE, FROM_THE_FILE), (f"pip {IN_THE_IMAGE}", FROM_THE_FILE)])
 def test_plan_and_log_say_where_it_comes_from_and_the_release_leaves_nothing(said: str | None, expected: dict[str, Any] | None) -> None:
     world = served(said)
     told = planned(world)
@@ -193,6 +206,21 @@ def test_a_router_that_is_there_is_asked_at_the_door() -> None:
     world.serve.page = lambda _page: None
     record = world.promote(asked("v3"))
     assert record.phase == "promoted" and record.router_env == FROM_THE_FILE
+
+
+@pytest.mark.parametrize("status", ["DEPLOY_FAILED", "UNHEALTHY"])
+def test_a_broken_router_that_is_there_is_refused_at_the_door(status: str) -> None:
+    world = left_behind(IN_THE_IMAGE)
+    world.serve.behaviour(ROUTER).status = status
+    world.serve.page = lambda page: (503, {}, b"not now") if page == "router" else None
+    world.clock.sleep(10)
+    before = everything(world)
+    for command in (lambda: world.promote(asked("v3")), lambda: planned(world, version="v3")):
+        with pytest.raises(
+            errors.RequestInvalid, match=rf"answered 503.*status it is {status}\..*{ROUTER} of .*`kfp-serving tidy {MODEL} -n {NAMESPACE}`"
+        ):
+            command()
+    assert everything(world) == before
 
 
 def test_a_router_of_another_protocol_gets_no_user() -> None:

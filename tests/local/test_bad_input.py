@@ -86,6 +86,7 @@ def world(tmp_path: Path, registry_uri: str, monkeypatch: pytest.MonkeyPatch) ->
     server.start()
     write_kubeconfig(tmp_path / "kubeconfig", server.url, "admin", NAMESPACE, server.ca)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry_uri)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     cluster = KubernetesCluster(tmp_path / "kubeconfig")
     cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
@@ -213,7 +214,7 @@ CASES: dict[str, tuple[Callable[[World], Any], PromoteRequest, type[errors.KfpSe
     "a router that cannot be had": (
         lambda world: world.rayservice(SERVED, annotations={names.ROUTER_FROM: "http://127.0.0.1:9/router.zip"}),
         asked(adopt=True),
-        errors.RequestInvalid,
+        errors.Unreachable,
         "from http://127.0.0.1:9/router.zip: no answer",
     ),
     "a source of the router that there is not": (

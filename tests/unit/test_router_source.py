@@ -5,7 +5,9 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -18,11 +20,14 @@ from typing import Any
 import pytest
 
 from kfp_components import cli, errors, names
+from kfp_components.clock import ManualClock
+from kfp_components.local.apiserver.tls import ensure_certificate
 from kfp_components.router import policy
 from kfp_components.serving import rayservice, router_package
 from kfp_components.traffic import ray_router, router_source
 from kfp_components.traffic.router_source import Look
 
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy")
 ROOT = Path(__file__).resolve().parents[2]
 WHERE = "RayService ai-ml/ai-inference"
 ZIP = "https://files.example/kfp-serving-router-0.1.0.zip"
@@ -42,6 +47,13 @@ def service(
     }
 
 
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of this is on loopback."""
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+
+
 # --- what the owner allows ---
 
 
@@ -56,6 +68,7 @@ def service(
         ({names.ROUTER_FROM: f"image,{ZIP} pip"}, ("pip", ZIP, "image")),
         ({names.ROUTER_FROM: f" s3://b/r.zip, {ZIP}\nfile:///opt/r.zip,{ZIP} "}, ("s3://b/r.zip", ZIP, "file:///opt/r.zip")),
         ({names.ROUTER_FROM: "http://10.0.0.7:9000/r.zip"}, ("http://10.0.0.7:9000/r.zip",)),
+        ({names.ROUTER_FROM: "http://[::1]:8080/r.zip"}, ("http://[::1]:8080/r.zip",)),
     ],
 )
 def test_what_is_allowed_in_the_order_in_which_it_is_tried(annotations: dict[str, str], sources: tuple[str, ...]) -> None:
@@ -66,13 +79,23 @@ def test_what_is_allowed_in_the_order_in_which_it_is_tried(annotations: dict[str
     ("said", "words"),
     [
         ("wheel", "'wheel' is not a source"),
-        ("", "'' is not a source"),
         ("PIP", "'PIP' is not a source"),
         ("gs://b/r.zip", "'gs://b/r.zip' is not a source"),
         ("/opt/r.zip", "is not a source"),
         ("file://r.zip", "three slashes"),
         ("file://opt/r.zip", "three slashes"),
+        ("file:/opt/r.zip", "three slashes"),
+        ("FILE:///opt/r.zip", "not in small letters: write file://"),
+        ("HTTPS://files.example/r.zip", "not in small letters: write https://"),
         ("https:///r.zip", "has no host"),
+        ("http://[::1/r.zip", "'http://[::1/r.zip' is not a URI (Invalid IPv6 URL)"),
+        ("http://[zz]/r.zip", "is not a URI"),
+        ("http://files.example:abc/r.zip", "is not a URI"),
+        ("http://files.example:99999/r.zip", "is not a URI"),
+        ("s3://b/.zip", "has no name before .zip"),
+        (ZIP + "?", "does not end with .zip"),
+        (ZIP + "#/r.zip", "does not end with .zip"),
+        ("https://me:hush@[zz/r.zip", "carries a credential"),
         ("https://files.example/r.whl", "does not end with .zip"),
         (ZIP + "?v=1", "does not end with .zip"),
         ("pip, https://me:hush@files.example/r.zip", "'https://files.example/...' carries a credential"),
@@ -87,10 +110,18 @@ def test_a_wrong_entry_is_refused_and_named(said: str, words: str) -> None:
     assert "hush" not in told
 
 
+@pytest.mark.parametrize("said", ["", ",", " , ,\n"])
+def test_an_annotation_that_says_nothing_is_refused(said: str) -> None:
+    with pytest.raises(
+        errors.RequestInvalid, match="router-from is there and says nothing: take it off, or write `pip`, `image`, or the URI of a zip"
+    ):
+        router_source.allowed(WHERE, {names.ROUTER_FROM: said})
+
+
 # --- the choice ---
 
 
-def looks(**there: bool) -> Callable[[str], Look]:
+def looks(**there: bool | None) -> Callable[[str], Look]:
     return lambda source: Look(there[source[:4].strip(":")], f"about {source}")
 
 
@@ -112,6 +143,13 @@ def test_where_nothing_is_there_each_source_is_named_and_what_to_do() -> None:
     told = str(caught.value)
     assert f"annotation kfp-serving/router-from allows: about pip; about {ZIP}. " in told
     assert all(way in told for way in ("`pip`", "`kfp-serving router-package`", "`image`", names.requirement())) and told.startswith(WHERE)
+
+
+def test_a_source_that_cannot_tell_is_not_passed_over() -> None:
+    for sources in (("pip", ZIP), (ZIP, "image")):
+        with pytest.raises(errors.Unreachable, match=rf"^{WHERE}: annotation {names.ROUTER_FROM}: .*from {ZIP} cannot be told now: about {ZIP}; run"):
+            router_source.choose(WHERE, sources, looks(pip=False, http=None, imag=True))
+    assert router_source.choose(WHERE, ("pip", ZIP), looks(pip=True, http=None)).told == "the router comes about pip"
 
 
 def test_ray_takes_what_is_written() -> None:
@@ -167,16 +205,56 @@ def test_a_ray_that_knows_no_pip_options_gets_the_next_source(index: Path, ray: 
     assert takes or f"not by pip: Ray {ray} knows no pip_install_options" in found.told
 
 
-def test_a_pip_that_is_not_there_or_too_slow_is_the_next_ones_turn(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    python = tmp_path / "python"
-    for script, words in (("echo 'No module named pip' >&2; exit 1", "(No module named pip)"), ("exec sleep 60", "did not say within 0.2 s")):
-        python.write_text(f"#!/bin/sh\n{script}\n")
-        python.chmod(0o755)
-        monkeypatch.setattr(router_source, "PIP_TIMEOUT_S", 0.2 if "sleep" in script else 30.0)
-        monkeypatch.setattr(sys, "executable", str(python))
-        assert words in router_source.find(service(MODEL, router_from="pip,image"), 2).told
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
-    assert "pip cannot be asked here" in router_source.find(service(MODEL, router_from="pip,image"), 2).told
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'No module named pip' >&2; exit 1", "by pip: pip here failed (exit code 1: No module named pip)"),
+        ("echo 'option timeout: invalid value'; exit 3", "by pip: pip here failed (exit code 3: option timeout: invalid value)"),
+        ("exit 7", "by pip: pip here failed (exit code 7: it said nothing)"),
+        (None, "by pip: pip cannot be asked here"),
+    ],
+)
+def test_a_pip_that_cannot_work_is_the_next_ones_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, words: str) -> None:
+    put_python(tmp_path, monkeypatch, script)
+    assert f"; not {words}" in router_source.find(service(MODEL, router_from="pip,image"), 2).told
+
+
+def test_a_pip_that_refuses_its_own_settings_says_which(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_wheel(index, names.requirement().partition("==")[2])
+    monkeypatch.setenv("PIP_TIMEOUT", "soon")
+    assert "pip here failed (exit code 3: " in (told := router_source.find(service(MODEL, router_from="pip,image"), 2).told) and "'soon'" in told
+    monkeypatch.delenv("PIP_TIMEOUT")
+    index.with_name("none.conf").write_text("[[[\nx")
+    assert "Configuration file could not be loaded" in router_source.find(service(MODEL, router_from="pip,image"), 2).told
+
+
+def test_a_pip_that_is_too_slow_cannot_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_python(tmp_path, monkeypatch, "exec sleep 60")
+    monkeypatch.setattr(router_source, "PIP_TIMEOUT_S", 0.2)
+    with pytest.raises(errors.Unreachable, match=r"from pip cannot be told now: by pip: pip here did not say within 0\.2 s"):
+        router_source.find(service(MODEL, router_from="pip,image"), 2)
+
+
+def put_python(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str | None) -> None:
+    """In place of the interpreter that pip is asked by; None: it is not there."""
+    if script is not None:
+        (folder / "python").write_text(f"#!/bin/sh\n{script}\n")
+        (folder / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+
+
+@pytest.mark.parametrize(("status", "told"), [(0, "Connection refused"), (503, "503"), (502, "502 Server Error"), (429, "429 Client"), (404, None)])
+def test_an_index_that_does_not_answer_cannot_tell(
+    index: Path, serve: Callable[[dict[str, tuple[int, bytes]]], str], monkeypatch: pytest.MonkeyPatch, status: int, told: str | None
+) -> None:
+    url = serve({f"/simple/{names.DISTRIBUTION}/": (status, b"")}) if status else "http://127.0.0.1:9"
+    for name, value in {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": f"{url}/simple", "PIP_FIND_LINKS": str(index), "PIP_QUIET": "3"}.items():
+        monkeypatch.setenv(name, value)
+    if told is None:
+        assert "No matching distribution found" in router_source.find(service(MODEL, router_from="pip,image"), 2).told
+        return
+    with pytest.raises(errors.Unreachable, match=rf"from pip cannot be told now: by pip: pip here has no answer from its index \(.*{told}"):
+        router_source.find(service(MODEL, router_from="pip,image"), 2)
 
 
 # --- a zip ---
@@ -216,13 +294,18 @@ def serve() -> Iterator[Callable[[dict[str, tuple[int, bytes]]], str]]:
         server.server_close()
 
 
-def other(**about: Any) -> bytes:
-    """A router package that says something else of itself."""
+def saying(text: str) -> bytes:
+    """A router package that says this of itself."""
     written = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(router_package.build())) as good, zipfile.ZipFile(written, "w") as changed:
         for name in good.namelist():
-            changed.writestr(name, json.dumps(about) if name == router_package.ABOUT else good.read(name))
+            changed.writestr(name, text if name == router_package.ABOUT else good.read(name))
     return written.getvalue()
+
+
+def other(**about: Any) -> bytes:
+    """A router package that says something else of itself."""
+    return saying(json.dumps(about))
 
 
 def plain_zip() -> bytes:
@@ -232,14 +315,45 @@ def plain_zip() -> bytes:
     return written.getvalue()
 
 
-def test_a_zip_is_fetched_and_looked_into(serve: Callable[[dict[str, tuple[int, bytes]]], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
+def test_a_zip_is_fetched_and_looked_into(serve: Callable[[dict[str, tuple[int, bytes]]], str]) -> None:
     url = serve({"/r.zip": (200, router_package.build("7.8.9")), "/moved.zip": (302, b"/r.zip")})
     for page in ("r.zip", "moved.zip"):
         found = router_source.find(service(MODEL, router_from=f"{url}/{page}"), policy.PROTOCOL)
         assert found.runtime_env == {"py_modules": [f"{url}/{page}"]}
         assert found.told == f"the router comes from {url}/{page} (py_modules): version 7.8.9, protocol {policy.PROTOCOL}"
+
+
+def test_a_zip_may_lie_behind_a_proxy(serve: Callable[[dict[str, tuple[int, bytes]]], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", serve({"http://files.example/r.zip": (200, router_package.build())}))
+    found = router_source.find(service(MODEL, router_from="http://files.example/r.zip"), 2)
+    assert found.runtime_env == {"py_modules": ["http://files.example/r.zip"]}
+
+
+def test_a_zips_server_may_be_certified_by_a_ca_of_the_companys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ensure_certificate(tmp_path / "ca.crt", tmp_path / "ca.key")
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(router_package.build())
+
+        def log_message(self, *_args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "ca.crt", tmp_path / "ca.key")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=functools.partial(server.serve_forever, 0.05), daemon=True).start()
+    url = f"https://127.0.0.1:{server.server_port}/r.zip"
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.crt"))
+    assert router_source.find(service(MODEL, router_from=url), 2).runtime_env == {"py_modules": [url]}
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.crt"))
+    with pytest.raises(errors.RequestInvalid, match=r"cannot be fetched here \(FileNotFoundError"):
+        router_source.find(service(MODEL, router_from=url), 2)
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.parametrize(
@@ -251,19 +365,39 @@ def test_a_zip_is_fetched_and_looked_into(serve: Callable[[dict[str, tuple[int, 
         (200, other(version="9"), "does not say version and protocol"),
         (200, other(version="9", protocol=1), "of version 9, speaks protocol 1, and this library speaks 2"),
         (200, b"x" * (router_source.MAX_ZIP_BYTES + 1), "longer than 5 MB"),
-        (0, b"", "no answer"),
+        (302, b"ftp://127.0.0.1/r.zip", "cannot be fetched (UnsupportedProtocol"),
     ],
 )
 def test_a_wrong_zip_is_the_next_ones_turn_or_refused(
     serve: Callable[[dict[str, tuple[int, bytes]]], str], status: int, content: bytes, words: str
 ) -> None:
     good = serve({"/good.zip": (200, router_package.build())}) + "/good.zip"
-    url = (serve({"/r.zip": (status, content)}) if status else "http://127.0.0.1:9") + "/r.zip"
+    url = serve({"/r.zip": (status, content)}) + "/r.zip"
     with pytest.raises(errors.RequestInvalid) as caught:
         router_source.find(service(MODEL, router_from=url), 2)
     assert f"from {url}: " in str(caught.value) and words in str(caught.value)
     found = router_source.find(service(MODEL, router_from=f"{url}, {good}"), 2)
     assert found.runtime_env == {"py_modules": [good]} and f"; not from {url}: " in found.told and words in found.told
+
+
+@pytest.mark.parametrize(("status", "words"), [(503, "answered 503"), (429, "answered 429"), (0, "no answer (ConnectError")])
+def test_a_server_that_is_not_there_for_a_moment_is_asked_again_and_not_passed_over(
+    serve: Callable[[dict[str, tuple[int, bytes]]], str], status: int, words: str
+) -> None:
+    pages = {"/r.zip": (status, b"")}
+    url, clock = (serve(pages) if status else "http://127.0.0.1:9") + "/r.zip", ManualClock()
+    with pytest.raises(errors.Unreachable) as caught:
+        router_source.find(service(MODEL, router_from=f"{url}, image"), 2, clock)
+    assert str(caught.value).startswith(f"{WHERE}: annotation kfp-serving/router-from: ") and f"from {url}: {words}" in str(caught.value)
+    assert caught.value.exit_code == 3 and clock.monotonic() == 2.0
+
+    class Mended(ManualClock):
+        def sleep(self, s: float) -> None:
+            super().sleep(s)
+            pages["/r.zip"] = (200, router_package.build())
+
+    if status:
+        assert router_source.find(service(MODEL, router_from=f"{url}, image"), 2, Mended()).runtime_env == {"py_modules": [url]}
 
 
 def test_what_cannot_be_looked_into_is_taken_as_said() -> None:
@@ -377,6 +511,67 @@ def test_ray_unpacks_it_so_that_the_router_can_be_imported(scheme: str, tmp_path
     where = Path(done.stdout.split()[-1])
     with zipfile.ZipFile(io.BytesIO(content)) as package:
         assert {path.relative_to(where).as_posix() for path in where.rglob("*") if path.is_file()} == set(package.namelist())
+
+
+def flagged(where: int, value: int) -> bytes:
+    """A router package with two bytes of each entry's header, local and central, set to something else."""
+    content = bytearray(router_package.build())
+    for mark, offset in ((b"PK\x03\x04", where), (b"PK\x01\x02", where + 2)):
+        at = content.find(mark)
+        while at >= 0:
+            content[at + offset : at + offset + 2] = value.to_bytes(2, "little")
+            at = content.find(mark, at + 4)
+    return bytes(content)
+
+
+def with_name(name: str) -> bytes:
+    written = io.BytesIO(router_package.build())
+    with zipfile.ZipFile(written, "a") as package:
+        package.writestr(name, "x")
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "not a zip that can be read"),
+        (router_package.build()[:-100], "not a zip that can be read"),
+        (flagged(6, 1), "is encrypted"),
+        (flagged(8, 99), "compression method is not supported"),
+        (flagged(8, 8), "not a zip that can be read (error: "),
+        (flagged(8, 12), "not a zip that can be read (OSError"),
+        (with_name("ray/__init__.py"), "it holds 'ray/__init__.py'"),
+        (with_name("numpy.py"), "it holds 'numpy.py'"),
+        (with_name("kfp_components/../../evil.py"), "it holds 'kfp_components/../../evil.py'"),
+        (with_name("acme-1.dist-info/METADATA"), "it holds 'acme-1.dist-info/METADATA'"),
+        (with_name("kfp_serving_components-9.dist-info/METADATA"), "it holds several dist-info folders"),
+        (with_name("kfp_components/" + "x" * 200), None),
+        *(
+            (saying(text), f"{router_package.ABOUT} in it does not say version and protocol")
+            for text in (
+                '{"version": "1", "protocol": Infinity}',
+                '{"version": "1", "protocol": 2.0}',
+                '{"version": "1", "protocol": true}',
+                '{"version": "1", "protocol": "2"}',
+                '{"version": "1", "protocol": ' + "9" * 5000 + "}",
+                '{"version": 1, "protocol": 2}',
+                '{"version": "", "protocol": 2}',
+                '{"version": "1\\nusers: all", "protocol": 2}',
+                json.dumps({"version": "1" * 65, "protocol": 2}),
+                "[" * 9999,
+                "[]",
+                "null",
+            )
+        ),
+    ],
+)
+def test_whatever_is_wrong_with_a_zip_is_one_sentence(content: bytes, words: str | None) -> None:
+    if words is None:
+        assert router_package.read(content).protocol == policy.PROTOCOL
+        return
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        router_package.read(content)
+    assert type(caught.value) is ValueError and "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
 def test_library_and_zip_speak_the_same_protocol() -> None:
