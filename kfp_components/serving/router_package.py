@@ -117,6 +117,10 @@ def write(output: Path | None = None) -> Written:
     path = output or Path(f"kfp-serving-router-{about.version}-{digest[:12]}.zip")
     if path.suffix != ".zip":
         raise errors.RequestInvalid(f"--output {path}: Ray takes a file for a zip by its name; let it end with .zip")
+    if not re.fullmatch(r"[\w.+-]+", path.name, re.ASCII):
+        raise errors.RequestInvalid(
+            f"--output {path}: its name stands in a URI and in an annotation; write it with letters, digits and . _ + - alone, as in router-1.zip"
+        )
     try:
         path.write_bytes(content)
     except OSError as error:

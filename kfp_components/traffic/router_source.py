@@ -163,7 +163,8 @@ def _pip(found: Mapping[str, Any]) -> Look:
     version = str(((found.get("spec") or {}).get("rayClusterConfig") or {}).get("rayVersion") or "")
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if numbers is None:
-        return Look(False, f"by pip: spec.rayClusterConfig.rayVersion does not say which Ray it is, and it takes Ray {needed}")
+        said = f"{version[:60]!r}" if version else "(not set)"
+        return Look(False, f"by pip: spec.rayClusterConfig.rayVersion {said} does not say which Ray it is, as in 2.60.0, and it takes Ray {needed}")
     if (int(numbers[1]), int(numbers[2])) < RAY_WITH_PIP_OPTIONS:
         return Look(False, f"by pip: Ray {version} knows no pip_install_options, which keep the library's dependencies away; Ray {needed} does")
     return _ask_pip(wanted)

@@ -193,8 +193,9 @@ def test_pip_is_asked_whether_its_index_has_this_version(index: Path) -> None:
     put_wheel(index, names.requirement().partition("==")[2])
     found = router_source.find(service(MODEL, router_from="pip"), 2)
     assert found.runtime_env["pip"]["packages"] == [names.requirement()] and "by pip: kfp-serving-components==" in found.told
-    with pytest.raises(errors.RequestInvalid, match=r"by pip: spec\.rayClusterConfig\.rayVersion does not say which Ray it is"):
-        router_source.find(service(MODEL, router_from="pip", ray=None), 2)
+    for ray, said in ((None, r"\(not set\)"), ("nightly", "'nightly'"), ("v2.60.0", r"'v2\.60\.0'")):
+        with pytest.raises(errors.RequestInvalid, match=rf"by pip: spec\.rayClusterConfig\.rayVersion {said} does not say which Ray it is"):
+            router_source.find(service(MODEL, router_from="pip", ray=ray), 2)
 
 
 @pytest.mark.parametrize(("ray", "takes"), [("2.48.0", False), ("1.13.0", False), ("2.49.0", True), ("2.60.0", True), ("3.0.0.dev0", True)])
@@ -596,4 +597,9 @@ def test_the_command_writes_it_and_says_what_to_set(tmp_path: Path, monkeypatch:
     for annotation in told["annotations"]:
         key, _, value = annotation.partition("=")
         assert key == names.ROUTER_FROM and router_source.allowed(WHERE, {key: value.strip("'")})
+    for name in ("my router.zip", "router's.zip", 'a"b.zip', "a,b.zip", "a\nb.zip"):
+        code, _, err = run("-o", name)
+        assert code == 2 and "as in router-1.zip" in err and not (tmp_path / name).exists()
+    (tmp_path / "a folder").mkdir()
+    assert run("-o", "a folder/mine.zip")[0] == 0
     assert run("-o", "mine.whl")[0] == run("-o", "no/such/folder/mine.zip")[0] == 2
