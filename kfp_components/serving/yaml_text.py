@@ -722,6 +722,8 @@ def _not_swallowed(text: str, at: int, before: Node, indent: int) -> str:
     below = rest_of_line(text, at)
     if last.style not in ("|", ">") or below is None:
         return text
+    if below == len(text) and text[-1] not in "\r\n" and "-" not in _header(text[last.start : last.end]):
+        return text + line_end(text)  # the text before had one, and is to keep it
     lead, found = text[:below], re.compile(r"(?:[ ]*(?:#[^\r\n]*)?(?:\r\n|\n|\r|\Z))*").match(text, below)
     between = found[0].splitlines(True) if found else []
     comment = next((index for index, line in enumerate(between) if line.strip()), len(between))

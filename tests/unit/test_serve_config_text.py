@@ -455,6 +455,12 @@ def test_a_literal_text_takes_no_comment_of_others() -> None:
         assert rayservice.without_application(text, "b") == text.replace("- name: b\n", ""), "no more than it must"
 
 
+@pytest.mark.parametrize(("sign", "end"), [("|", "\n"), (">", "\n"), ("|+", "\n"), ("|-", "")])
+def test_a_literal_text_keeps_its_line_end_when_the_last_line_goes(sign: str, end: str) -> None:
+    text = f"applications:\n- name: a\n  args:\n    p: {sign}\n      hi"
+    assert rayservice.without_application(f"{text}\n- name: b  # no newline", "b") == text + end
+
+
 @pytest.mark.parametrize("sign", ["|", ">", "|-", ">-", "|+", "|2", "|2-  # said"])
 def test_comments_below_a_literal_text_stay(sign: str) -> None:
     for margin in range(8):
