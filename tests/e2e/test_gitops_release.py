@@ -254,7 +254,9 @@ def test_in_commit_mode_a_version_comes_in_by_commits_and_nothing_of_fluxs_is_wr
             file["metadata"]["labels"] = LABELS
             flux.commit(file)
             texts.append(file["spec"]["serveConfigV2"])
-            found = cluster.wait(SHARED, ready=rayservice.ready("llm-v2"), failed=rayservice.failed("llm-v2"), timeout_s=seconds(120))
+            found = cluster.wait(
+                SHARED, ready=rayservice.ready("llm-v2"), failed=rayservice.failed("llm-v2"), timeout_s=seconds(120), meanwhile=lambda: None
+            )
             assert rayservice.owner(rayservice.serve_config(found), MODELS["llm"]) == owner, step
             until(lambda owner=owner: (pid(cluster, "llm") == pids["llm"]) is (owner == "llm"), f"{owner} to answer users")
             everybody.wait()
