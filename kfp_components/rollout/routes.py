@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from kfp_components import errors, names
@@ -70,16 +70,8 @@ def of_release(record: Release) -> dict[str, str]:
 
 
 def to_router(run: Run, applications: Mapping[str, str]) -> Edit:
-    """The router takes the route from the version that has it. The surgery raises `ApplicationRemoved` when nobody has it any more."""
-    route, given = run.address.route, change(run, names.router_application(run.request.model), "the router", applications)
-
-    def surgery(text: str) -> str:
-        if rayservice.owner(text, route) is None:
-            told = f"no application has route {route} any more, somebody else took it away; users get nothing there, with the router or without"
-            raise errors.ApplicationRemoved(told)
-        return given.surgery(text)
-
-    return replace(given, surgery=surgery)
+    """The router takes the route."""
+    return change(run, names.router_application(run.request.model), "the router", applications)
 
 
 def to_version(run: Run, version: str, record: Release) -> Edit:

@@ -149,18 +149,6 @@ def test_a_route_that_somebody_takes_in_mid_canary_ends_it(world: World, taken_b
     assert f"{MODEL}-v2" not in world.serve.applications() and not world.serve.lost
 
 
-def test_a_router_does_not_take_a_route_that_nobody_has(world: World) -> None:
-    def owner(record: Release) -> None:
-        if record.phase == "smoked" and V1 in rayservice.applications(world.text()):
-            world.rayservice(rayservice.without_application(world.text(), V1))
-
-    process = world.process(watch=owner)
-    end = process.outcome(lambda: process.promote(asked()))
-    assert isinstance(end.error, errors.ApplicationRemoved), str(end)
-    assert f"no application has route /{MODEL} any more" in end.words and "serveConfigV2 was written by owner at" in end.words
-    assert list(rayservice.applications(world.text())) == ["whisper"], "who brings stable back finds nothing of the release"
-
-
 def test_a_route_that_somebody_else_took_before_the_router_is_said_with_its_rayservice(world: World) -> None:
     def owner(record: Release) -> None:
         if record.phase == "smoked" and "other" not in world.text():
