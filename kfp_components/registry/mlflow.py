@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +45,9 @@ class MlflowRegistry:
         found = self.find(model, version)
         if found is not None:
             found.assert_same(uri, digest)
+            if digest and found.digest is None:
+                self.annotate(model, version, {DIGEST_TAG: digest})
+                found = replace(found, digest=digest)
             return found
         tags = {**properties, VERSION_TAG: version, **({DIGEST_TAG: digest} if digest else {})}
         with self._mapped(f"registering {model} {version}", exists_ok=True):

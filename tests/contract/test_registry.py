@@ -48,11 +48,24 @@ def test_registering_again_is_harmless(registry: ModelRegistry, model: str) -> N
     assert dict(again.properties) == {"model_format": "embedding"}, "the first word stands"
 
 
-@pytest.mark.parametrize(("uri", "digest"), [("s3://models/other", DIGEST), ("s3://models/v1", None), ("s3://models/v1", "sha256:" + 64 * "b")])
+@pytest.mark.parametrize(("uri", "digest"), [("s3://models/other", DIGEST), ("s3://models/other", None), ("s3://models/v1", "sha256:" + 64 * "b")])
 def test_a_version_is_one_artifact(registry: ModelRegistry, model: str, uri: str, digest: str | None) -> None:
     known(registry, model, "v1")
     with pytest.raises(errors.NameTaken, match=rf"^model {model} version v1: registered with s3://models/v1 \({DIGEST}\), not with {uri} "):
         registry.register(model, "v1", uri, digest=digest, properties={})
+
+
+def test_a_request_without_a_digest_does_not_contradict(registry: ModelRegistry, model: str) -> None:
+    known(registry, model, "v1")
+    assert registry.register(model, "v1", "s3://models/v1", digest=None, properties={}).digest == DIGEST
+
+
+def test_a_digest_that_was_not_known_is_added(registry: ModelRegistry, model: str) -> None:
+    registry.register(model, "v1", "s3://models/v1", digest=None, properties={"owner": "alice"})
+    added = registry.register(model, "v1", "s3://models/v1", digest=DIGEST, properties={})
+    assert added == registry.find(model, "v1") and (added.digest, dict(added.properties)) == (DIGEST, {"owner": "alice"})
+    with pytest.raises(errors.NameTaken):
+        registry.register(model, "v1", "s3://models/v1", digest="sha256:" + 64 * "b", properties={})
 
 
 def test_nothing_is_known_of_an_unknown_model(registry: ModelRegistry, model: str) -> None:
