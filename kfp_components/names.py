@@ -61,6 +61,18 @@ def alias(model: str) -> str:
     return model + PREDICTOR_SUFFIX
 
 
+STUB_VERSION, STUB_URI = "kfp-serving/version", "kfp-serving/uri"
+"""Annotations of the stub: the version that serves, and where that is from."""
+
+SERVED = "rayservice://"
+"""Begins what stands for the URI of a version of which only is known where it runs."""
+
+
+def registered(model: str, namespace: str) -> str:
+    """Name in the registry: models of two namespaces do not meet."""
+    return f"{namespace}.{model}"
+
+
 def service_host(service: str, namespace: str) -> str:
     """Cluster-local DNS name of a Service."""
     return f"{service}.{namespace}.svc.cluster.local"

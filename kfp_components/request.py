@@ -7,6 +7,7 @@ import fnmatch
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -19,6 +20,7 @@ from kfp_components import errors, names, uris
 IMPORT_PATH = re.compile(r"\w[\w-]*(\.\w[\w-]*)*[:.][^\W\d]\w*")
 """Ray imports the module by name (``importlib.import_module``), so folders and files may be called what no identifier is: ``my-repo.serving:app``."""
 
+METRIC = re.compile(r"[A-Za-z0-9._-]{1,100}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 ROUTE = re.compile(r"/|(/[^/\s{}?#]+)+")
 ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
@@ -53,6 +55,12 @@ def _refuse_credentials_in(value: Any, info: ValidationInfo, where: str = "") ->
     for key, item in value.items() if isinstance(value, dict) else ():
         if key != "env_vars":
             _refuse_credentials_in(item, info, f"{where}.{key}" if where else str(key))
+
+
+def _sha256(value: str | None) -> str | None:
+    if value is not None and not DIGEST.fullmatch(value):
+        raise ValueError(f"{value!r} is not of the form sha256:<64 hex digits>")
+    return value
 
 
 def whole_numbers(value: Any) -> Any:
@@ -173,11 +181,45 @@ class Approval(_Part):
         return places
 
 
+class Provenance(_Part):
+    """Where the version comes from and how good it was found; recorded in the registry, beside the KFP run, which is known anyway."""
+
+    framework: str | None = Field(None, max_length=100, description="what the model was made with: pytorch, onnx, ...")
+    family: str | None = Field(None, max_length=100, description="asr, tts, embedding, llm, ...")
+    git_commit: str | None = Field(None, max_length=100, description="of the code that made it")
+    run_url: str | None = Field(None, max_length=2000, description="page of the run that made it")
+    metrics: dict[str, float] = Field(default_factory=dict, description="what its training or evaluation measured")
+    golden_set: str | None = Field(None, max_length=2000, description="URI of the cases that it is to answer well, now and later")
+    golden_set_digest: str | None = Field(None, description="sha256:... of the golden set")
+
+    @field_validator("run_url", "golden_set")
+    @classmethod
+    def _uris(cls, value: str | None, info: ValidationInfo) -> str | None:
+        _refuse_credentials(value or "", info)
+        return value
+
+    @field_validator("metrics")
+    @classmethod
+    def _named(cls, value: dict[str, float]) -> dict[str, float]:
+        wrong = [name for name in value if not METRIC.fullmatch(name)]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is not the name of a metric (letters, digits, '.', '_', '-', at most 100)")
+        if endless := [name for name, number in value.items() if not math.isfinite(number)]:
+            raise ValueError(f"{endless[0]} is {value[endless[0]]}, which is no measurement")
+        return value
+
+    @field_validator("golden_set_digest")
+    @classmethod
+    def _digest(cls, value: str | None) -> str | None:
+        return _sha256(value)
+
+
 class Options(_Part):
     """Everything with a sensible default: one struct in the pipeline's run form, each wrong key named."""
 
     model_format: str = Field("custom", min_length=1, max_length=63, description="shown in Kubeflow's UI: whisper, embedding, llm ...")
     digest: str | None = Field(None, description="sha256:... of the artifact, recorded in the registry")
+    provenance: Provenance = Provenance()
     args: dict[str, Any] = Field(default_factory=dict, description="given to the application builder; see builder")
     builder: bool | Literal["exact"] = Field(
         True,
@@ -266,9 +308,7 @@ class Options(_Part):
     @field_validator("digest")
     @classmethod
     def _digest(cls, value: str | None) -> str | None:
-        if value is not None and not DIGEST.fullmatch(value):
-            raise ValueError(f"{value!r} is not of the form sha256:<64 hex digits>")
-        return value
+        return _sha256(value)
 
     @field_validator("sticky_header")
     @classmethod

@@ -20,7 +20,7 @@ from kfp_components.cluster.patience import Patience, patient
 from kfp_components.registry import Alias
 from kfp_components.release import Adoption, Release, records
 from kfp_components.request import ModelTarget, PromoteRequest, parse
-from kfp_components.rollout import journal, manifests, preflight, undo
+from kfp_components.rollout import journal, manifests, preflight, registered, undo
 from kfp_components.rollout.run import DOOR_PATIENCE_S, Run
 from kfp_components.rollout.step import own, step, take
 from kfp_components.serving import alias, http_route, rayservice
@@ -85,7 +85,7 @@ def adoption_of(cluster: Cluster, target: ModelTarget, asked: Asked = NOTHING, *
         {
             **target.model_dump(),
             "version": asked.version or _version(entry, rayservice.digests(text)[name]),
-            "uri": asked.uri or f"rayservice://{target.namespace}/{target.rayservice}/{name}",
+            "uri": asked.uri or f"{names.SERVED}{target.namespace}/{target.rayservice}/{name}",
             "import_path": entry.get("import_path"),
             "options": {key: value for key, value in options.items() if value is not None},
         },
@@ -185,9 +185,9 @@ def adopt_model(run: Run) -> Release:
         if record is not None:
             request, fence = run.request, partial(journal.assert_ours, run)
             seen = seen or _look(run)
-            if not seen.registered:
-                properties = {"model_format": request.options.model_format, "import_path": request.import_path, **run.source}
-                run.registry.register(run.registered_name, request.version, request.uri, digest=None, properties=properties)
+            if not seen.known:
+                facts = registered.facts(request, run.source)
+                run.registry.register(run.registered_name, request.version, request.uri, digest=None, properties=facts)
             run.registry.move(run.registered_name, "champion", request.version)
             for change in _missing(run, seen):
                 run.keep()
@@ -256,7 +256,7 @@ class _Seen:
     stub: Manifest | None
     told: list[str]
     runs: bool
-    registered: bool
+    known: bool
     """Whether the registry knows the version, from wherever it is, and nobody has said where that is."""
 
 
@@ -361,11 +361,11 @@ def _look(run: Run) -> _Seen:
         alias.assert_free(request.model, request.namespace, service, stub, request.target_host)
     except errors.NameTaken as error:
         in_the_way.append(str(error))
-    known = run.registry.find(run.registered_name, request.version)
-    registered = known is not None and request.uri.startswith("rayservice://")
+    version = run.registry.find(run.registered_name, request.version)
+    known = version is not None and request.uri.startswith(names.SERVED)
     try:
-        if known is not None and not registered:
-            known.assert_same(request.uri, None)
+        if version is not None and not known:
+            version.assert_same(request.uri, None)
     except errors.NameTaken as error:
         in_the_way.append(f"{error} (--version names another one)")
     if in_the_way:
@@ -374,7 +374,7 @@ def _look(run: Run) -> _Seen:
     told = _told(run, text, service, stub)
     if state != "RUNNING":
         told.append(f"application {application} is {state or 'not reported by the operator'} now: it is recorded all the same")
-    return _Seen(text, service, stub, told, state == "RUNNING", registered)
+    return _Seen(text, service, stub, told, state == "RUNNING", known)
 
 
 def _told(run: Run, text: str, service: Manifest | None, stub: Manifest | None) -> list[str]:
@@ -412,9 +412,16 @@ def _missing(run: Run, seen: _Seen) -> list[Change]:
         changes.append(manifests.alias_change(run, seen.service))
     if seen.stub is None:
         changes.append(manifests.stub_change(run, version, None))
+    if seen.stub is None or _is_bare(seen.stub):
         told = manifests.all_message(version) if seen.runs else f"version {version} does not run"
-        changes.append(manifests.traffic_change(run, {version: 100.0} if seen.runs else {}, told, None, ready=seen.runs))
+        changes.append(manifests.traffic_change(run, {version: 100.0} if seen.runs else {}, told, seen.stub, ready=seen.runs))
     return changes
+
+
+def _is_bare(stub: Manifest) -> bool:
+    """Whether we made it and were killed before it got its status."""
+    ours = (stub["metadata"].get("labels") or {}).get(names.MANAGED_BY_LABEL) == names.MANAGED_BY
+    return ours and not (stub.get("status") or {}).get("components")
 
 
 def _made(run: Run, adoption: Adoption) -> list[Change]:

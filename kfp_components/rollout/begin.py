@@ -9,7 +9,7 @@ from kfp_components import errors, names
 from kfp_components.cluster import Manifest
 from kfp_components.release import Event, Release
 from kfp_components.request import parse_target
-from kfp_components.rollout import adopt, journal, preflight, routes, tidy
+from kfp_components.rollout import adopt, journal, preflight, registered, routes, tidy
 from kfp_components.rollout.preflight import Serving
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.status import not_served
@@ -32,9 +32,7 @@ def register_model(run: Run, *, first_version: bool = False, boxes: int | None =
         if record is not None:
             request = run.request
             journal.assert_ours(run)
-            properties = {"model_format": request.options.model_format, "import_path": request.import_path, **run.source}
-            run.registry.register(run.registered_name, request.version, request.uri, digest=request.options.digest, properties=properties)
-            run.registry.move(run.registered_name, "candidate", request.version)
+            registered.enter(run, record)
             journal.advance(run, "registered", f"{run.registered_name} {request.version} registered from {request.uri}")
     return journal.current(run)
 
@@ -59,16 +57,7 @@ def _begin(run: Run, first_version: bool) -> Release:
             run.record = found
             return tidy.tidy_release(run) if tidy.due(run, found) else found
         assert_new(run, stable, first_version)
-        situation = preflight.check(
-            run.cluster,
-            run.registry,
-            request,
-            found=rayservice,
-            serving=serving,
-            address=run.address,
-            first_version=first_version,
-            router=run.router,
-        )
+        situation = preflight.check(run, found=rayservice, serving=serving, first_version=first_version)
     except errors.InputError as error:
         if isinstance(error, errors.NotAdopted) and request.options.adopt:
             _adopt(run, rayservice, first_version)
@@ -108,16 +97,7 @@ def _adopt(run: Run, rayservice: Manifest | None, first_version: bool) -> None:
     """With ``options.adopt``: once nothing is in this request's way."""
     adopting, serving = adoption(run)
     assert_new(run, serving.version, first_version)
-    preflight.check(
-        run.cluster,
-        run.registry,
-        run.request,
-        found=rayservice,
-        serving=serving,
-        address=run.address,
-        first_version=first_version,
-        router=run.router,
-    )
+    preflight.check(run, found=rayservice, serving=serving, first_version=first_version)
     adopt.adopt_model(adopting)
 
 

@@ -71,17 +71,7 @@ def _checked(run: Run, first_version: bool) -> tuple[Serving | None, preflight.S
         adopting, stable = adoption(run)
         adopted = plan_adoption(adopting)[1]
     assert_new(run, stable.version if stable else None, first_version)
-    found = preflight.check(
-        run.cluster,
-        run.registry,
-        run.request,
-        found=rayservice,
-        serving=stable,
-        address=run.address,
-        first_version=first_version,
-        router=run.router,
-        dry=True,
-    )
+    found = preflight.check(run, found=rayservice, serving=stable, first_version=first_version, dry=True)
     if found.router is not None:
         run.router.runtime_env = found.router.runtime_env
     then = {change.ref: after for change, _, after in adopted.played()}

@@ -9,9 +9,8 @@ from kfp_components import errors, names, request
 from kfp_components.cluster import Cluster, Manifest, Permission, Ref
 from kfp_components.cluster.changes import Apply, refuse_gitops, refuse_written_back
 from kfp_components.cluster.fields import refuse_taken
-from kfp_components.registry import ModelRegistry
+from kfp_components.rollout.run import Run
 from kfp_components.serving import alias, inference_service, ownership, rayservice
-from kfp_components.traffic import TrafficStrategy
 from kfp_components.traffic.router_source import Source
 
 PERMISSIONS: tuple[Permission, ...] = (
@@ -46,24 +45,14 @@ class Situation:
     """Where the router comes from; None where no router is needed."""
 
 
-def check(
-    cluster: Cluster,
-    registry: ModelRegistry,
-    asked: request.PromoteRequest,
-    *,
-    found: Manifest | None,
-    serving: Serving | None,
-    address: names.Address,
-    first_version: bool,
-    router: TrafficStrategy,
-    dry: bool = False,
-) -> Situation:
+def check(run: Run, *, found: Manifest | None, serving: Serving | None, first_version: bool, dry: bool = False) -> Situation:
     """Look at everything that a release will touch.
 
-    ``found`` is the RayService as it was read, ``serving`` what users get at ``address``. ``first_version`` allows that there is nothing
-    (deploy_model). ``router`` is asked where it would come from, unless it is a first version, which needs none. ``dry`` lets pass that somebody
-    else applies ``serveConfigV2``: a plan tells it beside the changes, and no router stands in what is committed.
+    ``found`` is the RayService as it was read, ``serving`` what users get at the run's address. ``first_version`` allows that there is nothing
+    (deploy_model); it needs no router, any other release finds out where that would come from. ``dry`` lets pass that somebody else applies
+    ``serveConfigV2``: a plan tells it beside the changes, and no router stands in what is committed.
     """
+    cluster, asked, address = run.cluster, run.request, run.address
     check_permissions(cluster, asked)
     ref = Ref("RayService", asked.rayservice, asked.namespace)
     if found is None and asked.options.rayservice_template is None:
@@ -94,11 +83,11 @@ def check(
     stub = cluster.get(Ref("InferenceService", asked.model, asked.namespace))
     alias.assert_free(asked.model, asked.namespace, service, stub, asked.target_host)
     _check_fields(asked, service, stub)
-    known = registry.find(registered_name(asked), asked.version)
+    known = run.registry.find(run.registered_name, asked.version)
     if known is not None:
         known.assert_same(asked.uri, asked.options.digest)
     committed = found is not None and ownership.of(found).mode == "commit"
-    source = router.source(found) if found is not None and serving is not None and not committed else None
+    source = run.router.source(found) if found is not None and serving is not None and not committed else None
     return Situation(found, service, stub, source)
 
 
@@ -131,11 +120,6 @@ def _try_the_switch(model: str, text: str, serving: Serving, public: str) -> Non
         rayservice.with_route(aside, serving.application, None if serving.route_implied else public)
     except errors.Conflict as error:
         raise errors.RequestInvalid(f"{error}; write the route of {serving.application} into its own entry first") from error
-
-
-def registered_name(target: request.ModelTarget) -> str:
-    """Name in the registry: models of two namespaces do not meet."""
-    return f"{target.namespace}.{target.model}"
 
 
 def _check_routes(asked: request.PromoteRequest, ref: str, applications: dict[str, dict[str, object]], public: str) -> None:

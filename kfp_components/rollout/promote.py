@@ -12,7 +12,7 @@ from kfp_components.clock import rfc3339
 from kfp_components.cluster.changes import Edit, write
 from kfp_components.release import NamesBefore, Previous, Release
 from kfp_components.request import PromoteRequest
-from kfp_components.rollout import journal, manifests, routes, undo, weights
+from kfp_components.rollout import journal, manifests, registered, routes, undo, weights
 from kfp_components.rollout.canary import stand_by
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.step import step
@@ -146,18 +146,13 @@ def _names_follow(run: Run, record: Release) -> None:
 
     Raises `Unreachable`: the same command does the rest.
     """
-    name, version = run.registered_name, run.request.version
-    verdict = {"verdict": record.sentence or "deployed as the first version"}
+    version = run.request.version
     shown = manifests.all_message(version)
     items: list[tuple[str, str, Callable[[], object]]] = [
-        ("registry", "alias champion", partial(run.registry.move, name, "champion", version)),
-        ("registry", "alias candidate", partial(run.registry.move, name, "candidate", None)),
-        ("registry", "verdict", partial(run.registry.annotate, name, version, verdict)),
+        *(("registry", what, do) for what, do in (*registered.follow(run, record), registered.tell(run, record))),
         ("stub", "spec", lambda: write(run.cluster, manifests.stub_change(run, version, run.cluster.get(manifests.stub_ref(run))))),
         ("stub", "traffic", partial(manifests.show, run, {version: 100.0}, shown)),
     ]
-    if record.stable_version is not None:
-        items.insert(0, ("registry", "alias previous", partial(run.registry.move, name, "previous", record.stable_version)))
     journal.assert_ours(run)
     for where, what, do in items:
         try:

@@ -15,7 +15,6 @@ from kfp_components.registry import ModelRegistry
 from kfp_components.registry import connect as connect_registry
 from kfp_components.release import Command, Lease, Release, ReleaseStore, Watcher, local_holder
 from kfp_components.request import ModelTarget, PromoteRequest
-from kfp_components.rollout import preflight
 from kfp_components.traffic import TrafficStrategy
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ class Run:
     @property
     def registered_name(self) -> str:
         """Name of the model in the registry."""
-        return preflight.registered_name(self.request)
+        return names.registered(self.request.model, self.request.namespace)
 
     @property
     def address(self) -> names.Address:

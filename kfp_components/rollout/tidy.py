@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 
 from kfp_components import errors, names
 from kfp_components.cluster import Manifest
 from kfp_components.cluster.changes import write
 from kfp_components.release import Release
-from kfp_components.rollout import journal, manifests, routes, undo, weights
+from kfp_components.rollout import journal, manifests, registered, routes, undo, weights
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.status import read_status
 from kfp_components.rollout.step import put_down, take
@@ -17,8 +18,9 @@ from kfp_components.rollout.step import put_down, take
 def tidy_release(run: Run) -> Release:
     """Remove a promoted release's old version when its time is over, or take a candidate back that was held for longer than ``hold_ttl_s``.
 
-    The stub is made to show what is, where nobody works on the release. Anything else is left as it is. Raises `ReleaseHeld` when a run is at work
-    on the release, `ReleaseLeft` when the surroundings did not let it finish: the same again goes on, and users are served meanwhile.
+    Where nobody works on the release, the stub is made to show what is, and the registry's aliases are put where they belong. Anything else stays as
+    it is. Raises `ReleaseHeld` when a run is at work on the release, `ReleaseLeft` when the surroundings did not let it finish: the same again goes
+    on, and users are served meanwhile.
     """
     record = journal.read(run)
     try:
@@ -28,6 +30,8 @@ def tidy_release(run: Run) -> Release:
         elif record.done and not record.open and routes.left_over(run, run.persist(lambda: run.cluster.get(run.rayservice)), record):
             _remove_router(run, record)
         _show_what_is(run, record)
+        if record.stable_now is not None and record.done and registered.wrong(run, record):
+            _mend_aliases(run, record)
         return record
     except errors.ReleaseHeld:
         raise
@@ -73,6 +77,16 @@ def put_away(run: Run) -> Release:
     return record
 
 
+def _mend_aliases(run: Run, record: Release) -> None:
+    """The registry was away when the release ended, or somebody moved them; no release runs, which would."""
+    run.persist(run.lease.acquire)
+    try:
+        if journal.read_record(run).epoch == record.epoch:
+            registered.mend(run, record)
+    finally:
+        run.persist(run.lease.release)
+
+
 def _remove_router(run: Run, record: Release) -> None:
     """It answered what it had taken; no release runs, so nobody needs it."""
     run.persist(run.lease.acquire)
@@ -93,6 +107,8 @@ def _reaches(run: Run, found: Manifest | None, application: str) -> bool:
 
 def _show_what_is(run: Run, record: Release) -> None:
     """A weight that lapsed, or a router that somebody took away, is shown by the stub. A live canary shows itself; nothing is guessed."""
+    if record.phase == "promoted":
+        _name_what_serves(run, record.candidate_version)
     status = read_status(run.cluster, record, clock=run.clock, transport=run.transport)
     traffic = status.traffic or {}
     split = sum(share > 0 for share in traffic.values()) > 1
@@ -101,3 +117,12 @@ def _show_what_is(run: Run, record: Release) -> None:
     serving = {version: share for version, share in traffic.items() if share > 0} if status.ready else {}
     if {version: share for version, share in status.shown.items() if share > 0} != serving:
         manifests.show(run, serving, "; ".join(status.notes) or manifests.all_message(", ".join(serving)), ready=status.ready)
+
+
+def _name_what_serves(run: Run, version: str) -> None:
+    """A run that was taken over from may have written the stub last. Its owner's fields are his."""
+    stub = run.cluster.get(manifests.stub_ref(run))
+    if stub is None or (stub["metadata"].get("annotations") or {}).get(names.STUB_VERSION) in (None, version):
+        return
+    with contextlib.suppress(errors.InputError):
+        write(run.cluster, manifests.stub_change(run, version, stub))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Unpack
 
@@ -15,10 +15,9 @@ from kfp_components.cluster import Ref
 from kfp_components.cluster.changes import Apply, Delete, write
 from kfp_components.judge import counts
 from kfp_components.phases import Phase
-from kfp_components.registry import Alias
 from kfp_components.release import Failure, Held, Release, Rollback
 from kfp_components.request import SmokeCase
-from kfp_components.rollout import journal, manifests, routes
+from kfp_components.rollout import journal, manifests, registered, routes
 from kfp_components.rollout.run import Run
 from kfp_components.serving import alias, rayservice
 
@@ -163,11 +162,7 @@ def tidy_up(run: Run, record: Release, back: routes.WayBack | None) -> list[str]
         in_cluster.append((str(stub), partial(write, run.cluster, Delete(stub, made), fence=fence)))
     elif stable is not None:
         in_cluster.append((f"traffic of {stub}", partial(manifests.show, run, {stable: 100.0}, manifests.all_message(stable))))
-    in_registry: list[tuple[str, Callable[[], object]]] = [
-        ("registry alias candidate", partial(run.registry.move, run.registered_name, "candidate", None)),
-        ("verdict in the registry", partial(_annotate, run, record)),
-        *_aliases_as_before(run, record),
-    ]
+    in_registry = [(f"registry {what}", do) for what, do in (*registered.follow(run, record), registered.tell(run, record))]
     unfinished: list[errors.KfpServingError] = []
     left_behind: list[str] = []
     for what, do in (*in_cluster, *in_registry):
@@ -210,15 +205,6 @@ def _unlabel(run: Run, service: Ref, fence: Callable[[], object]) -> None:
     if found is not None:
         bare = alias.without_label(request.model, request.namespace, request.target_host, found)
         write(run.cluster, Apply(bare, "as it was before the release"), fence=fence)
-
-
-def _aliases_as_before(run: Run, record: Release) -> list[tuple[str, Callable[[], object]]]:
-    """Only names that have followed the traffic are to be moved back."""
-    if record.names_before is None:
-        return []
-    before: Mapping[str, str | None] = record.names_before.aliases or {"champion": record.stable_version}
-    aliases: tuple[Alias, ...] = ("champion", "previous") if record.names_before.aliases is not None else ("champion",)
-    return [(f"registry alias {alias}", partial(run.registry.move, run.registered_name, alias, before.get(alias))) for alias in aliases]
 
 
 def verify(run: Run, version: str, *, strict: bool) -> None:
@@ -274,11 +260,6 @@ def _probe(run: Run, case: SmokeCase) -> list[str | None]:
         return [None] * PROBES
     with probes.Prober(endpoint, run.request.model, run.address.prefix, run.transport) as prober:
         return [prober.version_that_answers(case) for _ in range(PROBES)]
-
-
-def _annotate(run: Run, record: Release) -> None:
-    if run.registry.find(run.registered_name, record.candidate_version) is not None:
-        run.registry.annotate(run.registered_name, record.candidate_version, {"verdict": record.sentence})
 
 
 def _say_stable_serves(run: Run, record: Release, back: routes.WayBack | None) -> None:

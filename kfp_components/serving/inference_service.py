@@ -46,8 +46,8 @@ def manifest(
     annotations = {
         names.DEPLOYMENT_MODE: "ModelMesh",
         "kfp-serving/rayservice": rayservice,
-        "kfp-serving/version": version,
-        "kfp-serving/uri": uri,
+        names.STUB_VERSION: version,
+        names.STUB_URI: uri,
     }
     whole: dict[str, Any] = {
         "metadata": {"labels": {names.MANAGED_BY_LABEL: names.MANAGED_BY}, "annotations": annotations},
@@ -60,13 +60,17 @@ def manifest(
 
 
 def wanted(asked: PromoteRequest, version: str, found: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The stub as it should be when ``version`` serves; ``found`` is the one that is there."""
+    """The stub as it should be when ``version`` serves; ``found`` is the one that is there.
+
+    Where an older version is from is what that one says; else only that the RayService serves it is known.
+    """
     annotations = (found["metadata"].get("annotations") or {}) if found else {}
+    unknown = f"{names.SERVED}{asked.namespace}/{asked.rayservice}"
     return manifest(
         asked.model,
         asked.namespace,
         version=version,
-        uri=asked.uri if version == asked.version else annotations.get("kfp-serving/uri", asked.uri),
+        uri=asked.uri if version == asked.version else annotations.get(names.STUB_URI, unknown),
         model_format=asked.options.model_format,
         rayservice=asked.rayservice,
         protocol=asked.options.protocol,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from memory_world import MODEL, NAMESPACE, Outcome, Process, World, asked, live
+from memory_world import MODEL, NAMESPACE, REGISTERED, Outcome, Process, World, asked, live
 
 from kfp_components import errors, names, rollout
 from kfp_components.clock import Clock
@@ -377,10 +377,28 @@ class Case:
             for name, was in self.front.items():
                 late = self.kind == "taken-over"  # written without a compare-and-swap: an alias or a stub of what nobody serves may be left
                 self._must(denied or late or _front(world)[name] == was, "left over", f"{name} is not as it was before")
-        if self.kind != "taken-over" and not (self.kind in ("denied", "away") and "registry." in self.call):  # noted, and left behind
-            aliases = world.registry.aliases(f"{NAMESPACE}.{MODEL}")
-            self._must("candidate" not in aliases, "registry", "alias candidate is still there")
-            self._must(scenario.then != "promoted" or aliases.get("champion") == candidate, "registry", f"champion is {aliases.get('champion')}")
+        self._names()
+
+    def _names(self) -> None:
+        """Aliases, stub, alias Service and what serves say the same. What was refused or away is mended by `tidy`, what nobody serves has no name."""
+        world, scenario = self.world, self.scenario
+        if self.kind in ("denied", "away", "taken-over"):
+            process = world.process()
+            end = process.outcome(lambda: process.tidy(REQUEST))
+            self._must(end.error is None, "names", f"tidy {end}")
+        aliases = world.registry.aliases(REGISTERED)
+        self._must("candidate" not in aliases, "names", f"alias candidate is still on {aliases.get('candidate')}")
+        if scenario.works[0][0].startswith("nothing") and scenario.then != "promoted":
+            self._must("champion" not in aliases, "names", f"champion is {aliases.get('champion')}, and nothing serves")
+            return
+        replaced = scenario.then == "promoted" and scenario.candidate == "v2"
+        self._must(aliases.get("previous") == ("v1" if replaced else None), "names", f"previous is {aliases.get('previous')}")
+        said = world.said()
+        if not self.front["the stub"] and scenario.then != "promoted":
+            said = {"users": said["users"], "champion": said["champion"]}  # there was no stub before
+        if self.kind == "denied":
+            said.pop("stub", None), said.pop("split", None)
+        self._must(len(set(said.values())) == 1, "names", f"they say {said}")
 
 
 def _phase(world: World) -> str | None:

@@ -28,6 +28,7 @@ from kfp_components.serving import alias, inference_service, rayservice
 
 T = TypeVar("T")
 NAMESPACE, RAYSERVICE, MODEL = "ai-ml", "ai-inference", "bge"
+REGISTERED = f"{NAMESPACE}.{MODEL}"
 OWNER = "owner"
 OTHERS = """\
   - name: whisper
@@ -237,6 +238,9 @@ class Process:
     def roll_back(self, target: ModelTarget) -> Release:
         return rollout.roll_back(self.open_rollback(target))
 
+    def tidy(self, target: ModelTarget) -> Release:
+        return rollout.tidy_release(self.open_rollback(target))
+
     def outcome(self, command: Callable[[], Release]) -> Outcome:
         """Of a command: its end, whatever that is."""
         try:
@@ -254,7 +258,7 @@ class World:
     route: str = names.public_route(MODEL)
     """What they call."""
     clock: WorldClock = field(default_factory=WorldClock)
-    registry: MemoryRegistry = field(default_factory=MemoryRegistry)
+    registry: ModelRegistry = field(default_factory=MemoryRegistry)
 
     def __post_init__(self) -> None:
         remembered.count_tokens_anew()
@@ -315,6 +319,8 @@ class World:
         base = {"model": MODEL, "namespace": NAMESPACE, "rayservice": RAYSERVICE, "candidate_version": version}
         record = Release(**base, **earlier, request=request.model_dump(mode="json"), request_digest=request.digest)
         ReleaseStore(self.cluster, MODEL, NAMESPACE, self.clock).start(record)
+        self.registry.register(REGISTERED, version, request.uri, digest=None, properties={})
+        self.registry.move(REGISTERED, "champion", version)
 
     def alias(self) -> None:
         """What the owner applied for his clients, without a label."""
@@ -379,6 +385,17 @@ class World:
     def neighbours(self) -> dict[str, str]:
         """Applications of others -> digest."""
         return {name: repr(sorted(entry.items())) for name, entry in self.serve.applications().items() if not name.startswith(f"{MODEL}-")}
+
+    def said(self) -> dict[str, Any]:
+        """Which version is it, by each that names one: what users get, the registry's champion, the stub's annotation and its live split."""
+        stub = self.cluster.get(Ref("InferenceService", MODEL, NAMESPACE)) or {"metadata": {}}
+        traffic = (((stub.get("status") or {}).get("components") or {}).get("predictor") or {}).get("traffic") or []
+        return {
+            "users": self.users_get(),
+            "champion": (self.registry.aliases(REGISTERED).get("champion"),),
+            "stub": ((stub["metadata"].get("annotations") or {}).get("kfp-serving/version"),),
+            "split": tuple(entry["tag"] for entry in traffic if entry["percent"]),
+        }
 
     def stored(self) -> Release | None:
         return ReleaseStore(self.cluster, MODEL, NAMESPACE).load()

@@ -6,6 +6,7 @@ from memory_world import MODEL, NAMESPACE, OTHERS, World, application, asked, li
 from kfp_components import errors, names
 from kfp_components.cluster import Ref
 from kfp_components.cluster.faults import Script
+from kfp_components.registry.memory import MemoryRegistry
 from kfp_components.release import Release
 from kfp_components.request import PromoteRequest
 from kfp_components.serving import rayservice
@@ -290,13 +291,26 @@ def test_case_06_a_first_version_that_fails_leaves_what_was_there(world: World, 
 
 def test_case_05_a_registry_that_does_not_know_stable_does_not_block_the_release(world: World) -> None:
     world.rayservice(live().replace("v1", "v17"))
+    world.registry = MemoryRegistry()
     process = world.process()
     end = process.outcome(lambda: process.promote(asked()))
     record = world.record()
     assert end.exit_code == 0 and record.phase == "promoted", str(end)
-    (told,) = [event.message for event in record.events if event.step == "registry"]
-    assert told.startswith("alias previous: not done: model ai-ml.bge version v17: not registered")
+    told = [event.message for event in record.events if event.step == "registry"]
+    words = "not done: model ai-ml.bge version v17: not registered at memory:; register it first"
+    assert told == [f"alias champion: {words}", f"alias previous: {words}"]
     assert f"{MODEL}-v17" not in world.serve.applications()
+    assert world.registry.aliases(f"{NAMESPACE}.{MODEL}") == {"champion": "v2"}
+
+
+def test_case_05_a_registry_made_anew_learns_of_stable_from_its_stub(world: World) -> None:
+    world.rayservice(live())
+    world.registry = MemoryRegistry()
+    world.front(uri="s3://models/found/v1")
+    world.promote(asked())
+    found = world.registry.find(f"{NAMESPACE}.{MODEL}", "v1")
+    assert found is not None and found.uri == "s3://models/found/v1"
+    assert world.registry.aliases(f"{NAMESPACE}.{MODEL}") == {"champion": "v2", "previous": "v1"}
 
 
 # --- D4b: a view can never fail a release ---------------------------------------------------------------------------------------------

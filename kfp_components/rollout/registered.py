@@ -1,0 +1,166 @@
+"""The registry's part of a release: what it is told of a version, the aliases that move with the traffic, and how the release went.
+
+The first functions are pure. Of what is written each item is for itself: which of them may fail, and what is then done, is up to the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from kfp_components import errors, names
+from kfp_components.registry import Alias
+from kfp_components.release import Release
+from kfp_components.request import PromoteRequest
+from kfp_components.rollout import journal, manifests
+from kfp_components.rollout.run import Run
+
+MOST_CHARACTERS = 4_000
+"""Of one property: MLflow takes 5,000, whatever its store."""
+
+Item = tuple[str, Callable[[], object]]
+
+
+def facts(asked: PromoteRequest, source: Mapping[str, str]) -> dict[str, str]:
+    """What is said of a version when it is registered: format, framework, family, metrics, golden set, import path, and where it comes from.
+
+    ``source`` is what the run knows of itself (``kfp_run_id``, ``kfp_run_url``, ``git_commit``); what the request says counts more. What nobody
+    knows is left out.
+    """
+    told = asked.options.provenance
+    found: dict[str, str | None] = {
+        "model_format": asked.options.model_format,
+        "import_path": asked.import_path,
+        "framework": told.framework,
+        "family": told.family,
+        **{f"metric.{name}": repr(value) for name, value in sorted(told.metrics.items())},
+        "golden_set": told.golden_set,
+        "golden_set_digest": told.golden_set_digest,
+        **source,
+    }
+    found |= {key: value for key, value in (("git_commit", told.git_commit), ("kfp_run_url", told.run_url)) if value}
+    return {key: value[:MOST_CHARACTERS] for key, value in found.items() if value}
+
+
+def evidence(record: Release) -> dict[str, str]:
+    """How a release went, for its version: ``outcome`` (a phase), ``verdict`` (a sentence) and ``evidence``, one JSON object.
+
+    In that, as far as it is known: requests and failures of each arm and latency (ms) at the last look, e-values, approvals, and the rollback.
+    """
+    told: dict[str, Any] = {"stable_version": record.stable_version, "steps": record.steps, "started_unix_s": record.started_unix_s}
+    if record.timeline:
+        last = record.timeline[-1].model_dump(mode="json", exclude_defaults=True)
+        told |= {key: value for key, value in last.items() if key not in ("unix_s", "weight_percent")}
+    if record.verdict is not None:
+        told |= record.verdict.model_dump(mode="json", include={"kind", "e_fail", "e_pass", "metrics"}, exclude_none=True)
+    if record.approved:
+        told["approved"] = [approved.model_dump(mode="json") for approved in record.approved]
+    if record.rollback is not None:
+        told["rollback"] = record.rollback.model_dump(mode="json", exclude={"reason"})
+    text = json.dumps(told, separators=(",", ":"), sort_keys=True)
+    if len(text) > MOST_CHARACTERS:  # a part of it would be no JSON
+        text = json.dumps({"left_out": f"{len(text)} characters; the report has all of it"})
+    phase = "promoted" if record.phase == "promoting" else record.phase
+    outcome = {"rolling_back": "rolled_back"}.get(phase, phase)
+    verdict = record.sentence or ("deployed as the first version" if outcome == "promoted" else "taken back")
+    return {"outcome": outcome, "verdict": verdict[:MOST_CHARACTERS], "evidence": text}
+
+
+def aliases(record: Release) -> dict[Alias, str | None]:
+    """Alias -> the version it belongs on, in the order in which they are moved; None: on neither of this release's. The others are left alone.
+
+    ``champion`` is what users get, ``candidate`` what is being released, ``previous`` what users had before.
+    """
+    if record.phase in ("promoting", "promoted"):
+        before = {"previous": record.stable_version} if record.stable_version is not None else {}
+        return {**before, "champion": record.candidate_version, "candidate": None}  # type: ignore[dict-item]
+    wanted: dict[Alias, str | None] = {
+        "champion": record.stable_version,
+        "candidate": None if record.done or record.phase == "rolling_back" else record.candidate_version,
+    }
+    if record.names_before is not None and record.names_before.aliases is not None:
+        return {"previous": record.names_before.aliases.get("previous"), **wanted}
+    return wanted
+
+
+def follow(run: Run, record: Release) -> list[Item]:
+    """What moves the aliases to where they belong, one by one. Raises, each, what `ModelRegistry.move` does."""
+    return [(f"alias {alias}", partial(_put, run, record, alias, version)) for alias, version in aliases(record).items()]
+
+
+def tell(run: Run, record: Release) -> Item:
+    """What hangs the evidence on the version; nothing where the registry does not know it."""
+    return "evidence", partial(_annotate, run, record.candidate_version, evidence(record))
+
+
+def enter(run: Run, record: Release) -> None:
+    """The version is known, as ``candidate``; the one that users have is ``champion``, wherever an earlier release or another registry left that.
+
+    Raises what `ModelRegistry.register` does. That champion cannot be mended is noted: users are served all the same.
+    """
+    request, registry, name = run.request, run.registry, run.registered_name
+    registry.register(name, request.version, request.uri, digest=request.options.digest, properties=facts(request, run.source))
+    for what, do in follow(run, record):
+        try:
+            do()
+        except (errors.InputError, errors.Conflict) as error:
+            if what == "alias candidate":
+                raise
+            journal.note(run, "registry", f"{what}: not done: {error}", ok=False)
+
+
+def attach_report(run: Run, page: bytes, uri: str) -> str | None:
+    """Hang on the version where the report of its release is, with the page's SHA-256. Returns why that could not be done: it stops nobody."""
+    properties = {"report_uri": uri[:MOST_CHARACTERS], "report_digest": f"sha256:{hashlib.sha256(page).hexdigest()}"}
+    try:
+        _annotate(run, journal.current(run).candidate_version, properties)
+    except errors.KfpServingError as error:
+        return f"the report is not named in the registry: {error}"
+    return None
+
+
+def mend(run: Run, record: Release) -> None:
+    """The aliases of a release that is over, where they are not what it says. Who may not, or finds a version unknown, leaves them."""
+    for _, do in follow(run, record):
+        with contextlib.suppress(errors.NotFound):
+            do()
+
+
+def wrong(run: Run, record: Release) -> bool:
+    """Whether an alias is not where it belongs."""
+    now = run.registry.aliases(run.registered_name)
+    return any(_is_wrong(now, record, alias, version) for alias, version in aliases(record).items())
+
+
+def _put(run: Run, record: Release, alias: Alias, version: str | None) -> None:
+    if not _is_wrong(run.registry.aliases(run.registered_name), record, alias, version):
+        return
+    if version is not None and version == record.stable_version:
+        _know_stable(run, version)
+    run.registry.move(run.registered_name, alias, version)
+
+
+def _is_wrong(now: Mapping[str, str], record: Release, alias: Alias, version: str | None) -> bool:
+    """One that belongs on neither of this release's versions may be on any other."""
+    found = now.get(alias)
+    return found != version and (version is not None or found in (record.candidate_version, record.stable_version))
+
+
+def _know_stable(run: Run, version: str) -> None:
+    """A registry that was moved or made anew learns of the version that users have, where its stub says what it is."""
+    if run.registry.find(run.registered_name, version) is not None:
+        return
+    stub = run.cluster.get(manifests.stub_ref(run)) or {}
+    told = (stub.get("metadata") or {}).get("annotations") or {}
+    uri = str(told.get(names.STUB_URI) or names.SERVED)
+    if told.get(names.STUB_VERSION) == version and not uri.startswith(names.SERVED):
+        run.registry.register(run.registered_name, version, uri, digest=None, properties={"registered_from": "the stub of what serves"})
+
+
+def _annotate(run: Run, version: str, properties: Mapping[str, str]) -> None:
+    if run.registry.find(run.registered_name, version) is not None:
+        run.registry.annotate(run.registered_name, version, properties)

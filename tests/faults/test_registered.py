@@ -1,0 +1,171 @@
+"""What the registry is told of a version and of its release, and aliases that move with the traffic and are mended where they did not."""
+
+import json
+
+import pytest
+from memory_world import MODEL, REGISTERED, Chosen, World, asked, live
+
+from kfp_components import errors
+from kfp_components.cluster.faults import Record
+from kfp_components.registry import ModelVersion
+from kfp_components.rollout import registered
+
+GOLDEN = "s3://models/golden.jsonl"
+PROVENANCE = {
+    "framework": "pytorch",
+    "family": "embedding",
+    "git_commit": "0123abc",
+    "run_url": "https://kubeflow.example/runs/7",
+    "metrics": {"recall_at_10": 0.1 + 0.2, "loss": 2},
+    "golden_set": GOLDEN,
+    "golden_set_digest": "sha256:" + 64 * "c",
+}
+
+
+@pytest.fixture
+def served(world: World) -> World:
+    world.rayservice(live())
+    world.front()
+    return world
+
+
+def version(world: World, name: str = "v2") -> ModelVersion:
+    found = world.registry.find(REGISTERED, name)
+    assert found is not None
+    return found
+
+
+def said(world: World, name: str = "v2") -> tuple[str, str, dict[str, object]]:
+    told = version(world, name).properties
+    return told["outcome"], told["verdict"], json.loads(told["evidence"])
+
+
+def away(call: Record) -> BaseException | None:
+    return errors.Unreachable("registry away") if call.owner == "registry" else None
+
+
+def test_a_version_is_registered_with_what_is_known_of_it(served: World) -> None:
+    served.promote(asked(provenance=PROVENANCE, digest="sha256:" + 64 * "a"))
+    found = version(served)
+    assert (found.uri, found.digest) == ("s3://models/bge/v2", "sha256:" + 64 * "a")
+    known = {key: found.properties[key] for key in found.properties if key not in ("outcome", "verdict", "evidence")}
+    assert known == {
+        "model_format": "custom",
+        "import_path": "acme.bge:build",
+        "framework": "pytorch",
+        "family": "embedding",
+        "git_commit": "0123abc",
+        "kfp_run_url": "https://kubeflow.example/runs/7",
+        "metric.recall_at_10": "0.30000000000000004",
+        "metric.loss": "2.0",
+        "golden_set": GOLDEN,
+        "golden_set_digest": "sha256:" + 64 * "c",
+    }
+
+
+def test_what_the_run_knows_of_itself_is_said_too_and_the_request_counts_more() -> None:
+    source = {"kfp_run_id": "7", "kfp_run_url": "https://elsewhere", "git_commit": ""}
+    assert registered.facts(asked(), source).items() >= {"kfp_run_id": "7", "kfp_run_url": "https://elsewhere"}.items()
+    assert "git_commit" not in registered.facts(asked(), source)
+    assert registered.facts(asked(provenance=PROVENANCE), source)["kfp_run_url"] == "https://kubeflow.example/runs/7"
+
+
+def test_the_evidence_hangs_on_a_version_that_was_promoted(served: World) -> None:
+    served.promote(asked())
+    outcome, verdict, evidence = said(served)
+    assert outcome == "promoted" and verdict.startswith("the candidate is not worse")
+    assert evidence["kind"] == "pass" and evidence["stable_version"] == "v1" and evidence["steps"] == [20, 50]
+    assert evidence["requests"]["candidate"] > 50 and evidence["failures"]["candidate"] == 0  # type: ignore[index]
+    assert "errors" in evidence["metrics"]  # type: ignore[operator]
+
+
+def test_and_on_one_that_was_taken_back(served: World) -> None:
+    served.serve.behaviour(f"{MODEL}-v2").answer = lambda n: 500 if n % 3 == 0 else 200
+    with pytest.raises(errors.CanaryFailed):
+        served.promote(asked())
+    outcome, verdict, evidence = said(served)
+    assert outcome == "rolled_back" and verdict.startswith("the candidate is worse in errors") and evidence["kind"] == "fail"
+    assert evidence["rollback"]["seconds"] >= 0  # type: ignore[index]
+    assert served.registry.aliases(REGISTERED) == {"champion": "v1"}
+
+
+def test_and_on_a_first_one(world: World) -> None:
+    world.rayservice("applications: []\n")
+    world.deploy(asked("v1"))
+    assert said(world, "v1")[:2] == ("promoted", "deployed as the first version")
+    assert world.registry.aliases(REGISTERED) == {"champion": "v1"}
+
+
+def test_what_is_said_fits_into_every_store(served: World) -> None:
+    record = served.promote(asked())
+    metrics = {f"metric {number}": {"e_fail": 1.0, "e_pass": 2.0} for number in range(200)}
+    assert record.verdict is not None
+    long = record.model_copy(update={"verdict": record.verdict.model_copy(update={"metrics": metrics, "sentence": "x" * 9000})})
+    told = registered.evidence(long)
+    assert all(len(value) <= registered.MOST_CHARACTERS for value in told.values())
+    assert "characters; the report has all of it" in json.loads(told["evidence"])["left_out"]
+
+
+def test_the_report_is_named_on_the_version_and_stops_nobody(served: World) -> None:
+    process = served.process()
+    process.promote(asked())
+    run = process.open_rollback(asked())
+    assert registered.attach_report(run, b"<html>", "minio://reports/1") is None
+    told = version(served).properties
+    assert told["report_uri"] == "minio://reports/1" and told["report_digest"].startswith("sha256:")
+    script = Chosen(served.clock, away)
+    broken = served.process(script).open_rollback(asked())
+    assert registered.attach_report(broken, b"<html>", "minio://reports/2") == "the report is not named in the registry: registry away"
+
+
+def test_a_champion_that_was_left_behind_is_mended_by_the_next_release(served: World) -> None:
+    served.registry.register(REGISTERED, "v0", "s3://models/v0", digest=None, properties={})
+    served.registry.move(REGISTERED, "champion", "v0")
+    served.process().outcome(lambda: served.promote(asked(smoke=[{"name": "wrong", "path": "/", "expect": {"/count": 7}}])))
+    assert served.record().phase == "rolled_back" and served.registry.aliases(REGISTERED) == {"champion": "v1"}
+
+
+def test_tidy_mends_what_a_way_back_without_a_registry_left(served: World) -> None:
+    served.serve.behaviour(f"{MODEL}-v2").answer = lambda n: 500 if n % 3 == 0 else 200
+    back = False
+
+    def gone(call: Record) -> BaseException | None:
+        nonlocal back
+        back = back or ("v2" in served.serve.failed and served.record().phase == "rolling_back")
+        return away(call) if back else None
+
+    process = served.process(Chosen(served.clock, gone))
+    end = process.outcome(lambda: process.promote(asked()))
+    assert end.exit_code == 4 and "registry alias candidate (registry away)" in end.words
+    assert served.registry.aliases(REGISTERED) == {"champion": "v1", "candidate": "v2"}
+    served.process().tidy(asked())
+    assert served.registry.aliases(REGISTERED) == {"champion": "v1"} and served.lease() is None
+
+
+@pytest.mark.parametrize("phase", ["promoted", "rolled_back"])
+def test_tidy_puts_aliases_where_they_belong_and_leaves_those_of_others(served: World, phase: str) -> None:
+    bad = [{"name": "wrong", "path": "/", "expect": {"/count": 7}}]
+    served.process().outcome(lambda: served.promote(asked(smoke=bad) if phase == "rolled_back" else asked()))
+    assert served.record().phase == phase
+    right = served.registry.aliases(REGISTERED)
+    served.registry.register(REGISTERED, "v9", "s3://models/v9", digest=None, properties={})
+    served.registry.move(REGISTERED, "champion", "v9")
+    served.registry.move(REGISTERED, "candidate", "v9")
+    served.process().tidy(asked())
+    assert served.registry.aliases(REGISTERED) == right | {"candidate": "v9"}, "somebody else's candidate"
+    assert served.lease() is None
+
+
+def test_tidy_writes_nothing_where_all_is_right(served: World) -> None:
+    served.promote(asked())
+    script = Chosen(served.clock, lambda _call: None)
+    served.process(script).tidy(asked())
+    assert not [call for call in script.calls if call.owner == "registry" and call.method != "aliases"]
+
+
+def test_tidy_of_a_model_that_nothing_serves_any_more_leaves_the_registry(world: World) -> None:
+    world.rayservice("applications: []\n")
+    world.process().outcome(lambda: world.deploy(asked("v1", smoke=[{"name": "wrong", "path": "/", "expect": {"/count": 7}}])))
+    world.registry.move(REGISTERED, "champion", "v1")
+    world.process().tidy(asked("v1"))
+    assert world.registry.aliases(REGISTERED) == {"champion": "v1"}
