@@ -22,6 +22,7 @@ from rich.table import Table
 from kfp_components import errors, names, request, rollout
 from kfp_components.cluster import Cluster
 from kfp_components.release import Previous, Release, ReleaseStore, Watcher, records
+from kfp_components.rollout.registered import attach_report
 from kfp_components.rollout.run import nobody
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -68,6 +69,8 @@ def promote(
     finally:
         if report_to is not None:
             _write_report(run.store, report_to)
+            if run.record is not None and (why_not := attach_report(run, report_to.read_bytes(), report_to.resolve().as_uri())):
+                print(why_not, file=sys.stderr)
     record = run.store.load()
     assert record is not None
     _told(record, as_json, console)

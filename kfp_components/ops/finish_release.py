@@ -20,11 +20,12 @@ def finish_release(model: str, namespace: str, rayservice: str, report: dsl.Outp
     from kfp_components.ops import runtime
 
     try:
-        release = rollout.finish_release(runtime.open_unfinished(model, namespace, rayservice, run_id))
+        run = runtime.open_unfinished(model, namespace, rayservice, run_id)
+        release = rollout.finish_release(run)
         why = "This run left no release of its own."
     except errors.NotFound as nothing_was_begun:
         release, why = None, str(nothing_was_begun)
     if release is not None:
-        runtime.write_report(release, report.path)
+        runtime.keep_report(run, release, report.path, report.uri)
     else:
         runtime.write_no_report(why, report.path)

@@ -20,5 +20,5 @@ def roll_back(model: str, namespace: str, rayservice: str, report: dsl.Output[ds
     from kfp_components import rollout
     from kfp_components.ops import runtime
 
-    release = rollout.roll_back(runtime.open_unfinished(model, namespace, rayservice, run_id), reason)
-    runtime.write_report(release, report.path)
+    run = runtime.open_unfinished(model, namespace, rayservice, run_id)
+    runtime.keep_report(run, rollout.roll_back(run, reason), report.path, report.uri)

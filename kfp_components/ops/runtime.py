@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -9,11 +10,23 @@ from typing import Any
 
 from kfp_components import report, request, rollout
 from kfp_components.release import Release
+from kfp_components.rollout.registered import attach_report
+
+KFP_UI = "KFP_SERVING_KFP_UI"
+"""Environment variable of the component image: ``https://kubeflow.example/_/pipeline``, for links to runs."""
 
 
 def open_run(values: Mapping[str, Any], run_id: str) -> rollout.Run:
     """A run in the Lease's eyes is the KFP run: a retried pod is the same holder."""
-    return rollout.open_run(request.parse(values), holder=f"kfp/{run_id}" if run_id else None, source={"kfp_run_id": run_id}, watch=_Narrator())
+    holder = f"kfp/{run_id}" if run_id else None
+    return rollout.open_run(request.parse(values), holder=holder, source=source(run_id, os.environ), watch=_Narrator())
+
+
+def source(run_id: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """What a version's registration says of the run: its id, and its page where `KFP_UI` says where people open Kubeflow Pipelines."""
+    address = environment.get(KFP_UI, "").rstrip("/")
+    page = {"kfp_run_url": f"{address}/#/runs/details/{run_id}"} if address else {}
+    return {"kfp_run_id": run_id, **page} if run_id else {}
 
 
 def open_unfinished(model: str, namespace: str, rayservice: str, run_id: str) -> rollout.Run:
@@ -49,6 +62,13 @@ def adopt(
 def write_report(release: Release, path: str) -> None:
     """The release as a self-contained page."""
     Path(path).write_text(report.render(release.model_dump(mode="json")), encoding="utf-8")
+
+
+def keep_report(run: rollout.Run, release: Release, path: str, uri: str) -> None:
+    """The page, which is also named in the registry, on the release's version: it is the last one."""
+    write_report(release, path)
+    if why_not := attach_report(run, Path(path).read_bytes(), uri):
+        print(why_not, flush=True)
 
 
 def metrics(release: Release) -> dict[str, float]:

@@ -12,6 +12,7 @@ import pytest
 from patience import seconds
 from world import NAMESPACE, RAYSERVICE, TINY, first, record_of, snapshot, tiny
 
+from kfp_components import registry
 from kfp_components.cluster.kubernetes import KubernetesCluster
 
 pytestmark = pytest.mark.usefixtures("forget")
@@ -57,6 +58,9 @@ def test_the_pipeline_promotes_a_good_version(cluster: KubernetesCluster, users:
     assert record_of(cluster, model)["phase"] == "promoted"
     assert list((tmp_path / "outputs").rglob("report*")), "the steps leave their report as an artifact"
     assert not tally.failed and tally.answered["v2"] > 0, tally
+    registered = registry.connect().find(f"{NAMESPACE}.{model}", "v2")
+    assert registered is not None and registered.properties["outcome"] == "promoted" and registered.properties["kfp_run_id"]
+    assert Path(registered.properties["report_uri"].removeprefix("file://")).is_file(), registered.properties
 
 
 def test_deploy_then_promote_then_catch_a_bad_one(cluster: KubernetesCluster, users: Callable[..., Any], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import httpx
 import remembered
@@ -258,7 +258,8 @@ class World:
     route: str = names.public_route(MODEL)
     """What they call."""
     clock: WorldClock = field(default_factory=WorldClock)
-    registry: ModelRegistry = field(default_factory=MemoryRegistry)
+    registry: ModelRegistry = field(default_factory=lambda: World.new_registry())
+    new_registry: ClassVar[Callable[[], ModelRegistry]] = MemoryRegistry
 
     def __post_init__(self) -> None:
         remembered.count_tokens_anew()

@@ -1,13 +1,19 @@
 """What the registry is told of a version and of its release, and aliases that move with the traffic and are mended where they did not."""
 
+import itertools
 import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
+import matrix
 import pytest
 from memory_world import MODEL, REGISTERED, Chosen, World, asked, live
 
 from kfp_components import errors
 from kfp_components.cluster.faults import Record
-from kfp_components.registry import ModelVersion
+from kfp_components.ops import runtime
+from kfp_components.registry import Alias, ModelRegistry, ModelVersion, connect
 from kfp_components.rollout import registered
 
 GOLDEN = "s3://models/golden.jsonl"
@@ -169,3 +175,69 @@ def test_tidy_of_a_model_that_nothing_serves_any_more_leaves_the_registry(world:
     world.registry.move(REGISTERED, "champion", "v1")
     world.process().tidy(asked("v1"))
     assert world.registry.aliases(REGISTERED) == {"champion": "v1"}
+
+
+def test_the_page_of_a_run_is_kept_and_named(served: World, tmp_path: Path) -> None:
+    process = served.process()
+    record = process.promote(asked())
+    runtime.keep_report(process.open_rollback(asked()), record, str(tmp_path / "report.html"), "minio://reports/1")
+    assert version(served).properties["report_uri"] == "minio://reports/1" and "v2" in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_says_where_it_is_to_be_seen() -> None:
+    assert runtime.source("", {}) == {} and runtime.source("7", {}) == {"kfp_run_id": "7"}
+    known = {"KFP_SERVING_KFP_UI": "https://kubeflow.example/_/pipeline/"}
+    assert runtime.source("7", known)["kfp_run_url"] == "https://kubeflow.example/_/pipeline/#/runs/details/7"
+
+
+# --- killed at any call to a real registry --------------------------------------------------------------------------------------------
+
+
+class Apart:
+    """A registry in which the models of each world are others: making a new one takes seconds."""
+
+    numbers = itertools.count()
+
+    def __init__(self, registry: ModelRegistry) -> None:
+        self.registry, self.before = registry, f"world-{next(self.numbers)}."
+
+    def register(self, model: str, version: str, uri: str, *, digest: str | None, properties: Mapping[str, str]) -> ModelVersion:
+        return self._ours(self.registry.register(self.before + model, version, uri, digest=digest, properties=properties), model)
+
+    def find(self, model: str, version: str) -> ModelVersion | None:
+        found = self.registry.find(self.before + model, version)
+        return found and self._ours(found, model)
+
+    def aliases(self, model: str) -> dict[str, str]:
+        return self.registry.aliases(self.before + model)
+
+    def move(self, model: str, alias: Alias, version: str | None) -> None:
+        self.registry.move(self.before + model, alias, version)
+
+    def annotate(self, model: str, version: str, properties: Mapping[str, str]) -> None:
+        self.registry.annotate(self.before + model, version, properties)
+
+    def _ours(self, found: ModelVersion, model: str) -> ModelVersion:
+        return replace(found, model=model)
+
+
+@pytest.fixture(scope="module")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('registered') / 'registry.db'}"
+
+
+KILLED = [
+    pytest.param(scenario, when, marks=[] if (scenario, when) == ("bad", "killed-after") else [pytest.mark.full])
+    for scenario in ("good", "bad", "first", "first-bad", "adopt", "undo-promotion")
+    for when in ("killed-before", "killed-after")
+]
+
+
+@pytest.mark.parametrize(("scenario", "when"), KILLED)
+def test_killed_at_any_call_to_a_real_registry(scenario: str, when: str, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the same command by another process: registry, stub and what serves say the same (`matrix.Case`)."""
+    numbers = [call.number for call in matrix.calls(scenario) if call.owner == "registry"]
+    assert numbers
+    monkeypatch.setattr(World, "new_registry", lambda: Apart(connect(mlflow_uri)))
+    cases = [matrix.play(scenario, when, number) for number in numbers]
+    assert not any(case.reasons for case in cases), f"\n{matrix.told(cases)}"
