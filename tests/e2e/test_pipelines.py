@@ -51,7 +51,7 @@ def values(model: str, version: str, args: dict[str, Any] | None = None) -> dict
 def test_the_pipeline_promotes_a_good_version(cluster: KubernetesCluster, users: Callable[..., Any], tmp_path: Path) -> None:
     model = "canaried"
     first(cluster, tiny(model, "v1"))
-    with users(model, 20.0) as sending:
+    with users(model) as sending:
         done = run_pipeline("promote_with_canary", {**values(model, "v2"), "steps": [20, 50]}, tmp_path)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         tally = sending.stop()
@@ -68,7 +68,7 @@ def test_deploy_then_promote_then_catch_a_bad_one(cluster: KubernetesCluster, us
     done = run_pipeline("deploy_model", values(model, "v1"), tmp_path)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert record_of(cluster, model)["phase"] == "promoted"
-    with users(model, 20.0) as sending:
+    with users(model) as sending:
         done = run_pipeline("promote_with_canary", {**values(model, "v2"), "steps": [20, 50]}, tmp_path)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert record_of(cluster, model)["phase"] == "promoted"
