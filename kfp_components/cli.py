@@ -10,13 +10,16 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 import yaml
 from rich.console import Console
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from kfp_components import errors, names, request, rollout
@@ -407,6 +410,77 @@ def status(
         raise typer.Exit(1 if False in states else 3)
 
 
+@app.command()
+def revalidate(
+    namespace: Namespace,
+    model: Annotated[str | None, typer.Argument(help="one model; default: every model of the namespace that has a version in front of users")] = None,
+    rayservice: RayServiceName = None,
+    rules_from: Annotated[Path | None, typer.Option("--rules", help="YAML or JSON with rules: golden_set, requests, error_margin_percent, ...")] = None,
+    golden_set: Annotated[str | None, typer.Option(help="URI of the cases to ask; default: the registered one, else the smoke cases")] = None,
+    requests: Annotated[int | None, typer.Option(help="how many are sent to each model; default 100")] = None,
+    demote: Annotated[bool, typer.Option("--demote", help="give users the previous version again, through a canary, where the champion decayed")] = False,
+    kubeconfig: Kubeconfig = None,
+    report_to: Annotated[Path | None, typer.Option("--report", help="write what was found here (HTML)")] = None,
+    as_json: Json = False,
+) -> None:
+    """Is what users get as good as it was? Ask it its golden set and compare it with its own record; the first look makes the record.
+
+    Exit 7 where a champion decayed, 3 where one could not be asked. Traffic is not touched, unless --demote says so.
+    """
+    cluster, console = _cluster(kubeconfig), Console(stderr=True)
+    given = {"golden_set": golden_set, "requests": requests, "demote": demote or None}
+    values = _values(rules_from) if rules_from else {}
+    rules = request.parse_rules(values | {key: value for key, value in given.items() if value is not None})
+    if model is not None:
+        targets = [_target(cluster, model, namespace, rayservice)]
+    else:
+        targets = rollout.champions(cluster, namespace, rayservice)
+    found = []
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        whole = progress.add_task(f"{len(targets)} model(s)", total=len(targets) * rules.requests)
+        for number, target in enumerate(targets):
+            progress.update(whole, description=target.model)
+            run = rollout.open_rollback(target, cluster)
+            done = partial(_advance, progress, whole, number * rules.requests)
+            found.append(_looked_at(run, rules, len(targets), done))
+            progress.update(whole, completed=(number + 1) * rules.requests)
+    if report_to is not None:
+        from kfp_components.report import revalidation
+
+        report_to.write_text(revalidation.render([one.as_dict() for one in found]), encoding="utf-8")
+    if as_json:
+        print(json.dumps([one.as_dict() for one in found]))
+    else:
+        _tell_revalidations(Console(), found)
+    rollout.raise_if_decayed(found)
+
+
+def _looked_at(run: rollout.Run, rules: request.RevalidateRules, models: int, done: Callable[[int], None]) -> rollout.Revalidation:
+    """One model's fault does not stop the others."""
+    try:
+        return rollout.revalidate_model(run, rules, models=models, tell=done)
+    except (errors.InputError, errors.TemporaryError) as error:
+        if models == 1:
+            raise
+        return rollout.not_looked_at(run, str(error))
+
+
+def _advance(progress: Progress, task: TaskID, before: int, done: int) -> None:
+    progress.update(task, completed=before + done)
+
+
+def _tell_revalidations(console: Console, found: list[rollout.Revalidation]) -> None:
+    table = Table("model", "version", "outcome", "asked", "failed", "p50 ms", "p95 ms", "what was found")
+    for one in sorted(found, key=lambda one: one.outcome):
+        look = one.look
+        table.add_row(one.model, one.version or "-", one.outcome, f"{look.requests:,}", f"{look.failures:,}", _ms(look.p50_ms), _ms(look.p95_ms), look.sentence)
+    console.print(table)
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}"
+
+
 def _tell_status(console: Console, found: list[tuple[Release, rollout.Status]]) -> None:
     table = Table("model", "rayservice", "traffic", "ready", "last release", "phase", "verdict")
     for record, status in found:
@@ -556,19 +630,29 @@ def _cluster(kubeconfig: Path | None) -> Cluster:
 
 def _open(model: str, namespace: str, rayservice: str | None, kubeconfig: Path | None, watch: Watcher = nobody) -> rollout.Run:
     """A run for what steers a release; the RayService is the release's own unless it is named."""
-    target, cluster = request.parse_target({"model": model, "namespace": namespace, "rayservice": rayservice or model}), _cluster(kubeconfig)
+    cluster = _cluster(kubeconfig)
+    return rollout.open_rollback(_target(cluster, model, namespace, rayservice), cluster, watch=watch)
+
+
+def _target(cluster: Cluster, model: str, namespace: str, rayservice: str | None) -> request.ModelTarget:
+    target = request.parse_target({"model": model, "namespace": namespace, "rayservice": rayservice or model})
     if rayservice is None and (record := ReleaseStore(cluster, model, namespace).load_record()) is not None:
         target = target.model_copy(update={"rayservice": record.rayservice})
-    return rollout.open_rollback(target, cluster, watch=watch)
+    return target
 
 
-def _read(file: Path, adopt_first: bool) -> request.PromoteRequest:
+def _values(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise errors.RequestInvalid(f"{file}: {error}") from error
     if not isinstance(values, dict):
-        raise errors.RequestInvalid(f"{file}: expected a mapping with model, version, uri, ...; found {type(values).__name__}")
+        raise errors.RequestInvalid(f"{file}: expected a mapping with keys such as model, version, uri; found {type(values).__name__}")
+    return values
+
+
+def _read(file: Path, adopt_first: bool) -> request.PromoteRequest:
+    values = _values(file)
     if adopt_first:
         values = {**values, "options": {**(values.get("options") or {}), "adopt": True}}
     return request.parse(values)

@@ -20,6 +20,7 @@
     │   ├── ReleaseHeld                      another run is promoting this model
     │   ├── ReleaseLeft                      the surroundings stopped it; the same command goes on where it stood
     │   └── WaitTimeout                      not ready in time
+    ├── Decayed                          7   a version that users have is worse than it was when it was promoted
     └── RolloutStopped                       users are on the stable version
         ├── RolledBack                   4   the candidate is bad
         │   ├── DeployFailed                 it did not start
@@ -111,6 +112,12 @@ class ReleaseLeft(TemporaryError):
 
 class WaitTimeout(TemporaryError):
     """Something did not become ready in time."""
+
+
+class Decayed(KfpServingError):
+    """A version that users have answers worse than it did when it was promoted; it still serves."""
+
+    exit_code = 7
 
 
 class RolloutStopped(KfpServingError):

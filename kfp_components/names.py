@@ -17,6 +17,7 @@ ISVC_LABEL = "serving.kserve.io/inferenceservice"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 MANAGED_BY = "kfp-serving"
 MODEL_LABEL = "kfp-serving/model"
+REVALIDATION_LABEL = "kfp-serving/revalidation"
 DEPLOYMENT_MODE = "serving.kserve.io/deploymentMode"
 """Annotation that makes KServe leave our stub alone when its value is ``ModelMesh`` (see shared/CONTROLPLANE.md)."""
 
@@ -152,6 +153,11 @@ def requirement() -> str:
 def release(model: str) -> str:
     """Name of the ConfigMap that holds the release record, and of the Lease that keeps a second run out."""
     return f"{model}-release"
+
+
+def revalidation(model: str) -> str:
+    """Name of the ConfigMap that holds what the re-validations of a model found so far."""
+    return f"{model}-revalidation"
 
 
 def canary(model: str) -> str:

@@ -162,6 +162,27 @@ class JudgeRules(_Part):
         return self.latency_fail_margins_percent or (p50 / 2, p95 / 2, p99 / 2)
 
 
+class RevalidateRules(_Part):
+    """How what serves is compared with what it was when it was promoted; everything has a default."""
+
+    golden_set: str | None = Field(
+        None, max_length=2000, description="URI of the cases (JSON lines of smoke cases); default the registered one, else the smoke cases"
+    )
+    requests: int = Field(100, ge=1, le=100_000, description="in one look at a model; cases are drawn with replacement")
+    concurrency: int = Field(4, ge=1, le=64, description="requests to a model at the same time")
+    timeout_s: float | None = Field(None, gt=0, le=600, description="of one request; default what its case says")
+    error_margin_percent: float = Field(2.0, gt=0, le=50, description="how much more often it may fail than it did, in percentage points")
+    latency_margin_percent: float = Field(50.0, gt=0, le=1000, description="how much slower its median and p95 may become")
+    alpha: float = Field(0.01, gt=0, lt=0.5, description="chance of ever accusing a model that is as it was, over all looks at all models of a run")
+    demote: bool = Field(False, description="give users the previous version again, through a canary, where the champion decayed")
+
+    @field_validator("golden_set")
+    @classmethod
+    def _uri(cls, value: str | None, info: ValidationInfo) -> str | None:
+        _refuse_credentials(value or "", info)
+        return value
+
+
 class Approval(_Part):
     """Where a release waits until somebody approves."""
 
@@ -510,6 +531,16 @@ def parse_stored(values: Mapping[str, Any]) -> PromoteRequest:
 def parse_options(values: Mapping[str, Any]) -> Options:
     """The options struct alone."""
     return _validated(Options, values, "options")
+
+
+def parse_rules(values: Mapping[str, Any]) -> RevalidateRules:
+    """How to re-validate, from plain values."""
+    return _validated(RevalidateRules, values, "rules")
+
+
+def parse_case(values: Any, what: str) -> SmokeCase:
+    """One smoke case, from plain values; ``what`` names it in messages."""
+    return _validated(SmokeCase, values, what)
 
 
 def parse_target(values: Mapping[str, Any]) -> ModelTarget:

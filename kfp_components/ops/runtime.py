@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from kfp_components import report, request, rollout
 from kfp_components.release import Release
+from kfp_components.report import revalidation as report_revalidation
 from kfp_components.rollout.registered import attach_report
 
 KFP_UI = "KFP_SERVING_KFP_UI"
@@ -57,6 +58,37 @@ def adopt(
     asked = rollout.Asked(application or None, route or None, alias or None, version or None, uri or None, model_format)
     found = rollout.adoption_of(KubernetesCluster(), target, asked)
     return rollout.adopt_model(open_run(found.plain | target.model_dump(), run_id))
+
+
+def revalidate(model: str, namespace: str, rayservice: str, rules: Mapping[str, Any], models: int, run_id: str, path: str, red: bool) -> None:
+    """Look at one champion; the page is written whatever is found. Raises as `rollout.raise_if_decayed` where it is to be ``red``."""
+    run = open_unfinished(model, namespace, rayservice, run_id)
+    found = rollout.revalidate_model(run, request.parse_rules(rules), models=models, run_id=run_id)
+    print(f"{found.outcome}: {found.look.sentence}", flush=True)
+    write_revalidations([found], path)
+    if red:
+        rollout.raise_if_decayed([found])
+
+
+def champions(namespace: str, rayservice: str) -> list[request.ModelTarget]:
+    """The models that have a version in front of users; ``rayservice`` may be empty."""
+    from kfp_components.cluster.kubernetes import KubernetesCluster
+
+    return rollout.champions(KubernetesCluster(), namespace, rayservice or None)
+
+
+def collect_revalidations(namespace: str, rayservice: str, run_id: str, path: str) -> None:
+    """One page of what the steps of a run found. Raises as `rollout.raise_if_decayed`."""
+    from kfp_components.cluster.kubernetes import KubernetesCluster
+
+    found = [rollout.last_look(KubernetesCluster(), target, run_id) for target in champions(namespace, rayservice)]
+    write_revalidations(found, path)
+    rollout.raise_if_decayed(found)
+
+
+def write_revalidations(found: Sequence[rollout.Revalidation], path: str) -> None:
+    """What was found, as a self-contained page."""
+    Path(path).write_text(report_revalidation.render([one.as_dict() for one in found]), encoding="utf-8")
 
 
 def write_report(release: Release, path: str) -> None:

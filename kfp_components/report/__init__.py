@@ -51,7 +51,7 @@ EVIDENCE_FLOOR, EVIDENCE_CEILING = 1e-4, 1e6
 
 def render(release: Mapping[str, Any]) -> str:
     """The page as HTML text. Whatever the record holds is escaped; values of environment variables are left out."""
-    return _template().render(
+    return templates().get_template("page.html.j2").render(
         title=_title(release),
         outcome=_outcome(release),
         phase=_phase(release).replace("_", " "),
@@ -406,12 +406,12 @@ def _plain(text: str) -> str:
 
 
 @cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
+def templates() -> jinja2.Environment:
+    """Of the pages; whatever is put into one is escaped."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("kfp_components.report", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("page.html.j2")

@@ -24,6 +24,7 @@ from kfp_components.rollout.front import create_alias, create_inference_service
 from kfp_components.rollout.handover import HandOver, undo_yield, yield_field
 from kfp_components.rollout.plan import plan
 from kfp_components.rollout.promote import promote_model
+from kfp_components.rollout.revalidate import Revalidation, champions, last_look, not_looked_at, raise_if_decayed, revalidate_model
 from kfp_components.rollout.rollback import finish_release, roll_back
 from kfp_components.rollout.run import Run, open_rollback, open_run
 from kfp_components.rollout.smoke import smoke_cases, smoke_inference
@@ -63,6 +64,7 @@ __all__ = [
     "HandOver",
     "Release",
     "ReleaseStore",
+    "Revalidation",
     "Run",
     "Status",
     "Watcher",
@@ -73,6 +75,7 @@ __all__ = [
     "adoption_of",
     "approve_release",
     "canary_step",
+    "champions",
     "create_alias",
     "create_inference_service",
     "deploy_model",
@@ -80,6 +83,8 @@ __all__ = [
     "export",
     "finish_release",
     "judge_canary",
+    "last_look",
+    "not_looked_at",
     "open_rollback",
     "open_run",
     "patch_files",
@@ -89,9 +94,11 @@ __all__ = [
     "plan_undo",
     "promote_model",
     "promote_with_canary",
+    "raise_if_decayed",
     "read_status",
     "register_model",
     "resume_release",
+    "revalidate_model",
     "roll_back",
     "shift_traffic",
     "smoke_cases",

@@ -32,8 +32,12 @@ COMPONENTS = (
     "pause_release",
     "resume_release",
     "approve_release",
+    "revalidate_model",
+    "list_champions",
+    "collect_revalidations",
 )
-PIPELINES = ("deploy_model", "rollback")
+PIPELINES = {"deploy_model": "deploy_model", "rollback": "rollback", "revalidate": "revalidate", "revalidate_namespace": "revalidate"}
+"""Pipeline -> its module."""
 
 
 def compile_all(target: Path, steps: tuple[int, ...]) -> None:
@@ -42,8 +46,8 @@ def compile_all(target: Path, steps: tuple[int, ...]) -> None:
     for name in COMPONENTS:
         component = getattr(importlib.import_module(f"kfp_components.ops.{name}"), name)
         compiler.Compiler().compile(component, str(target / "components" / f"{name}.yaml"))
-    for name in PIPELINES:
-        pipeline = getattr(importlib.import_module(f"kfp_components.workflows.{name}"), name)
+    for name, module in PIPELINES.items():
+        pipeline = getattr(importlib.import_module(f"kfp_components.workflows.{module}"), name)
         compiler.Compiler().compile(pipeline, str(target / f"{name}.yaml"))
     compiler.Compiler().compile(promote_with_canary.build(steps), str(target / "promote_with_canary.yaml"))
 

@@ -1,0 +1,69 @@
+"""Golden sets: requests with the answers that are right, as JSON lines, one smoke case each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from random import Random
+
+from kfp_components import errors, uris
+from kfp_components.probes import Prober, ProbeResult
+from kfp_components.request import SmokeCase, parse_case
+
+MOST_CASES = 100_000
+KEPT_PROBLEMS = 5
+
+
+def parse(text: str, where: str) -> tuple[SmokeCase, ...]:
+    """The cases of a golden set that is at ``where``. Raises `RequestInvalid` naming the line that is none, and for an empty one."""
+    cases = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise errors.RequestInvalid(f"golden set {uris.shown(where)}, line {number}: not JSON ({error}); one smoke case in each line") from error
+        cases.append(parse_case(values, f"golden set {uris.shown(where)}, line {number}"))
+        if len(cases) > MOST_CASES:
+            raise errors.RequestInvalid(f"golden set {uris.shown(where)}: more than {MOST_CASES:,} cases; give a sample of them")
+    if not cases:
+        raise errors.RequestInvalid(f"golden set {uris.shown(where)}: it holds no case")
+    return tuple(cases)
+
+
+@dataclass
+class Answers:
+    """What a sample of cases gave: how many were asked and failed, the seconds of each answer, and a few of the problems.
+
+    ``unreachable`` were not answered by anybody, which says nothing about the version: they are in neither number.
+    """
+
+    requests: int = 0
+    failures: int = 0
+    unreachable: int = 0
+    seconds: list[float] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, result: ProbeResult) -> None:
+        """Count one."""
+        if result.unreachable:
+            self.unreachable += 1
+        else:
+            self.requests += 1
+            self.failures += result.problem is not None
+            self.seconds.append(result.seconds)
+        if result.problem is not None and len(self.problems) < KEPT_PROBLEMS and result.problem not in self.problems:
+            self.problems.append(result.problem)
+
+
+def ask(prober: Prober, cases: tuple[SmokeCase, ...], number: int, concurrency: int, draw: Random, told: Callable[[int], None]) -> Answers:
+    """``number`` of the cases, drawn with replacement, so that looks are alike; ``concurrency`` at the same time. ``told`` hears how many are done."""
+    found = Answers()
+    with ThreadPoolExecutor(concurrency) as pool:
+        for done, (result,) in enumerate(pool.map(lambda case: prober.run([case]), draw.choices(cases, k=number)), 1):
+            found.add(result)
+            told(done)
+    return found

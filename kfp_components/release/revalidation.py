@@ -1,0 +1,111 @@
+"""What the re-validations of a model found: one ConfigMap ``{model}-revalidation``, changed by compare-and-swap, so that a look counts once.
+
+It belongs to one version: when another one is champion it begins anew, and the earlier one becomes a line of ``past``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kfp_components import errors, names
+from kfp_components.cluster import Cluster, Manifest, Ref
+
+Outcome = Literal["healthy", "decayed", "not enough", "unreachable"]
+LOOKS, PAST = 120, 20
+DATA = "revalidation.json"
+
+
+class Look(BaseModel):
+    """One run's look at a model. Latencies are ms, None where nothing was measured; ``evidence`` is the e-value for a decay."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    unix_s: float
+    outcome: Outcome
+    sentence: str
+    run_id: str = ""
+    requests: int = 0
+    failures: int = 0
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    evidence: float = 1.0
+    bound: float = 100.0
+    failed: list[str] = Field([], description="a few of the cases that failed: request, answer, expectation")
+
+
+class PastVersion(BaseModel):
+    """One line for a version that was champion before."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    version: str
+    decayed_unix_s: float | None = None
+    sentence: str = ""
+
+
+class Revalidations(BaseModel):
+    """The looks at one version so far, and the state of the tests (`judge.decay`), as JSON."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str
+    namespace: str
+    version: str
+    state: dict[str, Any] = {}
+    decayed_unix_s: float | None = Field(None, description="when it was first found to have decayed")
+    looks: list[Look] = []
+    past: list[PastVersion] = []
+
+    def of(self, version: str) -> Revalidations:
+        """The same where it is about that version, else a new beginning."""
+        if version == self.version:
+            return self
+        last = PastVersion(version=self.version, decayed_unix_s=self.decayed_unix_s, sentence=self.looks[-1].sentence if self.looks else "")
+        return Revalidations(model=self.model, namespace=self.namespace, version=version, past=[*self.past, last][-PAST:])
+
+    def looked(self, look: Look, state: dict[str, Any]) -> Revalidations:
+        """With one look more."""
+        since = self.decayed_unix_s if self.decayed_unix_s is not None or look.outcome != "decayed" else look.unix_s
+        return self.model_copy(update={"looks": [*self.looks, look][-LOOKS:], "state": state, "decayed_unix_s": since})
+
+
+class RevalidationStore:
+    """Reads and writes what one model's re-validations found."""
+
+    def __init__(self, cluster: Cluster, model: str, namespace: str) -> None:
+        self.cluster, self.model = cluster, model
+        self.ref = Ref("ConfigMap", names.revalidation(model), namespace)
+        self._found: Manifest | None = None
+
+    def load(self) -> Revalidations | None:
+        """None where the model was never re-validated. Raises `NameTaken` when the ConfigMap is something else."""
+        self._found = self.cluster.get(self.ref)
+        if self._found is None:
+            return None
+        try:
+            return Revalidations.model_validate_json((self._found.get("data") or {})[DATA])
+        except (KeyError, ValueError) as error:
+            raise errors.NameTaken(f"{self.ref}: it holds no re-validations of this library ({error}); rename or delete it") from error
+
+    def save(self, found: Revalidations) -> None:
+        """Write over what `load` read. Raises `Conflict` when another run has looked at the model meanwhile: its look counts, this one does not."""
+        manifest: Manifest = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": self.ref.name,
+                "namespace": self.ref.namespace,
+                "labels": {names.MANAGED_BY_LABEL: names.MANAGED_BY, names.REVALIDATION_LABEL: self.model},
+            },
+            "data": {DATA: found.model_dump_json()},
+        }
+        try:
+            if self._found is None:
+                self._found = self.cluster.create(manifest)
+            else:
+                manifest["metadata"]["resourceVersion"] = self._found["metadata"]["resourceVersion"]
+                self._found = self.cluster.replace(manifest)
+        except errors.Conflict as error:
+            raise errors.Conflict(f"{self.ref}: another run has re-validated {self.model} meanwhile; its look counts, this one does not") from error

@@ -1,0 +1,93 @@
+"""What re-validations found, as a page that opens anywhere: all models, the worst first, and for each its looks over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from kfp_components.clock import utc
+from kfp_components.report import svg, templates
+from kfp_components.report.svg import Bound, Series
+
+ORDER = ("decayed", "unreachable", "not enough", "healthy")
+"""The worst first."""
+STYLES = {"decayed": "bad", "unreachable": "open", "not enough": "open", "healthy": "good"}
+SHOWN_PLOTS = 30
+"""Models whose looks are drawn; the others are lines of the table."""
+FLOOR, CEILING = 1e-3, 1e6
+
+
+def render(found: Sequence[Mapping[str, Any]]) -> str:
+    """The page as HTML text, of `Revalidation.as_dict` of each model. Whatever that holds is escaped."""
+    ordered = sorted(found, key=lambda one: (ORDER.index(str(one["outcome"])), str(one["namespace"]), str(one["model"])))
+    counts = [(outcome, sum(one["outcome"] == outcome for one in ordered)) for outcome in ORDER]
+    return templates().get_template("revalidation.html.j2").render(
+        title=f"Re-validation of {ordered[0]['namespace']}/{ordered[0]['model']}" if len(ordered) == 1 else f"Re-validation of {len(ordered)} models",
+        outcome=STYLES[str(ordered[0]["outcome"])] if ordered else "open",
+        told=", ".join(f"{number} {outcome}" for outcome, number in counts if number) or "no model",
+        rows=[_row(one) for one in ordered],
+        models=[_model(one) for one in ordered[:SHOWN_PLOTS] if one["looks"]],
+        left_out=max(0, len(ordered) - SHOWN_PLOTS),
+    )
+
+
+def markdown(found: Sequence[Mapping[str, Any]]) -> str:
+    """The same in a few lines."""
+    ordered = sorted(found, key=lambda one: ORDER.index(str(one["outcome"])))
+    lines = ["| model | version | outcome | what was found |", "|---|---|---|---|"]
+    lines += [f"| {one['model']} | {one['version'] or '-'} | {one['outcome']} | {str(one['sentence']).replace('|', chr(92) + '|')} |" for one in ordered]
+    return "\n".join(lines) + "\n"
+
+
+def _row(one: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "model": f"{one['namespace']}/{one['model']}",
+        "version": str(one["version"] or "-"),
+        "outcome": str(one["outcome"]),
+        "style": STYLES[str(one["outcome"])],
+        "requests": f"{one['requests']:,}",
+        "failures": f"{one['failures']:,}",
+        "p50": _ms(one["p50_ms"]),
+        "p95": _ms(one["p95_ms"]),
+        "evidence": f"{one['evidence']:.3g} : {one['bound']:,.0f}",
+        "since": utc(float(one["since_unix_s"])) if one.get("since_unix_s") else "",
+        "sentence": str(one["sentence"]),
+    }
+
+
+def _model(one: Mapping[str, Any]) -> dict[str, Any]:
+    asked = [look for look in one["looks"] if look["requests"]]
+    begin = float(asked[0]["unix_s"]) if asked else 0.0
+
+    def line(name: str, style: str, key: str, *, dashed: bool = False) -> Series:
+        return Series(name, style, [(float(look["unix_s"]) - begin, look[key]) for look in asked], dashed=dashed)
+
+    failed = Series("failed", "fail", [(float(look["unix_s"]) - begin, 100 * look["failures"] / look["requests"]) for look in asked])
+    bounds = [Bound(f"{one['bound']:,.0f}: decayed", "fail", float(one["bound"]))]
+    plots = [
+        svg.line_plot("Answers that are wrong or missing", [failed], unit=" %"),
+        svg.line_plot("Latency, milliseconds", [line("p50", "stable", "p50_ms"), line("p95", "candidate", "p95_ms", dashed=True)]),
+        svg.line_plot(
+            "Evidence for a decay (log scale; 1 says nothing)",
+            [line("decayed", "fail", "evidence")],
+            log=True,
+            bounds=bounds,
+            floor=FLOOR,
+            ceiling=CEILING,
+        ),
+    ]
+    return {
+        "name": f"{one['namespace']}/{one['model']} {one['version']}",
+        "sentence": str(one["sentence"]),
+        "style": STYLES[str(one["outcome"])],
+        "failed": one["failed"],
+        "plots": [Markup(plot) for plot in plots] if len(asked) > 1 else [],
+    }
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}"
+
+

@@ -1,0 +1,290 @@
+"""Is what users get as good as it was? A champion answers its golden set as clients would ask it, and is compared with its own record.
+
+Nothing here changes traffic. Each look at a model adds to what its tests know (`judge.decay`), which lies with the version (`release.revalidation`).
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+from urllib.parse import urlsplit
+
+from kfp_components import artifact, errors, names, probes, uris
+from kfp_components.artifact.content import Away, Reading, Unreadable
+from kfp_components.cluster import Cluster
+from kfp_components.judge import decay
+from kfp_components.judge.counts import ArmCounts
+from kfp_components.probes import golden
+from kfp_components.registry import ModelVersion
+from kfp_components.release import Release, records
+from kfp_components.release.revalidation import Look, Outcome, Revalidations, RevalidationStore
+from kfp_components.request import ArtifactRules, ModelTarget, PromoteRequest, RevalidateRules, SmokeCase, parse_stored, parse_target
+from kfp_components.rollout import journal
+from kfp_components.rollout.run import Run
+from kfp_components.rollout.status import read_status
+from kfp_components.router.ledger import LATENCY_BOUNDS_S
+
+MOST_GOLDEN_MIB = 64
+Told = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Revalidation:
+    """What one run found of one model. ``looks`` are those so far at this version, this one last; empty where nothing could be kept."""
+
+    model: str
+    namespace: str
+    rayservice: str
+    version: str | None
+    look: Look
+    looks: tuple[Look, ...] = ()
+    since_unix_s: float | None = None
+    """When it was first found to have decayed."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """healthy, decayed, not enough or unreachable."""
+        return self.look.outcome
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        about = {"model": self.model, "namespace": self.namespace, "rayservice": self.rayservice, "version": self.version}
+        looks = [look.model_dump(mode="json") for look in self.looks]
+        return about | self.look.model_dump(mode="json") | {"since_unix_s": self.since_unix_s, "looks": looks}
+
+    def _repr_html_(self) -> str:
+        from kfp_components.report import revalidation
+
+        return revalidation.render([self.as_dict()])
+
+
+def champions(cluster: Cluster, namespace: str, rayservice: str | None = None) -> list[ModelTarget]:
+    """The models of a namespace (or of one of its RayServices) that have a version in front of users, by their release records.
+
+    Reads only. Raises `PermissionDenied` without the right to list ConfigMaps, `NotFound` where no model has one.
+    """
+    found = [
+        parse_target({"model": record.model, "namespace": record.namespace, "rayservice": record.rayservice})
+        for record in records(cluster, namespace)
+        if record.stable_now is not None and rayservice in (None, record.rayservice)
+    ]
+    if not found:
+        where = f"namespace {namespace}" + (f", RayService {rayservice}" if rayservice else "")
+        raise errors.NotFound(f"{where}: no model was released or adopted there, so there is no champion to look at")
+    return found
+
+
+def revalidate_model(
+    run: Run, rules: RevalidateRules | None = None, *, models: int = 1, run_id: str = "", tell: Told = lambda _done: None
+) -> Revalidation:
+    """Ask the version that users have its golden set, through the alias as clients do, add that to what its tests know, and say what they say.
+
+    The first look at a version makes its record. ``models``: how many share `RevalidateRules.alpha`; ``tell`` hears how many answers there are.
+    ``run`` is of `open_rollback`; the release is not touched. Where nobody can be asked nothing is added: the outcome is ``unreachable``, or
+    ``not enough`` while a release is under way. Raises `RequestInvalid` or `NotFound` for a golden set that cannot be used, `Conflict` where
+    another run looked at the same model meanwhile; nothing is written then.
+    """
+    rules = rules or RevalidateRules()
+    record = journal.read(run)
+    run.address = record.address
+    store = RevalidationStore(run.cluster, record.model, record.namespace)
+    version = record.stable_now
+    kept = store.load()
+    if not record.done or version is None:
+        told = f"a release of {record.candidate_version} is {record.phase}; nothing was asked" if not record.done else "no version of it serves"
+        return _found(run, record, version, _not_asked(run, "not enough" if not record.done else "unreachable", told, run_id), kept)
+    known = (kept or Revalidations(model=record.model, namespace=record.namespace, version=version)).of(version)
+    registered = _registered(run, version)
+    try:
+        _assert_serves(run, record)
+        cases, protocol_cases = _cases(record, registered, version, rules)
+        draw = Random(f"{record.namespace}/{record.model}/{version}/{len(known.looks)}")
+        endpoint = run.cluster.endpoint(run.address.alias, record.namespace, names.SERVE_PORT)
+        with probes.Prober(endpoint, record.model, run.address.prefix, run.transport) as prober:
+            answers = golden.ask(prober, cases + protocol_cases, rules.requests, rules.concurrency, draw, tell)
+    except errors.TemporaryError as error:
+        look = _not_asked(run, "unreachable", str(error), run_id)
+        known = known.looked(look, known.state)
+    else:
+        look, state = _judged(run, known, version, answers, rules, models, run_id)
+        known = known.looked(look, state)
+    store.save(known)
+    _tell_the_registry(run, version, look)
+    return _found(run, record, version, look, known)
+
+
+def not_looked_at(run: Run, why: str) -> Revalidation:
+    """Of a model that could not be looked at, where others are. Reads only; raises `NotFound` without a release record."""
+    record = journal.current(run)
+    return _found(run, record, record.stable_now, _not_asked(run, "unreachable", why, ""), None)
+
+
+def last_look(cluster: Cluster, target: ModelTarget, run_id: str) -> Revalidation:
+    """What the run of that id noted of a model. One whose step noted nothing is ``unreachable``. Reads only; raises `NameTaken`, `Unreachable`."""
+    known = RevalidationStore(cluster, target.model, target.namespace).load()
+    look = next((look for look in reversed(known.looks) if look.run_id == run_id), None) if known else None
+    if known is None or look is None:
+        nothing = Look(unix_s=0.0, outcome="unreachable", sentence="its step noted nothing; look at its log", run_id=run_id)
+        return Revalidation(target.model, target.namespace, target.rayservice, None, nothing)
+    return Revalidation(target.model, target.namespace, target.rayservice, known.version, look, tuple(known.looks), known.decayed_unix_s)
+
+
+def raise_if_decayed(found: Iterable[Revalidation]) -> None:
+    """Make the run red: raise `Decayed` naming each champion that decayed, else `Unreachable` naming those that nobody could ask."""
+    everything = list(found)
+    for outcome, raised, told in (("decayed", errors.Decayed, "decayed"), ("unreachable", errors.Unreachable, "could not be asked")):
+        those = [one for one in everything if one.outcome == outcome]
+        if those:
+            sentences = "; ".join(f"{one.namespace}/{one.model}: {one.look.sentence}" for one in those[:20])
+            raise raised(f"{len(those)} of {len(everything)} champion(s) {told}: {sentences}{'; ...' if len(those) > 20 else ''}")
+
+
+def _found(run: Run, record: Release, version: str | None, look: Look, known: Revalidations | None) -> Revalidation:
+    about = known if known is not None and known.version == version else None
+    return Revalidation(
+        record.model,
+        record.namespace,
+        record.rayservice,
+        version,
+        look,
+        tuple(about.looks) if about else (),
+        about.decayed_unix_s if about else None,
+    )
+
+
+def _not_asked(run: Run, outcome: Outcome, sentence: str, run_id: str) -> Look:
+    return Look(unix_s=run.clock.now_unix_s(), outcome=outcome, sentence=sentence, run_id=run_id)
+
+
+def _assert_serves(run: Run, record: Release) -> None:
+    """Raise `Unreachable` unless users get the version of the record, and it runs: what answers else says nothing about it."""
+    status = read_status(run.cluster, record, clock=run.clock, transport=run.transport)
+    if not status.ready or status.traffic != {record.stable_now: 100.0}:
+        raise errors.Unreachable("; ".join(status.notes) or f"users do not get {record.stable_now} alone")
+
+
+def _judged(
+    run: Run, known: Revalidations, version: str, answers: golden.Answers, rules: RevalidateRules, models: int, run_id: str
+) -> tuple[Look, dict[str, Any]]:
+    """The look, and the state of the tests after it. The first look is the record, which the others are compared with."""
+    now = run.clock.now_unix_s()
+    asked: dict[str, Any] = {
+        "unix_s": now,
+        "run_id": run_id,
+        "requests": answers.requests,
+        "failures": answers.failures,
+        "p50_ms": _quantile_ms(answers.seconds, 0.5),
+        "p95_ms": _quantile_ms(answers.seconds, 0.95),
+        "bound": models / rules.alpha,
+        "failed": answers.problems,
+    }
+    if not answers.requests:
+        return Look(**asked, outcome="unreachable", sentence=answers.problems[0] if answers.problems else "nobody answered"), known.state
+    counts = ArmCounts(answers.requests, answers.failures, histogram(answers.seconds))
+    if not known.state:
+        state = decay.start(
+            counts, LATENCY_BOUNDS_S, error_margin=rules.error_margin_percent / 100, latency_margin=rules.latency_margin_percent / 100
+        )
+        told = f"{version} is recorded: {answers.failures:,} of {answers.requests:,} answers failed, p95 {asked['p95_ms']:,.1f} ms; the next look compares"
+        return Look(**asked, outcome="not enough", sentence=told), state.model_dump(mode="json")
+    state = decay.advance(decay.State.model_validate(known.state), decay.Run(now, counts, LATENCY_BOUNDS_S))
+    found = decay.decide(state, version, alpha=rules.alpha, models=models)
+    return Look(**asked, outcome=found.kind, sentence=found.sentence, evidence=found.e), state.model_dump(mode="json")
+
+
+def histogram(seconds: Sequence[float]) -> tuple[int, ...]:
+    """Answers per bucket of `LATENCY_BOUNDS_S`, the last one for what took longer than all."""
+    found = [0] * (len(LATENCY_BOUNDS_S) + 1)
+    for value in seconds:
+        found[bisect.bisect_left(LATENCY_BOUNDS_S, value)] += 1
+    return tuple(found)
+
+
+def _quantile_ms(seconds: Sequence[float], quantile: float) -> float | None:
+    if not seconds:
+        return None
+    ordered = sorted(seconds)
+    return round(1000 * ordered[min(len(ordered) - 1, math.ceil(quantile * len(ordered)) - 1)], 3)
+
+
+def _registered(run: Run, version: str) -> ModelVersion | None:
+    """As the registry knows it; that this cannot be asked stops nobody."""
+    with contextlib.suppress(errors.KfpServingError):
+        return run.registry.find(run.registered_name, version)
+    return None
+
+
+def _cases(
+    record: Release, registered: ModelVersion | None, version: str, rules: RevalidateRules
+) -> tuple[tuple[SmokeCase, ...], tuple[SmokeCase, ...]]:
+    """What is asked: the golden set of the rules, else of the registry, else the smoke cases; beside it the protocol's own health checks.
+
+    Raises `RequestInvalid` where there is nothing to ask, `NotFound` and `RequestInvalid` for a golden set that cannot be used, `Unreachable`.
+    """
+    told = dict(registered.properties) if registered else {}
+    asked = _request_of(record, told, version)
+    uri = rules.golden_set or told.get("golden_set")
+    if uri is not None:
+        digest = told.get("golden_set_digest") if uri == told.get("golden_set") else None
+        return golden.parse(_text(uri, digest), uri), ()
+    health = tuple(probes.health_cases(record.model, asked.options.protocol)) if asked else ()
+    cases = asked.options.smoke if asked else ()
+    if not cases and not health:
+        raise errors.RequestInvalid(
+            f"model {record.namespace}/{record.model} version {version}: nothing to ask; give a golden set (--golden-set, or options.provenance.golden_set "
+            "of its next version)"
+        )
+    return cases, health
+
+
+def _request_of(record: Release, told: dict[str, str], version: str) -> PromoteRequest | None:
+    """The request by which the version came: of its own release, else as the registry was told."""
+    with contextlib.suppress(errors.RequestInvalid, ValueError):
+        if record.candidate_version == version:
+            return record.asked()
+        if "request" in told:
+            return parse_stored(json.loads(told["request"]))
+    return None
+
+
+def _text(uri: str, digest: str | None) -> str:
+    """What is there. Raises `NotFound` where nothing is or it cannot be read from here, `Unreachable` when nobody can say, `RequestInvalid`."""
+    shown, what = uris.shown(uri), f"golden set {uris.shown(uri)}"
+    reader = artifact.READERS.get(urlsplit(uri).scheme)
+    if reader is None or urlsplit(uri).scheme == "oci":
+        raise errors.RequestInvalid(f"{what}: it is read from file:///, https:// or s3://")
+    reading = Reading(shown, ArtifactRules(max_download_mib=MOST_GOLDEN_MIB))
+    try:
+        with tempfile.TemporaryDirectory(prefix="kfp-serving-golden-") as folder:
+            there = reader.find(uri, reading)
+            if not there.single:
+                raise errors.RequestInvalid(f"{what}: it is a folder; name the file")
+            kept = Path(folder) / "golden.jsonl"
+            seen = reading.digest_of(there, kept)
+            content = kept.read_bytes()
+    except Away as error:
+        raise errors.Unreachable(f"{what}: {error}") from error
+    except Unreadable as error:
+        raise errors.NotFound(f"{what}: {error}") from error
+    if digest is not None and seen != digest:
+        raise errors.RequestInvalid(f"{what}: its digest is {seen}, and the version was registered with {digest}; a changed set says nothing about it")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise errors.RequestInvalid(f"{what}: it is not text ({error.reason} at byte {error.start})") from error
+
+
+def _tell_the_registry(run: Run, version: str, look: Look) -> None:
+    """The outcome hangs on the version; that this cannot be told stops nobody."""
+    with contextlib.suppress(errors.KfpServingError):
+        if run.registry.find(run.registered_name, version) is not None:
+            said = {"revalidation": look.outcome, "revalidation_sentence": look.sentence[:1000], "revalidation_unix_s": f"{look.unix_s:.0f}"}
+            run.registry.annotate(run.registered_name, version, said)
