@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from kfp_components import report, request, rollout
+from kfp_components.artifact import Lines
 from kfp_components.release import Release
 
 
 def open_run(values: Mapping[str, Any], run_id: str) -> rollout.Run:
     """A run in the Lease's eyes is the KFP run: a retried pod is the same holder."""
-    return rollout.open_run(request.parse(values), holder=f"kfp/{run_id}" if run_id else None, source={"kfp_run_id": run_id}, watch=_Narrator())
+    return rollout.open_run(
+        request.parse(values),
+        holder=f"kfp/{run_id}" if run_id else None,
+        source={"kfp_run_id": run_id},
+        watch=_Narrator(),
+        reading=Lines(partial(print, flush=True)),
+    )
 
 
 def open_unfinished(model: str, namespace: str, rayservice: str, run_id: str) -> rollout.Run:

@@ -44,6 +44,8 @@ class Situation:
     stub: Manifest | None
     router: Source | None = None
     """Where the router comes from; None where no router is needed."""
+    registered_digest: str | None = None
+    """The artifact's, as the registry knows it."""
 
 
 def check(
@@ -99,7 +101,7 @@ def check(
         known.assert_same(asked.uri, asked.options.digest)
     committed = found is not None and ownership.of(found).mode == "commit"
     source = router.source(found) if found is not None and serving is not None and not committed else None
-    return Situation(found, service, stub, source)
+    return Situation(found, service, stub, source, known.digest if known else None)
 
 
 def check_permissions(cluster: Cluster, target: request.ModelTarget) -> None:
