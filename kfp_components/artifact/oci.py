@@ -33,7 +33,8 @@ MOST_BYTES = 4 << 20
 """Of a manifest: what registries have to take, by the distribution specification."""
 
 DOCKER_HUB, DOCKER_HUB_API = "docker.io", "registry-1.docker.io"
-REFERENCE = re.compile(r"(?P<name>[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)(?::(?P<tag>\w[\w.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?", re.ASCII)
+COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+REFERENCE = re.compile(rf"(?P<name>{COMPONENT}(?:/{COMPONENT})*)(?::(?P<tag>\w[\w.-]{{0,127}}))?(?:@(?P<digest>sha256:[0-9a-f]{{64}}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
