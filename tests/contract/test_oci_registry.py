@@ -18,7 +18,7 @@ from patience import seconds
 from standins import oci_registry
 
 from kfp_components import artifact, errors, request
-from kfp_components.artifact import oci
+from kfp_components.artifact import oci, web
 from kfp_components.artifact.content import Unreadable
 
 CRANE = "github.com/google/go-containerregistry/cmd/crane@v0.20.6"
@@ -219,6 +219,14 @@ def test_plain_http_only_here_and_in_the_cluster_where_nobody_answers_https() ->
     schemes = {name: [url.partition(":")[0] for url in oci.parse(f"oci://{name}/a/b:v").urls] for name in ("ghcr.io", "127.0.0.1:5", "r.ns.svc:5000")}
     assert schemes == {"ghcr.io": ["https"], "127.0.0.1:5": ["http"], "r.ns.svc:5000": ["https", "http"]}
     assert oci.parse("oci://acme/bge").urls == ("https://registry-1.docker.io/v2/acme/bge/manifests/latest",)
+
+
+def test_a_registry_of_the_cluster_that_speaks_no_tls(registry: oci_registry.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = push(registry.host, "acme/bge", "v2")
+    monkeypatch.setattr(web, "loopback", lambda _host: False)
+    monkeypatch.setattr(web, "in_cluster", lambda _host: True)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert artifact.verify(asked(f"oci://{registry.host}/acme/bge:v2", digest=digest)).by
 
 
 def test_a_uri_and_a_digest_that_contradict_each_other_are_refused_at_birth() -> None:

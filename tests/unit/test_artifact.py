@@ -2,13 +2,16 @@
 
 import base64
 import hashlib
+import io
 import json
 import os
 import shutil
+import ssl
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,10 +22,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
-from kfp_components import artifact, errors, request
+from kfp_components import artifact, errors, live, request
 from kfp_components.artifact import web
-from kfp_components.artifact.content import Unreadable
+from kfp_components.artifact.content import Reading, Unreadable
+from kfp_components.local.apiserver import tls
 
 BYTES = b"weights" * 1000
 DIGEST = "sha256:" + hashlib.sha256(BYTES).hexdigest()
@@ -207,6 +212,19 @@ def test_how_far_it_is_is_told(file: Path) -> None:
     assert lines == [str(told[0]), str(told[2])]
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_a_bar_and_a_log_shows_lines(terminal: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    shown, _watcher = live.view(console)
+    hear = live.reading(console, shown)
+    with shown:
+        hear(artifact.Progress("s3://models/bge", 0, 10_000_000))
+        hear(artifact.Progress("s3://models/bge", 5_000_000, 10_000_000))
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    assert ("5.0 MB of 10.0 MB" in written) is ("━" in written) is terminal
+    assert "artifact s3://models/bge: reading to verify it" in written
+
+
 # --- https --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -220,13 +238,13 @@ class Web:
     seen: list[str] = field(default_factory=list)
 
 
-@pytest.fixture
-def server() -> Iterator[Web]:
+@contextmanager
+def serving(certificate: tuple[Path, Path] | None = None) -> Iterator[Web]:
     known = Web()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            known.seen.append(self.path)
+            known.seen.append(f"{self.path} as {self.headers.get('authorization', 'nobody')}")
             status, headers, body = known.paths.get(self.path, (404, {}, b""))
             self.send_response(status)
             for name, value in {"content-length": str(len(body)), **headers}.items():
@@ -238,15 +256,42 @@ def server() -> Iterator[Web]:
         def log_message(self, *_about: Any) -> None:
             return
 
-    found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_about: Any) -> None:
+            return  # a client that does not trust it
+
+    found = Server(("127.0.0.1", 0), Handler)
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        found.socket = context.wrap_socket(found.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=found.serve_forever, args=(0.02,), daemon=True)
     thread.start()
-    known.url = f"http://127.0.0.1:{found.server_address[1]}"
+    known.url = f"{'https' if certificate else 'http'}://127.0.0.1:{found.server_address[1]}"
     known.paths["/model"] = (200, {}, BYTES)
-    yield known
-    found.shutdown()
-    thread.join()
-    found.server_close()
+    try:
+        yield known
+    finally:
+        found.shutdown()
+        thread.join()
+        found.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Web]:
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture
+def secure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """The same by TLS, with a certificate that only SSL_CERT_FILE knows: a company's own."""
+    certificate, key = tmp_path / "ca.crt", tmp_path / "ca.key"
+    tls.ensure_certificate(certificate, key)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    with serving((certificate, key)) as found:
+        yield found
 
 
 def test_over_http(server: Web) -> None:
@@ -298,6 +343,25 @@ def test_a_redirect_is_followed_and_another_host_is_told(server: Web) -> None:
     assert "redirects more than 5 times" in why_not(f"{server.url}/round", digest=DIGEST)
     server.paths["/out"] = (302, {"location": "http://models.example/model"}, b"")
     assert "http:// is not read from models.example" in why_not(f"{server.url}/out", digest=DIGEST)
+
+
+def test_over_https_and_never_from_there_to_http(secure: Web, server: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert artifact.verify(asked(f"{secure.url}/model", digest=DIGEST)).by
+    secure.paths["/plain"] = (302, {"location": f"{server.url}/model"}, b"")
+    assert "redirects from https:// to http://, which is not followed" in why_not(f"{secure.url}/plain", digest=DIGEST)
+    assert server.seen == []
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(errors.Unreachable, match=r"127\.0\.0\.1:.*: no answer .*certificate"):
+        artifact.verify(asked(f"{secure.url}/model", digest=DIGEST))
+
+
+def test_credentials_go_to_the_first_host_only(server: Web) -> None:
+    with serving() as other:
+        server.paths["/moved"] = (302, {"location": "/away"}, b"")
+        server.paths["/away"] = (302, {"location": f"{other.url}/model"}, b"")
+        with web.answered(f"{server.url}/moved", {"authorization": "Bearer hush"}, Reading("it", request.ArtifactRules())) as answer:
+            assert answer.read() == BYTES
+        assert (server.seen, other.seen) == (["/moved as Bearer hush", "/away as Bearer hush"], ["/model as nobody"])
 
 
 @pytest.mark.parametrize(
