@@ -59,7 +59,7 @@ def promote(
     console = Console(stderr=as_json)
     asked = _read(file, adopt_first)
     shown, watcher = live.view(console)
-    run = rollout.open_run(asked, _cluster(kubeconfig), watch=watcher)
+    run = rollout.open_run(asked, _cluster(kubeconfig), watch=watcher, reading=live.reading(console, shown))
     try:
         with shown:
             rollout.deploy_model(run) if first else rollout.promote_with_canary(run)
