@@ -128,7 +128,7 @@ def test_after_a_long_reading_what_was_seen_before_is_looked_at_again(served: Wo
 class Away(MemoryRegistry):
     """Takes no registration while ``away``."""
 
-    away = True
+    away = False
 
     def register(self, *args: Any, **options: Any) -> Any:
         if self.away:
@@ -140,6 +140,7 @@ def test_a_release_that_is_taken_up_again_does_not_read_it_again(file: Path) -> 
     registry = Away()
     world = World(rate_per_s=40.0, registry=registry)
     world.rayservice(live())
+    registry.away = True
     request = of(file.as_uri())
     end = world.process().outcome(lambda: world.promote(request))
     assert isinstance(end.error, errors.ReleaseLeft), str(end)
