@@ -62,7 +62,7 @@ def promote(
     console = Console(stderr=as_json)
     asked = _read(file, adopt_first)
     shown, watcher = live.view(console)
-    run = rollout.open_run(asked, _cluster(kubeconfig), watch=watcher)
+    run = rollout.open_run(asked, _cluster(kubeconfig), watch=watcher, reading=live.reading(console, shown))
     try:
         with shown:
             rollout.deploy_model(run) if first else rollout.promote_with_canary(run)
@@ -415,10 +415,10 @@ def revalidate(
     namespace: Namespace,
     model: Annotated[str | None, typer.Argument(help="one model; default: every model of the namespace that has a version in front of users")] = None,
     rayservice: RayServiceName = None,
-    rules_from: Annotated[Path | None, typer.Option("--rules", help="YAML or JSON with rules: golden_set, requests, error_margin_percent, ...")] = None,
+    rules_from: Annotated[Path | None, typer.Option("--rules", help="YAML or JSON: golden_set, requests, error_margin_percent, ...")] = None,
     golden_set: Annotated[str | None, typer.Option(help="URI of the cases to ask; default: the registered one, else the smoke cases")] = None,
     requests: Annotated[int | None, typer.Option(help="how many are sent to each model; default 100")] = None,
-    demote: Annotated[bool, typer.Option("--demote", help="give users the previous version again, through a canary, where the champion decayed")] = False,
+    demote: Annotated[bool, typer.Option("--demote", help="where a champion decayed, give users the previous version, by a canary")] = False,
     kubeconfig: Kubeconfig = None,
     report_to: Annotated[Path | None, typer.Option("--report", help="write what was found here (HTML)")] = None,
     as_json: Json = False,
@@ -431,10 +431,7 @@ def revalidate(
     given = {"golden_set": golden_set, "requests": requests, "demote": demote or None}
     values = _values(rules_from) if rules_from else {}
     rules = request.parse_rules(values | {key: value for key, value in given.items() if value is not None})
-    if model is not None:
-        targets = [_target(cluster, model, namespace, rayservice)]
-    else:
-        targets = rollout.champions(cluster, namespace, rayservice)
+    targets = [_target(cluster, model, namespace, rayservice)] if model else rollout.champions(cluster, namespace, rayservice)
     found = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         whole = progress.add_task(f"{len(targets)} model(s)", total=len(targets) * rules.requests)
@@ -473,7 +470,9 @@ def _tell_revalidations(console: Console, found: list[rollout.Revalidation]) -> 
     table = Table("model", "version", "outcome", "asked", "failed", "p50 ms", "p95 ms", "what was found")
     for one in sorted(found, key=lambda one: one.outcome):
         look = one.look
-        table.add_row(one.model, one.version or "-", one.outcome, f"{look.requests:,}", f"{look.failures:,}", _ms(look.p50_ms), _ms(look.p95_ms), look.sentence)
+        table.add_row(
+            one.model, one.version or "-", one.outcome, f"{look.requests:,}", f"{look.failures:,}", _ms(look.p50_ms), _ms(look.p95_ms), look.sentence
+        )
     console.print(table)
 
 

@@ -6,6 +6,7 @@
     ├── InputError                       2   fix the input or the cluster's set-up; nothing was touched
     │   ├── RequestInvalid                   a field of the request is wrong
     │   ├── NotFound                         an object that the request names does not exist
+    │   ├── ArtifactRejected                 the artifact is not what its digest or signature says
     │   ├── NameTaken                        an object of that name, or a field of it, belongs to somebody else
     │   │   └── NotAdopted                   an application serves the model that no release knows: adopt it first
     │   ├── PermissionDenied                 the identity used may not do it
@@ -54,6 +55,10 @@ class RequestInvalid(InputError):
 
 class NotFound(InputError):
     """An object that the request names does not exist."""
+
+
+class ArtifactRejected(InputError):
+    """The artifact is not what its digest or signature says, or cannot be verified although the request demands it."""
 
 
 class NameTaken(InputError):

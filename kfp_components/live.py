@@ -11,10 +11,12 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from kfp_components import phases
+from kfp_components.artifact import Lines, Progress, Tell
 from kfp_components.phases import Phase
 from kfp_components.release import Point, Release, Watcher
 
@@ -35,6 +37,18 @@ def view(console: Console) -> tuple[AbstractContextManager[Any], Watcher]:
         return nullcontext(), _Lines(console)
     live = Live(console=console, refresh_per_second=4, transient=False)
     return live, lambda record: live.update(render(record))
+
+
+def reading(console: Console, shown: AbstractContextManager[Any]) -> Tell:
+    """What hears how far an artifact is read before there is a release to show: a bar in the view's place, lines where there is no terminal."""
+    if not isinstance(shown, Live):
+        return Lines(lambda text: console.print(f"  {text}", soft_wrap=True, markup=False))
+
+    def show(progress: Progress) -> None:
+        bar = ProgressBar(total=progress.total_bytes, completed=progress.done_bytes, width=BAR, pulse=not progress.total_bytes)
+        shown.update(Group(Text(str(progress)), bar))
+
+    return show
 
 
 class _Lines:

@@ -202,6 +202,47 @@ class Approval(_Part):
         return places
 
 
+class Signature(_Part):
+    """A signature of the artifact, as `model-signing` (OpenSSF) makes it, and whose it must be."""
+
+    uri: str = Field(description="where the signature is: file:///, pvc:// of a mounted claim, https://, s3://")
+    public_key: str | None = Field(None, description="PEM text of the elliptic-curve key that must have signed; checked offline")
+    identity: str | None = Field(None, description="Sigstore identity that must have signed instead; Sigstore's servers are asked")
+    oidc_issuer: str | None = Field(None, description="who vouches for that identity")
+
+    @field_validator("uri")
+    @classmethod
+    def _uri(cls, value: str, info: ValidationInfo) -> str:
+        _refuse_credentials(value, info)
+        return value
+
+    @model_validator(mode="after")
+    def _whose(self) -> Signature:
+        if (self.public_key is None) == (self.identity is None):
+            raise ValueError("give either public_key or identity")
+        if (self.identity is None) != (self.oidc_issuer is None):
+            raise ValueError("identity and oidc_issuer belong together")
+        if self.public_key is not None and "-----BEGIN PUBLIC KEY-----" not in self.public_key:
+            raise ValueError("public_key is not the PEM text of a public key")
+        return self
+
+
+class ArtifactRules(_Part):
+    """How far the artifact is verified before anything is touched (see `kfp_components.artifact`)."""
+
+    verify: Literal["if_readable", "required", "off"] = Field(
+        "if_readable", description="required: what cannot be read here, or has neither digest nor signature, is refused"
+    )
+    signature: Signature | None = Field(None, description="must hold, unless verify is off")
+    mounts: dict[str, str] = Field(default_factory=dict, description="claim of a pvc:// URI -> the folder where the step has it mounted")
+    max_download_mib: int = Field(16_384, gt=0, description="of an https:// or s3:// artifact, read to be verified")
+
+    @field_validator("verify", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # what YAML makes of the word
+
+
 class Provenance(_Part):
     """Where the version comes from and how good it was found; recorded in the registry, beside the KFP run, which is known anyway."""
 
@@ -239,7 +280,8 @@ class Options(_Part):
     """Everything with a sensible default: one struct in the pipeline's run form, each wrong key named."""
 
     model_format: str = Field("custom", min_length=1, max_length=63, description="shown in Kubeflow's UI: whisper, embedding, llm ...")
-    digest: str | None = Field(None, description="sha256:... of the artifact, recorded in the registry")
+    digest: str | None = Field(None, description="sha256:... of the artifact (of a folder: see kfp_components.artifact), verified and registered")
+    artifact: ArtifactRules = ArtifactRules()
     provenance: Provenance = Provenance()
     args: dict[str, Any] = Field(default_factory=dict, description="given to the application builder; see builder")
     builder: bool | Literal["exact"] = Field(
@@ -479,6 +521,15 @@ class PromoteRequest(ModelTarget):
         return self
 
     @model_validator(mode="after")
+    def _pinned(self, info: ValidationInfo) -> PromoteRequest:
+        pinned = None if (info.context or {}).get(STORED) else pinned_digest(self.uri)
+        if pinned is not None and not DIGEST.fullmatch(pinned):
+            raise ValueError("uri: what follows its @ is not of the form sha256:<64 hex digits>")
+        if pinned is not None and self.options.digest not in (None, pinned):
+            raise ValueError(f"uri and options.digest contradict each other: {pinned} and {self.options.digest}; leave options.digest out")
+        return self
+
+    @model_validator(mode="after")
     def _together(self) -> PromoteRequest:
         target = self.options.alias_target
         if target is not None and not CLUSTER_HOST.fullmatch(target) and not self.options.allow_external_alias:
@@ -546,6 +597,11 @@ def parse_case(values: Any, what: str) -> SmokeCase:
 def parse_target(values: Mapping[str, Any]) -> ModelTarget:
     """A model on an endpoint, from plain values."""
     return _validated(ModelTarget, values, "target")
+
+
+def pinned_digest(uri: str) -> str | None:
+    """What an ``oci://`` reference says after its ``@``; None where it has none, and for other schemes."""
+    return (uri.partition("@")[2] or None) if uri.lower().startswith("oci://") else None
 
 
 def assert_allowed(request: PromoteRequest, annotations: Mapping[str, str], known_imports: set[str]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from kfp_components import report, request, rollout
+from kfp_components.artifact import Lines
 from kfp_components.release import Release
 from kfp_components.report import revalidation as report_revalidation
 from kfp_components.rollout.registered import attach_report
@@ -19,8 +21,13 @@ KFP_UI = "KFP_SERVING_KFP_UI"
 
 def open_run(values: Mapping[str, Any], run_id: str) -> rollout.Run:
     """A run in the Lease's eyes is the KFP run: a retried pod is the same holder."""
-    holder = f"kfp/{run_id}" if run_id else None
-    return rollout.open_run(request.parse(values), holder=holder, source=source(run_id, os.environ), watch=_Narrator())
+    return rollout.open_run(
+        request.parse(values),
+        holder=f"kfp/{run_id}" if run_id else None,
+        source=source(run_id, os.environ),
+        watch=_Narrator(),
+        reading=Lines(partial(print, flush=True)),
+    )
 
 
 def source(run_id: str, environment: Mapping[str, str]) -> dict[str, str]:

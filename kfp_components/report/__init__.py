@@ -51,20 +51,24 @@ EVIDENCE_FLOOR, EVIDENCE_CEILING = 1e-4, 1e6
 
 def render(release: Mapping[str, Any]) -> str:
     """The page as HTML text. Whatever the record holds is escaped; values of environment variables are left out."""
-    return templates().get_template("page.html.j2").render(
-        title=_title(release),
-        outcome=_outcome(release),
-        phase=_phase(release).replace("_", " "),
-        sentence=sentence(release),
-        rollback=_rollback_sentence(release),
-        flow=flow(release),
-        facts=_facts(release),
-        versions=_versions(release),
-        metrics=_metrics(release),
-        plots=[Markup(plot) for plot in plots(release)],
-        events=[_event(release, event) for event in release.get("events") or []],
-        past=[_past(entry) for entry in reversed(release.get("past") or [])],
-        request=json.dumps(_without_secrets(release.get("request") or {}), indent=2, sort_keys=True),
+    return (
+        templates()
+        .get_template("page.html.j2")
+        .render(
+            title=_title(release),
+            outcome=_outcome(release),
+            phase=_phase(release).replace("_", " "),
+            sentence=sentence(release),
+            rollback=_rollback_sentence(release),
+            flow=flow(release),
+            facts=_facts(release),
+            versions=_versions(release),
+            metrics=_metrics(release),
+            plots=[Markup(plot) for plot in plots(release)],
+            events=[_event(release, event) for event in release.get("events") or []],
+            past=[_past(entry) for entry in reversed(release.get("past") or [])],
+            request=json.dumps(_without_secrets(release.get("request") or {}), indent=2, sort_keys=True),
+        )
     )
 
 

@@ -23,13 +23,19 @@ def render(found: Sequence[Mapping[str, Any]]) -> str:
     """The page as HTML text, of `Revalidation.as_dict` of each model. Whatever that holds is escaped."""
     ordered = sorted(found, key=lambda one: (ORDER.index(str(one["outcome"])), str(one["namespace"]), str(one["model"])))
     counts = [(outcome, sum(one["outcome"] == outcome for one in ordered)) for outcome in ORDER]
-    return templates().get_template("revalidation.html.j2").render(
-        title=f"Re-validation of {ordered[0]['namespace']}/{ordered[0]['model']}" if len(ordered) == 1 else f"Re-validation of {len(ordered)} models",
-        outcome=STYLES[str(ordered[0]["outcome"])] if ordered else "open",
-        told=", ".join(f"{number} {outcome}" for outcome, number in counts if number) or "no model",
-        rows=[_row(one) for one in ordered],
-        models=[_model(one) for one in ordered[:SHOWN_PLOTS] if one["looks"]],
-        left_out=max(0, len(ordered) - SHOWN_PLOTS),
+    return (
+        templates()
+        .get_template("revalidation.html.j2")
+        .render(
+            title=f"Re-validation of {ordered[0]['namespace']}/{ordered[0]['model']}"
+            if len(ordered) == 1
+            else f"Re-validation of {len(ordered)} models",
+            outcome=STYLES[str(ordered[0]["outcome"])] if ordered else "open",
+            told=", ".join(f"{number} {outcome}" for outcome, number in counts if number) or "no model",
+            rows=[_row(one) for one in ordered],
+            models=[_model(one) for one in ordered[:SHOWN_PLOTS] if one["looks"]],
+            left_out=max(0, len(ordered) - SHOWN_PLOTS),
+        )
     )
 
 
@@ -37,7 +43,9 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
     """The same in a few lines."""
     ordered = sorted(found, key=lambda one: ORDER.index(str(one["outcome"])))
     lines = ["| model | version | outcome | what was found |", "|---|---|---|---|"]
-    lines += [f"| {one['model']} | {one['version'] or '-'} | {one['outcome']} | {str(one['sentence']).replace('|', chr(92) + '|')} |" for one in ordered]
+    lines += [
+        f"| {one['model']} | {one['version'] or '-'} | {one['outcome']} | {str(one['sentence']).replace('|', chr(92) + '|')} |" for one in ordered
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -89,5 +97,3 @@ def _model(one: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:,.1f}"
-
-

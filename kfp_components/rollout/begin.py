@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 
-from kfp_components import errors, names
+from kfp_components import artifact, errors, names
+from kfp_components.artifact import Verified
 from kfp_components.cluster import Manifest
 from kfp_components.release import Event, Release
 from kfp_components.request import parse_target
@@ -37,8 +38,15 @@ def register_model(run: Run, *, first_version: bool = False, boxes: int | None =
     return journal.current(run)
 
 
-def _begin(run: Run, first_version: bool) -> Release:
-    """Check everything, take the model's Lease and open the release record, or find the one that this request continues."""
+LOOK_AGAIN_S = 5.0
+"""After so long a reading of the artifact what was seen before it is looked at again."""
+
+
+def _begin(run: Run, first_version: bool, verified: Verified | None = None) -> Release:
+    """Check everything, take the model's Lease and open the release record, or find the one that this request continues.
+
+    The artifact is read last, and once: ``verified`` is what was found. Nothing is held meanwhile.
+    """
     request = run.request
     found = run.persist(run.store.load_record)
     if found is not None and not found.done:
@@ -58,14 +66,18 @@ def _begin(run: Run, first_version: bool) -> Release:
             return tidy.tidy_release(run) if tidy.due(run, found) else found
         assert_new(run, stable, first_version)
         situation = preflight.check(run, found=rayservice, serving=serving, first_version=first_version)
+        if verified is None:
+            began = run.clock.monotonic()
+            verified = _verify(run, situation)
+            if run.clock.monotonic() - began > LOOK_AGAIN_S:
+                return _begin(run, first_version, verified)
     except errors.InputError as error:
         if isinstance(error, errors.NotAdopted) and request.options.adopt:
-            _adopt(run, rayservice, first_version)
-            return _begin(run, first_version)
+            return _begin(run, first_version, _adopt(run, rayservice, first_version, verified))
         if serving is None and found is not None and found.stable_now is not None and rayservice is not None:
             error.add_note(f"The last release left users on {found.stable_now}, but {not_served(rayservice, found)}.")
         if _state(run.persist(run.store.load_record)) != _state(found):  # it was looked at while another run changed it
-            return _begin(run, first_version)
+            return _begin(run, first_version, verified)
         raise
     if found is not None and found.open:  # it is promoted: its old version goes, this release may go back to the newer one
         found = _put_away(run, found)
@@ -73,12 +85,12 @@ def _begin(run: Run, first_version: bool) -> Release:
     if (stale := run.lease.command) is not None:  # of an earlier release, whose Lease was left
         run.persist(partial(run.lease.take_off, stale))
     try:
-        record = run.persist(lambda: run.store.start(_opened(run, found, serving, situation, first_version)))
+        record = run.persist(lambda: run.store.start(_opened(run, found, serving, situation, verified, first_version)))
     except errors.KfpServingError as error:
         with contextlib.suppress(errors.KfpServingError):
             run.lease.release()
         if isinstance(error, errors.ReleaseHeld) and _state(run.persist(run.store.load_record)) != _state(found):
-            return _begin(run, first_version)  # another run began or ended a release while this one looked
+            return _begin(run, first_version, verified)  # another run began or ended a release while this one looked
         raise
     own(run, record)
     return record
@@ -93,15 +105,24 @@ def adoption(run: Run) -> tuple[Run, Serving]:
     return run.for_request(found), Serving(found.version, str(found.options.application))
 
 
-def _adopt(run: Run, rayservice: Manifest | None, first_version: bool) -> None:
-    """With ``options.adopt``: once nothing is in this request's way."""
+def _verify(run: Run, situation: preflight.Situation) -> Verified:
+    """Compare the artifact with what is known of it. Raises as `artifact.verify`."""
+    return run.persist(lambda: artifact.verify(run.request, situation.registered_digest, run.reading))
+
+
+def _adopt(run: Run, rayservice: Manifest | None, first_version: bool, verified: Verified | None) -> Verified:
+    """With ``options.adopt``: once nothing is in this request's way, its artifact included."""
     adopting, serving = adoption(run)
     assert_new(run, serving.version, first_version)
-    preflight.check(run, found=rayservice, serving=serving, first_version=first_version)
+    situation = preflight.check(run, found=rayservice, serving=serving, first_version=first_version)
+    verified = verified or _verify(run, situation)
     adopt.adopt_model(adopting)
+    return verified
 
 
-def _opened(run: Run, found: Release | None, serving: Serving | None, situation: preflight.Situation, first_version: bool) -> Release:
+def _opened(
+    run: Run, found: Release | None, serving: Serving | None, situation: preflight.Situation, verified: Verified, first_version: bool
+) -> Release:
     """The record to begin with, over the finished one that was ``found``."""
     request = run.request
     front, router = (("Service", situation.service), ("InferenceService", situation.stub)), situation.router
@@ -125,7 +146,10 @@ def _opened(run: Run, found: Release | None, serving: Serving | None, situation:
         holder=run.holder,
         steps=[] if first_version else list(request.steps),
         started_unix_s=now,
-        events=[Event(unix_s=now, step="router", message=router.told)] if router else [],
+        events=[
+            *([Event(unix_s=now, step="router", message=router.told)] if router else []),
+            Event(unix_s=now, step="artifact", message=verified.sentence),
+        ],
         made=[kind for kind, there in front if there is None] + ([alias.LABEL] if alias.is_unlabelled(request.model, situation.service) else []),
         stub_uid=None if situation.stub is None else str(situation.stub["metadata"]["uid"]),
     )

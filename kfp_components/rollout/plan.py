@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kfp_components import errors, names
+from kfp_components import artifact, errors, names
 from kfp_components.cluster import Manifest
 from kfp_components.cluster.changes import Change, Plan
 from kfp_components.request import PromoteRequest, plain_secrets
@@ -22,6 +22,8 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
 
     But where somebody else applies ``serveConfigV2``, the plan is told all the same and has in ``refused`` what a run would raise.
 
+    An artifact is looked for and not read, but for an ``oci://`` manifest: its digest is told, or what a run would compare.
+
     A weight's lease and the release's epoch are those of now. What a way back would write is not in it: see `rollout.undo`.
     """
     request, version = run.request, run.request.version
@@ -33,7 +35,9 @@ def plan(run: Run, *, first_version: bool = False) -> Plan:
     deployed = deploy.version_change(run, stable)
     size = capacity.told(request, serve_config(rayservice), stable.application if stable else None)
     router = f"; {found.router.told}" if found.router else ""
-    changes += [replace(deployed, why=deployed.why + router + size + _kubectl_warning(rayservice) + _plain_secrets(request)), alias]
+    verified = run.persist(lambda: artifact.verify(request, found.registered_digest, run.reading, dry=True))
+    told = f"{router}; artifact: {verified.sentence}"
+    changes += [replace(deployed, why=deployed.why + told + size + _kubectl_warning(rayservice) + _plain_secrets(request)), alias]
     if stable is None or found.stub is None:
         changes.append(manifests.stub_change(run, serving, found.stub))
     changes.append(manifests.traffic_change(run, {serving: 100.0}, "waits for smoke inference", found.stub))

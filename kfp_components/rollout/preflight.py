@@ -43,6 +43,8 @@ class Situation:
     stub: Manifest | None
     router: Source | None = None
     """Where the router comes from; None where no router is needed."""
+    registered_digest: str | None = None
+    """The artifact's, as the registry knows it."""
 
 
 def check(run: Run, *, found: Manifest | None, serving: Serving | None, first_version: bool, dry: bool = False) -> Situation:
@@ -88,7 +90,7 @@ def check(run: Run, *, found: Manifest | None, serving: Serving | None, first_ve
         known.assert_same(asked.uri, asked.options.digest)
     committed = found is not None and ownership.of(found).mode == "commit"
     source = run.router.source(found) if found is not None and serving is not None and not committed else None
-    return Situation(found, service, stub, source)
+    return Situation(found, service, stub, source, known.digest if known else None)
 
 
 def check_permissions(cluster: Cluster, target: request.ModelTarget) -> None:

@@ -275,7 +275,9 @@ def _text(uri: str, digest: str | None) -> str:
     except Unreadable as error:
         raise errors.NotFound(f"{what}: {error}") from error
     if digest is not None and seen != digest:
-        raise errors.RequestInvalid(f"{what}: its digest is {seen}, and the version was registered with {digest}; a changed set says nothing about it")
+        raise errors.RequestInvalid(
+            f"{what}: its digest is {seen}, and the version was registered with {digest}; a changed set says nothing about it"
+        )
     try:
         return content.decode()
     except UnicodeDecodeError as error:

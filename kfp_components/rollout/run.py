@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from kfp_components import errors, names, traffic
+from kfp_components.artifact import Tell
+from kfp_components.artifact import nobody as nobody_hears
 from kfp_components.clock import Clock, SystemClock
 from kfp_components.cluster import Cluster, Ref
 from kfp_components.cluster.patience import Patience, patient, persist
@@ -49,6 +51,8 @@ class Run:
     patience: Patience
     transport: httpx.BaseTransport | None = None
     watch: Watcher = nobody
+    reading: Tell = nobody_hears
+    """Hears how far an artifact is read."""
     source: dict[str, str] = field(default_factory=dict)
     record: Release | None = field(default=None, repr=False)
     epoch: int = 0
@@ -78,7 +82,16 @@ class Run:
     def for_request(self, request: PromoteRequest) -> Run:
         """The same surroundings for another request."""
         holder = None if self.in_one_process else self.holder
-        return open_run(request, self.cluster, holder=holder, watch=self.watch, clock=self.clock, registry=self.registry, transport=self.transport)
+        return open_run(
+            request,
+            self.cluster,
+            holder=holder,
+            watch=self.watch,
+            reading=self.reading,
+            clock=self.clock,
+            registry=self.registry,
+            transport=self.transport,
+        )
 
     def persist(self, call: Callable[[], T]) -> T:
         """``call()``, tried again while nobody answers, as long as patience lasts."""
@@ -121,6 +134,7 @@ def open_run(
     *,
     holder: str | None = None,
     watch: Watcher = nobody,
+    reading: Tell = nobody_hears,
     source: dict[str, str] | None = None,
     clock: Clock | None = None,
     registry: ModelRegistry | None = None,
@@ -129,7 +143,8 @@ def open_run(
     """Connect everything; nothing is written.
 
     ``holder`` names the run in the Lease when its steps are processes of their own (a KFP run id; default: this process). ``source`` is recorded in
-    the registry (run id, URL, commit). ``clock`` and ``transport`` (of HTTP) are for simulations.
+    the registry (run id, URL, commit). ``reading`` hears how far the artifact is read, which can take minutes. ``clock`` and ``transport`` (of HTTP)
+    are for simulations.
     Raises `NotFound` when no cluster is configured.
     """
     cluster = cluster or _connected()
@@ -152,6 +167,7 @@ def open_run(
         patience=patience,
         transport=transport,
         watch=watch,
+        reading=reading,
         source=source or {},
     )
 

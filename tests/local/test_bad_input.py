@@ -1,7 +1,9 @@
 """Bad input and bad surroundings: one clear error, before anything is touched. The Kubernetes API is the embedded one, asked by its real client."""
 
 import dataclasses
+import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -123,6 +125,49 @@ def handmade_stub(world: World) -> None:
 def other_digest(world: World) -> None:
     world.rayservice()
     registry.connect(world.registry_uri).register("ai-ml.bge", "v2", asked().uri, digest="sha256:" + "0" * 64, properties={})
+
+
+def signed_by_another(folder: Path) -> dict[str, Any]:
+    """The options that ask for a signature which somebody else made, of what lies in a folder."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from model_signing import signing
+
+    mine, other = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    private = other.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "key.pem").write_bytes(private)
+    signing.Config().use_elliptic_key_signer(private_key=folder / "key.pem").sign(folder / "model.bin", folder / "model.sig")
+    public = mine.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
+    return {"artifact": {"signature": {"uri": (folder / "model.sig").as_uri(), "public_key": public}}}
+
+
+ARTIFACTS: dict[str, tuple[str, Callable[[Path], dict[str, Any]], str]] = {
+    "another digest": (
+        "model.bin",
+        lambda _: {"digest": "sha256:" + "0" * 64},
+        f"its digest is sha256:{hashlib.sha256(b'weights').hexdigest()}, not",
+    ),
+    "a missing file": (
+        "gone.bin",
+        lambda _: {"digest": "sha256:" + "0" * 64, "artifact": {"verify": "required"}},
+        "it has to be verified, but",
+    ),
+    "nothing to compare": ("model.bin", lambda _: {"artifact": {"verify": "required"}}, "there is neither a digest nor a signature"),
+    "somebody else's signature": ("model.bin", signed_by_another, "does not hold"),
+}
+
+
+@pytest.mark.parametrize("case", ARTIFACTS)
+def test_another_artifact_is_refused_before_anything_is_touched(world: World, case: str) -> None:
+    name, options, words = ARTIFACTS[case]
+    (world.folder / "model.bin").write_bytes(b"weights")
+    world.rayservice()
+    before = world.everything()
+    request = asked("v9", **options(world.folder)).model_copy(update={"uri": (world.folder / name).as_uri()})
+    with pytest.raises(errors.ArtifactRejected, match=rf"model bge version v9: artifact file:///.*{name}: .*{re.escape(words)}"):
+        rollout.promote_with_canary(rollout.open_run(request, world.cluster))
+    assert world.everything() == before
+    assert registry.connect(world.registry_uri).find("ai-ml.bge", "v9") is None
 
 
 def with_application(text: str) -> str:

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 from patience import seconds
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = ("mlflow",)
+EXTRAS = ("mlflow", "s3", "signing")
 
 
 def locked(path: Path) -> dict[tuple[str, str], set[str]]:

@@ -19,6 +19,7 @@ EXIT_CODES = {
     "InputError": 2,
     "RequestInvalid": 2,
     "NotFound": 2,
+    "ArtifactRejected": 2,
     "NameTaken": 2,
     "NotAdopted": 2,
     "PermissionDenied": 2,
