@@ -60,7 +60,7 @@ class Answers:
 
 
 def ask(prober: Prober, cases: tuple[SmokeCase, ...], number: int, concurrency: int, draw: Random, told: Callable[[int], None]) -> Answers:
-    """``number`` of the cases, drawn with replacement, so that looks are alike, ``concurrency`` at the same time; ``told`` hears how many are done."""
+    """``number`` of the cases, drawn with replacement, ``concurrency`` at the same time; ``told`` hears how many are done."""
     found = Answers()
     with ThreadPoolExecutor(concurrency) as pool:
         for done, (result,) in enumerate(pool.map(lambda case: prober.run([case]), draw.choices(cases, k=number)), 1):

@@ -43,9 +43,9 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
     """The same in a few lines."""
     ordered = sorted(found, key=lambda one: ORDER.index(str(one["outcome"])))
     lines = ["| model | version | outcome | what was found |", "|---|---|---|---|"]
-    lines += [
-        f"| {one['model']} | {one['version'] or '-'} | {one['outcome']} | {str(one['sentence']).replace('|', chr(92) + '|')} |" for one in ordered
-    ]
+    for one in ordered:
+        sentence = str(one["sentence"]).replace("|", "\\|")
+        lines.append(f"| {one['model']} | {one['version'] or '-'} | {one['outcome']} | {sentence} |")
     return "\n".join(lines) + "\n"
 
 

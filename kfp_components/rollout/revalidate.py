@@ -193,7 +193,7 @@ def _judged(
         state = decay.start(
             counts, LATENCY_BOUNDS_S, error_margin=rules.error_margin_percent / 100, latency_margin=rules.latency_margin_percent / 100
         )
-        told = f"{version} is recorded: {answers.failures:,} of {answers.requests:,} answers failed, p95 {asked['p95_ms']:,.1f} ms; the next look compares"
+        told = f"{version} is recorded: {answers.failures:,} of {answers.requests:,} answers failed, p95 {asked['p95_ms']:,.1f} ms"
         return Look(**asked, outcome="not enough", sentence=told), state.model_dump(mode="json")
     state = decay.advance(decay.State.model_validate(known.state), decay.Run(now, counts, LATENCY_BOUNDS_S))
     found = decay.decide(state, version, alpha=rules.alpha, models=models)
@@ -239,8 +239,8 @@ def _cases(
     cases = asked.options.smoke if asked else ()
     if not cases and not health:
         raise errors.RequestInvalid(
-            f"model {record.namespace}/{record.model} version {version}: nothing to ask; give a golden set (--golden-set, or options.provenance.golden_set "
-            "of its next version)"
+            f"model {record.namespace}/{record.model} version {version}: nothing to ask; give a golden set (--golden-set, or "
+            "options.provenance.golden_set of its next version)"
         )
     return cases, health
 
@@ -275,9 +275,7 @@ def _text(uri: str, digest: str | None) -> str:
     except Unreadable as error:
         raise errors.NotFound(f"{what}: {error}") from error
     if digest is not None and seen != digest:
-        raise errors.RequestInvalid(
-            f"{what}: its digest is {seen}, and the version was registered with {digest}; a changed set says nothing about it"
-        )
+        raise errors.RequestInvalid(f"{what}: its digest is {seen}, and {digest} was registered; a changed set says nothing about the version")
     try:
         return content.decode()
     except UnicodeDecodeError as error:

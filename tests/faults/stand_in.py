@@ -41,6 +41,9 @@ class Behaviour:
     answer: Callable[[int], int | None] | None = None
     smoke: dict[str, Any] = field(default_factory=lambda: {"ok": True})
     asked: int = 0
+    probe: Callable[[int], bool] = lambda _n: True
+    """Whether the n-th request that is no user's gets that body, or a wrong one."""
+    probed: int = 0
 
 
 @functools.cache
@@ -192,7 +195,10 @@ class Serve:
     def _direct(self, application: str, headers: dict[str, str]) -> Answer:
         if self.status(application) != "RUNNING":
             return 503, headers, b"the application does not run"
-        return 200, headers, json.dumps(self.behaviour(application).smoke).encode()
+        behaviour = self.behaviour(application)
+        behaviour.probed += 1
+        told = behaviour.smoke if behaviour.probe(behaviour.probed) else {"ok": False}
+        return 200, headers, json.dumps(told).encode()
 
     def _own_page(self, control: Control, method: str, page: str, headers: dict[str, str]) -> Answer:
         now, status = self.clock.now_unix_s(), 200

@@ -1,0 +1,126 @@
+"""Re-validation in the world in memory: a champion against its own record, look after look."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from memory_world import MODEL, NAMESPACE, REGISTERED, World, asked, live
+
+from kfp_components import errors, rollout
+from kfp_components.cluster import Ref
+from kfp_components.report import revalidation as page
+from kfp_components.request import RevalidateRules
+
+RULES = RevalidateRules(concurrency=1)
+DAY_S = 86_400.0
+
+
+@pytest.fixture
+def served(world: World) -> World:
+    world.rayservice(live())
+    world.front()
+    world.promote(asked())
+    return world
+
+
+def look(world: World, rules: RevalidateRules = RULES, **more: Any) -> rollout.Revalidation:
+    found = rollout.revalidate_model(world.process().open_rollback(asked()), rules, **more)
+    world.clock.sleep(DAY_S)
+    return found
+
+
+def wrong(world: World, percent: int, version: str = "v2") -> None:
+    """So many of the answers to probes are wrong from now on."""
+    world.serve.behaviour(f"{MODEL}-{version}").probe = lambda n: n * percent % 100 >= percent
+
+
+def test_the_first_look_makes_the_record_and_the_next_ones_compare(served: World) -> None:
+    first = look(served)
+    assert (first.outcome, first.version, first.look.requests, first.look.failures) == ("not enough", "v2", 100, 0)
+    assert "v2 is recorded: 0 of 100" in first.look.sentence
+    second = look(served)
+    assert second.outcome == "healthy", second.look.sentence
+    assert [one.outcome for one in second.looks] == ["not enough", "healthy"]
+    found = served.registry.find(REGISTERED, "v2")
+    assert found is not None and found.properties["revalidation"] == "healthy"
+    rollout.raise_if_decayed([first, second])
+
+
+def test_one_that_was_always_at_92_percent_is_not_accused_and_one_that_fell_there_is(served: World) -> None:
+    wrong(served, 8)
+    assert look(served).look.failures == 8
+    assert {look(served).outcome for _ in range(20)} == {"healthy"}
+    served.cluster.delete(Ref("ConfigMap", f"{MODEL}-revalidation", NAMESPACE))
+    wrong(served, 3)
+    for _ in range(3):
+        assert look(served).outcome in ("not enough", "healthy")
+    wrong(served, 8)
+    looks = [look(served) for _ in range(14)]
+    assert looks[-1].outcome == "decayed", [one.look.sentence for one in looks]
+    with pytest.raises(errors.Decayed, match=r"1 of 2 champion\(s\) decayed: ai-ml/bge: v2 decayed: it fails 8\.") as caught:
+        rollout.raise_if_decayed([looks[0], looks[-1]])
+    assert caught.value.exit_code == 7
+    assert looks[-1].since_unix_s is not None and "decayed" in page.render([looks[-1].as_dict()])
+
+
+def test_nothing_is_asked_while_a_release_runs_or_nothing_serves(served: World) -> None:
+    look(served)
+    served.killed_when(lambda record: record.phase == "canary", asked("v3"))
+    found = rollout.revalidate_model(served.process().open_rollback(asked()), RULES)
+    assert (found.outcome, found.look.requests) == ("not enough", 0) and "a release of v3 is canary" in found.look.sentence
+
+
+def test_a_version_that_does_not_run_is_not_blamed_for_its_answers(served: World) -> None:
+    look(served)
+    served.serve.behaviour(f"{MODEL}-v2").status = "UNHEALTHY"
+    found = look(served)
+    assert found.outcome == "unreachable" and "UNHEALTHY" in found.look.sentence
+    with pytest.raises(errors.Unreachable, match="could not be asked"):
+        rollout.raise_if_decayed([found])
+    served.serve.behaviour(f"{MODEL}-v2").status = "RUNNING"
+    assert look(served).outcome == "healthy"
+
+
+def test_another_champion_begins_anew_and_the_old_one_is_remembered(served: World) -> None:
+    look(served), look(served)
+    served.promote(asked("v3"))
+    found = look(served)
+    assert found.version == "v3" and "v3 is recorded" in found.look.sentence and len(found.looks) == 1
+
+
+def test_a_golden_set_is_asked_and_a_changed_one_is_refused(world: World, tmp_path: Path) -> None:
+    golden = tmp_path / "golden.jsonl"
+    golden.write_text(
+        json.dumps({"name": "a", "path": "/", "expect": {"/ok": True}}) + "\n\n" + json.dumps({"name": "b", "path": "/", "expect": {"/count": 7}})
+    )
+    world.rayservice(live())
+    world.promote(asked(provenance={"golden_set": golden.as_uri()}))
+    found = look(world)
+    assert 30 < found.look.failures < 70 and "expected /count = 7" in found.look.failed[0]
+    golden.write_text("{")
+    with pytest.raises(errors.RequestInvalid, match=r"golden set file:.*, line 1: not JSON"):
+        look(world)
+    golden.write_text("")
+    with pytest.raises(errors.RequestInvalid, match="it holds no case"):
+        look(world)
+
+
+def test_two_looks_at_the_same_time_count_once(served: World) -> None:
+    look(served)
+    other: list[rollout.Revalidation] = []
+
+    def meanwhile(done: int) -> None:
+        if done == 1:
+            other.append(rollout.revalidate_model(served.process().open_rollback(asked()), RULES))
+
+    with pytest.raises(errors.Conflict, match="another run has re-validated bge meanwhile"):
+        look(served, tell=meanwhile)
+    assert len(other[0].looks) == 2 == len(look(served).looks) - 1
+
+
+def test_champions_of_a_namespace(served: World) -> None:
+    found = rollout.champions(served.cluster, NAMESPACE)
+    assert [(target.model, target.rayservice) for target in found] == [(MODEL, "ai-inference")]
+    with pytest.raises(errors.NotFound, match="no model was released or adopted there"):
+        rollout.champions(served.cluster, "elsewhere")
