@@ -32,8 +32,8 @@ HOPELESS = 0.99
 """From this p0 on nothing can be worse."""
 
 
-def upper_bound(x: int, n: int, alpha: float = BOUND_ALPHA) -> float:
-    """Of a rate of which ``x`` in ``n`` were seen; the true one is above it with a chance of ``alpha`` at most. 1 when nothing was seen."""
+def upper_bound(x: int, n: int) -> float:
+    """Of a rate of which ``x`` in ``n`` were seen; 1 when nothing was."""
     if n == 0 or x >= n:
         return 1.0
     rate = x / n
@@ -41,7 +41,7 @@ def upper_bound(x: int, n: int, alpha: float = BOUND_ALPHA) -> float:
     for _ in range(50):
         p = (low + high) / 2
         divergence = (rate * math.log(rate / p) if rate else 0.0) + (1 - rate) * math.log((1 - rate) / (1 - p))
-        low, high = (p, high) if n * divergence <= math.log(1 / alpha) else (low, p)
+        low, high = (p, high) if n * divergence <= math.log(1 / BOUND_ALPHA) else (low, p)
     return high
 
 
