@@ -9,15 +9,63 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
+import pytest
 from patience import seconds, until
 from registries_go import build_model_registry
+from registries_go.build_model_registry import NotPossible
+from standins.model_registry import Door, Server, StandIn, door, real
+
+from kfp_components.registry import ModelRegistry, connect
+from kfp_components.registry.memory import MemoryRegistry
 
 NOBODY = 65534
+
+
+class Servers:
+    """All of them by name; started when first asked for, ended together by closing ``stack``."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.stack = place, ExitStack()
+        self.doors: dict[str, Door] = {}
+        self._known: dict[str, Any] = {}
+
+    def registry(self, kind: str) -> ModelRegistry:
+        if kind == "memory":
+            return MemoryRegistry()
+        if kind == "mlflow-sqlite":
+            return connect(f"sqlite:///{self.place / 'registry.db'}")
+        if kind == "mlflow-server":
+            return connect(self.mlflow_url)
+        return connect("kubeflow+" + self.door(kind).url)
+
+    @property
+    def mlflow_url(self) -> str:
+        url: str = self._once("mlflow-server", lambda: self.stack.enter_context(mlflow_server(self.place)))
+        return url
+
+    def door(self, kind: str) -> Door:
+        server, _, version = kind.rpartition("-")
+        if kind not in self.doors:
+            behind = self.real_kubeflow() if server.startswith("real") else StandIn()
+            self.doors[kind] = self.stack.enter_context(door(behind, version))
+        return self.doors[kind]
+
+    def real_kubeflow(self) -> Server:
+        """Skips the test, saying why, where it cannot be built."""
+        try:
+            return cast(Server, self._once("kubeflow", lambda: self.stack.enter_context(real(self.stack.enter_context(kubeflow_server(self.place))))))
+        except NotPossible as error:
+            pytest.skip(str(error))
+
+    def _once(self, key: str, start: Any) -> Any:
+        if key not in self._known:
+            self._known[key] = start()
+        return self._known[key]
 
 
 def free_port() -> int:

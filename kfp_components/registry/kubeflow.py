@@ -9,6 +9,7 @@ takes seconds to import. Its models check every body that goes either way in the
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import os
 import weakref
@@ -127,8 +128,8 @@ class KubeflowRegistry:
     def _named(self, name: str, path: str, within: dict[str, str], everything: str, doing: str) -> dict[str, Any] | None:
         """The object of exactly that name. The server takes a name as a pattern, finds others by it, and says 404 when it finds several."""
         found = self._ask("GET", path, doing, params={"name": name, **within})
-        if found is not None and found.get("name") == name:
-            return self._entity(found, doing)
+        if found is not None and self._entity(found, doing)["name"] == name:
+            return found
         if not WILDCARDS & set(name):
             return None
         return next((self._entity(item, doing) for item in self._pages(everything, doing) if item.get("name") == name), None)
@@ -174,7 +175,8 @@ class KubeflowRegistry:
         return ModelVersion(parent["name"], entry["name"], artifact.get("uri") or "", told.pop(DIGEST, None), told, url)
 
     def _entity(self, found: dict[str, Any], doing: str) -> dict[str, Any]:
-        if not (isinstance(found.get("id"), str) and isinstance(found.get("customProperties") or {}, dict)):
+        names = found.get("id"), found.get("name")
+        if not (all(isinstance(name, str) for name in names) and isinstance(found.get("customProperties") or {}, dict)):
             raise self._something_else(doing)
         return found
 
@@ -217,7 +219,7 @@ class KubeflowRegistry:
         import httpx
 
         headers = {"accept": "application/json"}
-        if token := _token(self._parts, self.shown):
+        if token := token_for(self._parts, self.shown):
             headers["authorization"] = f"Bearer {token}"
         try:
             answer = self._http.request(method, url, headers=headers, **more)
@@ -260,7 +262,7 @@ def _parts(uri: str, shown: str) -> SplitResult:
     return parts
 
 
-def _token(parts: SplitResult, shown: str) -> str | None:
+def token_for(parts: SplitResult, shown: str) -> str | None:
     """The token whose file the environment names, not over plain HTTP through foreign networks; else the pod's own, to cluster-local hosts only."""
     host, named = parts.hostname or "", os.environ.get(TOKEN_PATH)
     in_cluster = host.endswith((".svc", ".svc.cluster.local"))
@@ -306,7 +308,15 @@ def _custom(properties: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _properties(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(entry.get("customProperties") or {})
+    """Custom properties as the server takes them. It wants structures in base64 and gives them back as JSON (v0.3.10)."""
+    return {key: _as_taken(value) if isinstance(value, dict) else value for key, value in (entry.get("customProperties") or {}).items()}
+
+
+def _as_taken(value: dict[str, Any]) -> dict[str, Any]:
+    structure = value.get("struct_value")
+    if not isinstance(structure, str) or not structure.startswith("{"):
+        return value
+    return {**value, "struct_value": base64.b64encode(structure.encode()).decode()}
 
 
 def _plain(entry: Mapping[str, Any]) -> dict[str, str]:

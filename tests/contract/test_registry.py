@@ -4,69 +4,15 @@ The stand-in of Kubeflow's (tests/standins/model_registry.py) runs everywhere; t
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import pytest
-from registries_go.build_model_registry import NotPossible
-from registry_servers import kubeflow_server, mlflow_server
-from standins.model_registry import Door, StandIn, door, real
+from registry_servers import Servers
 
 from kfp_components import errors
 from kfp_components.registry import ModelRegistry, connect, kubeflow, mlflow
-from kfp_components.registry.memory import MemoryRegistry
 
 DIGEST = "sha256:" + 64 * "a"
 KUBEFLOW = ["kubeflow-v1", "kubeflow-v1alpha3", *(pytest.param(f"real-kubeflow-{version}", marks=pytest.mark.full) for version in ("v1", "v1alpha3"))]
-
-
-class Servers:
-    """Started when first asked for, all ended together."""
-
-    def __init__(self, place: Path) -> None:
-        self.place, self.stack = place, ExitStack()
-        self.doors: dict[str, Door] = {}
-        self._known: dict[str, Any] = {}
-
-    def registry(self, kind: str) -> ModelRegistry:
-        if kind == "memory":
-            return MemoryRegistry()
-        if kind == "mlflow-sqlite":
-            return connect(f"sqlite:///{self.place / 'registry.db'}")
-        if kind == "mlflow-server":
-            return connect(self.mlflow_url)
-        return connect("kubeflow+" + self.door(kind).url)
-
-    @property
-    def mlflow_url(self) -> str:
-        url: str = self._once("mlflow-server", lambda: self.stack.enter_context(mlflow_server(self.place)))
-        return url
-
-    def door(self, kind: str) -> Door:
-        server, _, version = kind.rpartition("-")
-        if kind not in self.doors:
-            behind = self._once("real", self._real) if server.startswith("real") else StandIn()
-            self.doors[kind] = self.stack.enter_context(door(behind, version))
-        return self.doors[kind]
-
-    def _real(self) -> Any:
-        try:
-            return self.stack.enter_context(real(self.stack.enter_context(kubeflow_server(self.place))))
-        except NotPossible as error:
-            pytest.skip(str(error))
-
-    def _once(self, key: str, start: Any) -> Any:
-        if key not in self._known:
-            self._known[key] = start()
-        return self._known[key]
-
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    found = Servers(tmp_path_factory.mktemp("registries"))
-    with found.stack:
-        yield found
 
 
 @pytest.fixture(params=["memory", "mlflow-sqlite", pytest.param("mlflow-server", marks=pytest.mark.full), *KUBEFLOW])

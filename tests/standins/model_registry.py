@@ -10,6 +10,7 @@ The `Door` in front of it, and of a real server, holds every body that goes eith
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import threading
@@ -146,7 +147,10 @@ class StandIn:
 
     def __call__(self, method: str, path: str, query: Query, body: bytes) -> Answer:
         with self._lock:
-            status, answer = self._answer(method, path.strip("/").split("/"), query, json.loads(body) if body else {})
+            try:
+                status, answer = self._answer(method, path.strip("/").split("/"), query, decoded(json.loads(body)) if body else {})
+            except ValueError as error:
+                status, answer = 400, {"code": "Bad Request", "message": f"error setting field CustomProperties: bad request: {error}"}
             return status, json.dumps(answer).encode()
 
     def _answer(self, method: str, path: list[str], query: Query, body: dict[str, Any]) -> tuple[int, Any]:
@@ -202,6 +206,14 @@ class StandIn:
         if len(found) != 1:
             return 404, {"code": "Not Found", "message": f"{'multiple' if found else 'no'} objects found for name={name}: not found"}
         return 200, found[0]
+
+
+def decoded(body: dict[str, Any]) -> dict[str, Any]:
+    """Structures come in base64 and are given back as JSON. Raises `ValueError` for others."""
+    for value in body.get("customProperties", {}).values():
+        if "struct_value" in value:
+            value["struct_value"] = json.dumps(json.loads(base64.b64decode(value["struct_value"], validate=True)))
+    return body
 
 
 def page(items: Any, query: Query) -> tuple[int, Any]:
