@@ -263,22 +263,25 @@ def _parts(uri: str, shown: str) -> SplitResult:
 
 
 def token_for(parts: SplitResult, shown: str) -> str | None:
-    """The token whose file the environment names, not over plain HTTP through foreign networks; else the pod's own, to cluster-local hosts only."""
+    """The token whose file the environment names, not over plain HTTP through foreign networks; else the pod's own, to cluster-local hosts only.
+
+    Raises `RequestInvalid` when it may not go there, or when its file holds none.
+    """
     host, named = parts.hostname or "", os.environ.get(TOKEN_PATH)
     in_cluster = host.endswith((".svc", ".svc.cluster.local"))
-    if not named:
-        path = Path(SERVICE_ACCOUNT_TOKEN)
-        return path.read_text(encoding="utf-8").strip() if in_cluster and path.exists() else None
-    if parts.scheme.endswith("+http") and not in_cluster and not _is_loopback(host):
+    if not named and not (in_cluster and Path(SERVICE_ACCOUNT_TOKEN).exists()):
+        return None
+    if named and parts.scheme.endswith("+http") and not in_cluster and not _is_loopback(host):
         raise errors.RequestInvalid(
             f"registry {shown}: the token of {TOKEN_PATH} does not go over plain HTTP to {host}; use kubeflow+https://, or its name ending in .svc"
         )
+    path = named or SERVICE_ACCOUNT_TOKEN
     try:
-        token = Path(named).read_text(encoding="utf-8").strip()
+        token = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise errors.RequestInvalid(f"registry {shown}: the token's file of {TOKEN_PATH} cannot be read: {type(error).__name__}: {named}") from error
-    if not token.isascii() or not token or len(token.split()) > 1:
-        raise errors.RequestInvalid(f"registry {shown}: the file of {TOKEN_PATH} holds no token: {named}")
+        raise errors.RequestInvalid(f"registry {shown}: the token's file {path} cannot be read: {type(error).__name__}; see {TOKEN_PATH}") from error
+    if not token.isascii() or len(token.split()) != 1:
+        raise errors.RequestInvalid(f"registry {shown}: the token's file {path} holds no token; see {TOKEN_PATH}")
     return token
 
 

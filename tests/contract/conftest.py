@@ -62,7 +62,7 @@ def http(kube_api: KubeApi) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Servers"]:
     """Model registries, each started when a test first asks for it."""
     from registry_servers import Servers  # seconds, and few tests need it
