@@ -52,7 +52,8 @@ class KubeflowRegistry:
         """Nothing is sent yet. Raises `RequestInvalid` when the URI is none."""
         self.uri, self.shown = uri, uris.shown(uri)
         self._parts = _parts(uri, self.shown)
-        self._base = uri.removeprefix("kubeflow+").rstrip("/") + "/api/model_registry"
+        scheme = self._parts.scheme.removeprefix("kubeflow+")
+        self._base = f"{scheme}://{self._parts.netloc}{self._parts.path.rstrip('/')}/api/model_registry"
 
     def register(self, model: str, version: str, uri: str, *, digest: str | None, properties: Mapping[str, str]) -> ModelVersion:
         """Make the version known. The same again is idempotent; another URI or digest is refused with `NameTaken`.
@@ -61,15 +62,15 @@ class KubeflowRegistry:
         """
         doing = f"registering {model} {version}"
         parent = self._model(model) or self._create("registered_models", {"name": model}, doing) or self._again(self._model(model), doing)
-        entry = self._version(parent["id"], version)
+        entry = self._version(parent, version)
         if entry is None:
             told = {**properties, **({DIGEST: digest} if digest else {})}
             body = {"name": version, "registeredModelId": parent["id"], "author": AUTHOR, "customProperties": _custom(told)}
-            entry = self._create("model_versions", body, doing) or self._again(self._version(parent["id"], version), doing)
-        artifact = self._artifact(entry["id"])
+            entry = self._create("model_versions", body, doing) or self._again(self._version(parent, version), doing)
+        artifact = self._artifact(entry)
         if artifact is None:
             path = f"model_versions/{entry['id']}/artifacts"
-            artifact = self._create(path, _new_artifact(model, uri, properties), doing) or self._again(self._artifact(entry["id"]), doing)
+            artifact = self._create(path, _new_artifact(model, uri, properties), doing) or self._again(self._artifact(entry), doing)
         found = self._found(parent, entry, artifact)
         found.assert_same(uri, digest)
         if digest and found.digest is None:
@@ -79,8 +80,8 @@ class KubeflowRegistry:
     def find(self, model: str, version: str) -> ModelVersion | None:
         """The version, None when it is not registered (or only half: then `register` completes it)."""
         parent = self._model(model)
-        entry = self._version(parent["id"], version) if parent else None
-        artifact = self._artifact(entry["id"]) if entry else None
+        entry = self._version(parent, version) if parent else None
+        artifact = self._artifact(entry) if entry else None
         return self._found(parent, entry, artifact) if parent and entry and artifact else None
 
     def aliases(self, model: str) -> dict[str, str]:
@@ -95,7 +96,7 @@ class KubeflowRegistry:
         Lease keeps a second writer of ours out.
         """
         parent = self._model(model)
-        if version is not None and (parent is None or self._version(parent["id"], version) is None):
+        if version is not None and (parent is None or self._version(parent, version) is None):
             raise self._unknown(model, version)
         if parent is None:
             return  # nothing to remove
@@ -109,7 +110,7 @@ class KubeflowRegistry:
     def annotate(self, model: str, version: str, properties: Mapping[str, str]) -> None:
         """Add properties to a version. Values may be long (text columns; 4,000 characters are tested)."""
         parent = self._model(model)
-        entry = self._version(parent["id"], version) if parent else None
+        entry = self._version(parent, version) if parent else None
         if entry is None:
             raise self._unknown(model, version)
         self._add(entry, properties, f"annotating {model} {version}")
@@ -117,12 +118,12 @@ class KubeflowRegistry:
     def _model(self, model: str) -> dict[str, Any] | None:
         return self._named(model, "registered_model", {}, "registered_models", f"reading {model}")
 
-    def _version(self, parent: str, version: str) -> dict[str, Any] | None:
-        doing = f"reading version {version} of model {parent}"
-        return self._named(version, "model_version", {"parentResourceId": parent}, f"registered_models/{parent}/versions", doing)
+    def _version(self, parent: Mapping[str, Any], version: str) -> dict[str, Any] | None:
+        number, doing = parent["id"], f"reading {parent['name']} {version}"
+        return self._named(version, "model_version", {"parentResourceId": number}, f"registered_models/{number}/versions", doing)
 
-    def _artifact(self, version_id: str) -> dict[str, Any] | None:
-        items = self._pages(f"model_versions/{version_id}/artifacts", f"reading the artifact of version {version_id}")
+    def _artifact(self, entry: Mapping[str, Any]) -> dict[str, Any] | None:
+        items = self._pages(f"model_versions/{entry['id']}/artifacts", f"reading the artifact of {entry['name']}")
         return next((item for item in items if item.get("artifactType") == "model-artifact"), None)
 
     def _named(self, name: str, path: str, within: dict[str, str], everything: str, doing: str) -> dict[str, Any] | None:

@@ -223,7 +223,7 @@ CASES: dict[str, tuple[Callable[[World], Any], PromoteRequest, type[errors.KfpSe
         errors.RequestInvalid,
         "annotation kfp-serving/router-from: 'wheel' is not a source; write `pip`, `image`, or the URI of a zip",
     ),
-    "registered with another digest": (other_digest, asked(), errors.NameTaken, "bge version v2: registered with"),
+    "registered with another digest": (other_digest, asked(digest="sha256:" + "1" * 64), errors.NameTaken, "bge version v2: registered with"),
     "broken YAML": (lambda world: world.rayservice("applications: [\n"), asked(), errors.RequestInvalid, "serveConfigV2: not YAML"),
     "application twice": (
         lambda world: world.rayservice("applications:\n  - {name: a, import_path: 'a:b'}\n  - {name: a, import_path: 'a:b'}\n"),
