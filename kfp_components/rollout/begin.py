@@ -33,7 +33,7 @@ def register_model(run: Run, *, first_version: bool = False, boxes: int | None =
         if record is not None:
             request = run.request
             journal.assert_ours(run)
-            checked = next((event.message for event in record.events if event.step == "artifact"), "")  # nothing: an older version began it
+            checked = record.artifact_check
             digest = artifact.told_digest(checked) or request.options.digest
             seen = {"artifact_check": checked} if checked else {}
             properties = {"model_format": request.options.model_format, "import_path": request.import_path, **seen, **run.source}
