@@ -330,7 +330,9 @@ class Options(_Part):
     alias_target: str | None = Field(None, description="DNS name; default {rayservice}-serve-svc.{namespace}.svc.cluster.local")
     allow_external_alias: bool = Field(False, description="needed for an alias target outside the cluster")
     rayservice_template: dict[str, Any] | None = Field(None, description="rayClusterConfig to create the RayService with when there is none")
-    registry_uri: str | None = Field(None, description="MLflow tracking URI; default: environment MLFLOW_TRACKING_URI")
+    registry_uri: str | None = Field(
+        None, description="MLflow tracking URI, or kubeflow+https://host; default: environment KFP_SERVING_REGISTRY_URI, MLFLOW_TRACKING_URI"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -352,7 +354,9 @@ class Options(_Part):
     @field_validator("registry_uri")
     @classmethod
     def _registry(cls, value: str | None, info: ValidationInfo) -> str | None:
-        _refuse_credentials(value or "", info, "; give it in the environment (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_TOKEN ...)")
+        _refuse_credentials(
+            value or "", info, "; give it in the environment (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_TOKEN, KF_PIPELINES_SA_TOKEN_PATH ...)"
+        )
         return value
 
     @field_validator("runtime_env", "args")

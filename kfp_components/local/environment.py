@@ -167,7 +167,8 @@ class Embedded:
         """Variables for a process that is to use this cluster: the CLI, kubectl, KFP components under kfp.local."""
         return {
             "KUBECONFIG": str(self.kubeconfig),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{self.home / 'registry.db'}",
+            "KFP_SERVING_REGISTRY_URI": f"sqlite:///{self.home / 'registry.db'}",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.home / 'registry.db'}",  # for MLflow's own commands
             "KFP_SERVING_HOME": str(self.home),
         }
 

@@ -62,16 +62,32 @@ def _mlflow(uri: str) -> ModelRegistry:
     return MlflowRegistry(uri)
 
 
-REGISTRIES: Mapping[str, Callable[[str], ModelRegistry]] = {"sqlite": _mlflow, "http": _mlflow, "https": _mlflow}
-"""URI scheme -> how to connect. A tracking server or an sqlite file of MLflow."""
+def _kubeflow(uri: str) -> ModelRegistry:
+    from kfp_components.registry.kubeflow import KubeflowRegistry
+
+    return KubeflowRegistry(uri)
+
+
+REGISTRIES: Mapping[str, Callable[[str], ModelRegistry]] = {
+    "sqlite": _mlflow,
+    "http": _mlflow,
+    "https": _mlflow,
+    "kubeflow+http": _kubeflow,
+    "kubeflow+https": _kubeflow,
+}
+"""URI scheme -> how to connect: an sqlite file or a tracking server of MLflow, or a Kubeflow Model Registry."""
+
+ENVIRONMENT = ("KFP_SERVING_REGISTRY_URI", "MLFLOW_TRACKING_URI")
+"""Where the registry is when a request does not say; the first that is set counts."""
 
 
 def connect(uri: str | None = None) -> ModelRegistry:
-    """The registry at ``uri``, or at MLFLOW_TRACKING_URI. Raises `RequestInvalid` when there is none or its scheme is not known."""
-    where = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    """The registry at ``uri``, or where the environment says. Raises `RequestInvalid` when there is none or its scheme is not known."""
+    where = uri or next((found for name in ENVIRONMENT if (found := os.environ.get(name))), "")
+    known = ", ".join(f"{scheme}://" for scheme in REGISTRIES)
     if not where:
-        raise errors.RequestInvalid("registry: none given; set options.registry_uri or MLFLOW_TRACKING_URI (sqlite:////path/file.db or https://host)")
+        raise errors.RequestInvalid(f"registry: none given; set options.registry_uri or {' or '.join(ENVIRONMENT)} ({known})")
     scheme = urlsplit(where).scheme
     if scheme not in REGISTRIES:
-        raise errors.RequestInvalid(f"registry {uris.shown(where)!r}: scheme {scheme!r} is not known; known are {', '.join(REGISTRIES)}")
+        raise errors.RequestInvalid(f"registry {uris.shown(where)!r}: scheme {scheme!r} is not known; known are {known}")
     return REGISTRIES[scheme](where)

@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from kfp_components import errors, uris
 from kfp_components.registry import Alias, ModelVersion
 
 VERSION_TAG = "kfp_serving.version"
 DIGEST_TAG = "kfp_serving.digest"
+PAGE = 1000
+"""Versions asked for at once; MLflow's own default is 10,000, and more than that are pages too."""
 
 
 class MlflowRegistry:
@@ -54,12 +57,12 @@ class MlflowRegistry:
             self._client.create_registered_model(model)
         with self._mapped(f"registering {model} {version}"):
             made = self._client.create_model_version(model, source=uri, tags=tags)
-        return _version(made)
+        return self._found(made)
 
     def find(self, model: str, version: str) -> ModelVersion | None:
         """The version, None when it is not registered."""
         found = self._entry(model, version)
-        return None if found is None else _version(found)
+        return None if found is None else self._found(found)
 
     def aliases(self, model: str) -> dict[str, str]:
         """Alias -> version."""
@@ -98,8 +101,26 @@ class MlflowRegistry:
         return next((entry for entry in self._entries(model) if entry.tags.get(VERSION_TAG) == version), None)
 
     def _entries(self, model: str) -> list[Any]:
+        found: list[Any] = []
+        token: str | None = ""
         with self._mapped(f"reading the versions of {model}"):
-            return [entry for entry in self._client.search_model_versions(f"name='{model}'") if VERSION_TAG in entry.tags]
+            while token is not None:
+                page = self._client.search_model_versions(f"name='{model}'", max_results=PAGE, page_token=token or None)
+                found += [entry for entry in page if VERSION_TAG in entry.tags]
+                token = page.token or None
+        return found
+
+    def _found(self, entry: Any) -> ModelVersion:
+        tags = dict(entry.tags)
+        return ModelVersion(entry.name, tags.pop(VERSION_TAG), entry.source, tags.pop(DIGEST_TAG, None), tags, self._page(entry))
+
+    def _page(self, entry: Any) -> str:
+        """The version's page on a tracking server; an sqlite file has none. A user and a password before the host are left out."""
+        parts = urlsplit(self.uri)
+        if parts.scheme not in ("http", "https"):
+            return ""
+        base = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+        return f"{base}/#/models/{quote(entry.name, safe='')}/versions/{entry.version}"
 
     def _told(self, error: Exception) -> str:
         """MLflow's words, which may hold the URI and so what stands before its host."""
@@ -121,8 +142,3 @@ class MlflowRegistry:
             if error.error_code == "INVALID_PARAMETER_VALUE":
                 raise errors.RequestInvalid(f"registry {self.shown}: {doing}: {self._told(error)}") from error
             raise errors.Unreachable(f"registry {self.shown}: {doing}: {self._told(error)[:300]}; is it running?") from error
-
-
-def _version(entry: Any) -> ModelVersion:
-    tags = dict(entry.tags)
-    return ModelVersion(entry.name, tags.pop(VERSION_TAG), entry.source, tags.pop(DIGEST_TAG, None), tags)

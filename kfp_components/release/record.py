@@ -257,6 +257,11 @@ class Release(BaseModel):
         return self.standing or held or back or verdict or failed
 
     @property
+    def artifact_check(self) -> str:
+        """What was found of the artifact when it began, in a sentence; empty if an older version of the library began it."""
+        return next((event.message for event in self.events if event.step == "artifact"), "")
+
+    @property
     def in_a_command(self) -> str:
         """How a command of a terminal names it: ``bge -n ai-ml``."""
         return phases.in_a_command(self.model, self.namespace)

@@ -103,7 +103,7 @@ def enter(run: Run, record: Release) -> None:
     Raises what `ModelRegistry.register` does. That champion cannot be mended is noted: users are served all the same.
     """
     request, registry, name = run.request, run.registry, run.registered_name
-    checked = next((event.message for event in record.events if event.step == "artifact"), "")  # nothing: an older version of the library began it
+    checked = record.artifact_check
     digest = artifact.told_digest(checked) or request.options.digest
     seen = {"artifact_check": checked} if checked else {}
     registry.register(name, request.version, request.uri, digest=digest, properties=facts(request, run.source) | seen)

@@ -6,6 +6,7 @@ it needs the CRDs of KubeRay, KServe and Gateway API, and rights to make namespa
 
 import uuid
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -15,6 +16,9 @@ from patience import until
 
 from kfp_components.kube_api.access import ADMIN
 from kfp_components.local.apiserver.server import ApiServer, certificate_path, write_kubeconfig
+
+if TYPE_CHECKING:
+    from registry_servers import Servers
 
 GROUPS = {"ray.io", "serving.kserve.io", "gateway.networking.k8s.io"}
 WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
@@ -56,6 +60,16 @@ def http(kube_api: KubeApi) -> Iterator[httpx.Client]:
                 returncode=pytest.ExitCode.USAGE_ERROR,
             )
         yield client
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Servers"]:
+    """Model registries, each started when a test first asks for it."""
+    from registry_servers import Servers  # seconds, and few tests need it
+
+    found = Servers(tmp_path_factory.mktemp("registries"))
+    with found.stack:
+        yield found
 
 
 @pytest.fixture

@@ -1,32 +1,31 @@
-"""What every model registry does, by one body over MLflow (an sqlite file) and the registry in memory."""
+"""What every model registry does, by one body over MLflow (an sqlite file, a server), Kubeflow's (a stand-in, the real one) and the one in memory.
+
+The stand-in of Kubeflow's (tests/standins/model_registry.py) runs everywhere; the real server is built with Go, in `make test-all`.
+"""
+
+from collections.abc import Iterator
 
 import pytest
+from registry_servers import Servers
 
 from kfp_components import errors
-from kfp_components.registry import ModelRegistry
-from kfp_components.registry.memory import MemoryRegistry
+from kfp_components.registry import ModelRegistry, connect, kubeflow, mlflow
 
 DIGEST = "sha256:" + 64 * "a"
+KUBEFLOW = ["kubeflow-v1", "kubeflow-v1alpha3", *(pytest.param(f"real-kubeflow-{version}", marks=pytest.mark.full) for version in ("v1", "v1alpha3"))]
 
 
-@pytest.fixture(scope="module")
-def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('registry') / 'registry.db'}"
-
-
-@pytest.fixture(params=["mlflow", "memory"])
-def registry(request: pytest.FixtureRequest) -> ModelRegistry:
-    if request.param == "memory":
-        return MemoryRegistry()
-    from kfp_components.registry.mlflow import MlflowRegistry
-
-    return MlflowRegistry(request.getfixturevalue("mlflow_uri"))
+@pytest.fixture(params=["memory", "mlflow-sqlite", pytest.param("mlflow-server", marks=pytest.mark.full), *KUBEFLOW])
+def registry(request: pytest.FixtureRequest, servers: Servers) -> Iterator[ModelRegistry]:
+    yield servers.registry(request.param)
+    if request.param in servers.doors:
+        assert servers.doors[request.param].told == [], "what the contract of Kubeflow's API does not allow"
 
 
 @pytest.fixture
 def model(request: pytest.FixtureRequest) -> str:
-    """A model of its own for each test: MLflow's file is shared, since making it takes seconds."""
-    return "ai-ml." + request.node.originalname.removeprefix("test_").replace("_", "-")
+    """A model of its own for each test: the servers are shared, since starting them takes seconds."""
+    return "ai-ml." + "".join(letter if letter.isalnum() else "-" for letter in request.node.name.removeprefix("test_"))
 
 
 def known(registry: ModelRegistry, model: str, *versions: str) -> None:
@@ -68,6 +67,36 @@ def test_a_digest_that_was_not_known_is_added(registry: ModelRegistry, model: st
         registry.register(model, "v1", "s3://models/v1", digest="sha256:" + 64 * "b", properties={})
 
 
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_name_is_no_pattern(registry: ModelRegistry, model: str, taken: bool) -> None:
+    """Kubeflow's server reads ``_`` as "any letter"."""
+    known(registry, model, "2024-06", "2024.06")
+    if taken:
+        known(registry, model, "2024_06")
+    found = registry.find(model, "2024_06")
+    assert (found.version if found else None) == ("2024_06" if taken else None)
+    assert registry.find(model.replace("-", "_"), "2024-06") is None
+
+
+def test_a_version_is_found_among_many(registry: ModelRegistry, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (mlflow, kubeflow):
+        monkeypatch.setattr(module, "PAGE", 2)
+    versions = [f"v_{number}" for number in range(5)]
+    known(registry, model, *versions)
+    registry.move(model, "champion", versions[0])
+    registry.move(model, "candidate", versions[-1])
+    assert [getattr(registry.find(model, version), "version", None) for version in versions] == versions
+    assert registry.aliases(model) == {"champion": versions[0], "candidate": versions[-1]}
+
+
+def test_two_models_do_not_meet(registry: ModelRegistry, model: str) -> None:
+    known(registry, model, "v1")
+    registry.register(f"{model}-other", "v1", "s3://models/other", digest=None, properties={})
+    registry.move(f"{model}-other", "champion", "v1")
+    found = registry.find(model, "v1")
+    assert found is not None and (found.uri, registry.aliases(model)) == ("s3://models/v1", {})
+
+
 def test_nothing_is_known_of_an_unknown_model(registry: ModelRegistry, model: str) -> None:
     assert registry.find(model, "v1") is None
     assert registry.aliases(model) == {}
@@ -84,6 +113,8 @@ def test_aliases_move_and_go(registry: ModelRegistry, model: str) -> None:
     registry.move(model, "candidate", None)
     registry.move(model, "candidate", None)
     assert registry.aliases(model) == {"champion": "v2"}
+    registry.move(model, "champion", None)
+    assert registry.aliases(model) == {}
 
 
 def test_properties_are_added(registry: ModelRegistry, model: str) -> None:
@@ -92,6 +123,14 @@ def test_properties_are_added(registry: ModelRegistry, model: str) -> None:
     registry.annotate(model, "v1", {"verdict": "worse", "report": "s3://reports/1"})
     found = registry.find(model, "v1")
     assert found is not None and dict(found.properties) == {"model_format": "embedding", "verdict": "worse", "report": "s3://reports/1"}
+
+
+def test_a_property_may_be_long(registry: ModelRegistry, model: str) -> None:
+    evidence = "\n".join(f"{number}: ± {{}}" for number in range(1000))[:4000]
+    known(registry, model, "v1")
+    registry.annotate(model, "v1", {"evidence": evidence})
+    found = registry.find(model, "v1")
+    assert found is not None and found.properties["evidence"] == evidence
 
 
 @pytest.mark.parametrize("known_model", [True, False])
@@ -104,3 +143,16 @@ def test_a_version_that_is_not_registered_is_named(registry: ModelRegistry, mode
         registry.move(name, "champion", "v9")
     with pytest.raises(errors.NotFound, match=words):
         registry.annotate(name, "v9", {"verdict": "lost"})
+
+
+@pytest.mark.core
+def test_an_mlflow_server_says_where_a_version_can_be_looked_at(servers: Servers, model: str) -> None:
+    """It takes long to start, so the whole body runs against it in `make test-all` only."""
+    registry = servers.registry("mlflow-server")
+    known(registry, model, "v1", "v2")
+    registry.move(model, "champion", "v2")
+    found = registry.find(model, "v2")
+    assert found is not None and registry.aliases(model) == {"champion": "v2"}
+    assert found.url == f"{servers.mlflow_url}/#/models/{model}/versions/2"
+    with_user = connect(servers.mlflow_url.replace("://", "://me:secret@")).find(model, "v2")
+    assert with_user == found, "no user and no password in the address"

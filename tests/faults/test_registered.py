@@ -2,18 +2,19 @@
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import matrix
 import pytest
 from memory_world import MODEL, REGISTERED, Chosen, World, asked, live
+from registry_servers import Servers
 
 from kfp_components import errors
 from kfp_components.cluster.faults import Record
 from kfp_components.ops import runtime
-from kfp_components.registry import Alias, ModelRegistry, ModelVersion, connect
+from kfp_components.registry import Alias, ModelRegistry, ModelVersion
 from kfp_components.rollout import registered
 
 GOLDEN = "s3://models/golden.jsonl"
@@ -224,22 +225,25 @@ class Apart:
 
 
 @pytest.fixture(scope="module")
-def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('registered') / 'registry.db'}"
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    found = Servers(tmp_path_factory.mktemp("registries"))
+    with found.stack:
+        yield found
 
 
 KILLED = [
-    pytest.param(scenario, when, marks=[] if (scenario, when) == ("bad", "killed-after") else [pytest.mark.full])
+    pytest.param(kind, scenario, when, marks=[] if (kind, scenario, when) == ("kubeflow-v1", "bad", "killed-after") else [pytest.mark.full])
+    for kind in ("kubeflow-v1", "real-kubeflow-v1alpha3", "mlflow-sqlite", "mlflow-server")
     for scenario in ("good", "bad", "first", "first-bad", "adopt", "undo-promotion")
     for when in ("killed-before", "killed-after")
 ]
 
 
-@pytest.mark.parametrize(("scenario", "when"), KILLED)
-def test_killed_at_any_call_to_a_real_registry(scenario: str, when: str, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "scenario", "when"), KILLED)
+def test_killed_at_any_call_to_a_real_registry(kind: str, scenario: str, when: str, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the same command by another process: registry, stub and what serves say the same (`matrix.Case`)."""
     numbers = [call.number for call in matrix.calls(scenario) if call.owner == "registry"]
     assert numbers
-    monkeypatch.setattr(World, "new_registry", lambda: Apart(connect(mlflow_uri)))
+    monkeypatch.setattr(World, "new_registry", lambda: Apart(servers.registry(kind)))
     cases = [matrix.play(scenario, when, number) for number in numbers]
     assert not any(case.reasons for case in cases), f"\n{matrix.told(cases)}"

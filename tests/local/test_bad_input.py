@@ -87,7 +87,7 @@ def world(tmp_path: Path, registry_uri: str, monkeypatch: pytest.MonkeyPatch) ->
     server = ApiServer(tmp_path / "cluster.db", {"admin": ADMIN, "reader": reader})
     server.start()
     write_kubeconfig(tmp_path / "kubeconfig", server.url, "admin", NAMESPACE, server.ca)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry_uri)
+    monkeypatch.setenv("KFP_SERVING_REGISTRY_URI", registry_uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))

@@ -1,10 +1,12 @@
 """``s3://`` by boto3 itself, over HTTP, against a stand-in of S3's REST interface."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore import loaders
 from standins import s3
 from test_artifact import BYTES, DIGEST, OTHER, asked, keys, sign, signed_digest, why_not
 
@@ -15,8 +17,13 @@ __all__ = ["keys"]
 FILES = {"a.json": b"{}", "a/weights.bin": BYTES, "tokenizer/vocab é+%.txt": b"a b"}
 
 
+LOADER = functools.cache(loaders.create_loader)
+"""boto3 reads its descriptions of AWS for each session anew, which takes longer than the tests."""
+
+
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[s3.S3]:
+    monkeypatch.setattr("botocore.session.create_loader", LOADER)
     with s3.running() as found:
         for name, value in {
             "AWS_ENDPOINT_URL": found.url,
