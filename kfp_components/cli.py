@@ -417,7 +417,7 @@ def revalidate(
     rayservice: RayServiceName = None,
     rules_from: Annotated[Path | None, typer.Option("--rules", help="YAML or JSON: golden_set, requests, error_margin_percent, ...")] = None,
     golden_set: Annotated[str | None, typer.Option(help="URI of the cases to ask; default: the registered one, else the smoke cases")] = None,
-    requests: Annotated[int | None, typer.Option(help="how many are sent to each model; default 100")] = None,
+    requests: Annotated[int | None, typer.Option(help="how many are sent to each model; default 200")] = None,
     demote: Annotated[bool, typer.Option("--demote", help="where a champion decayed, give users the previous version, by a canary")] = False,
     kubeconfig: Kubeconfig = None,
     report_to: Annotated[Path | None, typer.Option("--report", help="write what was found here (HTML)")] = None,
@@ -441,14 +441,17 @@ def revalidate(
             done = partial(_advance, progress, whole, number * rules.requests)
             found.append(_looked_at(run, rules, len(targets), done))
             progress.update(whole, completed=(number + 1) * rules.requests)
+    demoted = {one.model: _demote(cluster, one) for one in found if rules.demote and one.outcome == "decayed"}
     if report_to is not None:
         from kfp_components.report import revalidation
 
         report_to.write_text(revalidation.render([one.as_dict() for one in found]), encoding="utf-8")
     if as_json:
-        print(json.dumps([one.as_dict() for one in found]))
+        print(json.dumps([{**one.as_dict(), "demoted": demoted.get(one.model)} for one in found]))
     else:
         _tell_revalidations(Console(), found)
+        for told in demoted.values():
+            print(told)
     rollout.raise_if_decayed(found)
 
 
@@ -460,6 +463,16 @@ def _looked_at(run: rollout.Run, rules: request.RevalidateRules, models: int, do
         if models == 1:
             raise
         return rollout.not_looked_at(run, str(error))
+
+
+def _demote(cluster: Cluster, found: rollout.Revalidation) -> str:
+    """What came of it, in a sentence; that one cannot be demoted does not stop the others."""
+    target = request.parse_target({"model": found.model, "namespace": found.namespace, "rayservice": found.rayservice})
+    try:
+        record = rollout.demote_champion(rollout.open_rollback(target, cluster), found.look.sentence)
+    except errors.KfpServingError as error:
+        return f"{found.model}: not demoted: {error}"
+    return f"{found.model}: demoted, users get {record.stable_now} now"
 
 
 def _advance(progress: Progress, task: TaskID, before: int, done: int) -> None:

@@ -70,11 +70,19 @@ def adopt(
 def revalidate(model: str, namespace: str, rayservice: str, rules: Mapping[str, Any], models: int, run_id: str, path: str, red: bool) -> None:
     """Look at one champion; the page is written whatever is found. Raises as `rollout.raise_if_decayed` where it is to be ``red``."""
     run = open_unfinished(model, namespace, rayservice, run_id)
-    found = rollout.revalidate_model(run, request.parse_rules(rules), models=models, run_id=run_id)
+    parsed = request.parse_rules(rules)
+    found = rollout.revalidate_model(run, parsed, models=models, run_id=run_id)
     print(f"{found.outcome}: {found.look.sentence}", flush=True)
     write_revalidations([found], path)
+    if found.outcome == "decayed" and parsed.demote:
+        print(_demoted(run, found), flush=True)
     if red:
         rollout.raise_if_decayed([found])
+
+
+def _demoted(run: rollout.Run, found: rollout.Revalidation) -> str:
+    record = rollout.demote_champion(run, found.look.sentence)
+    return f"demoted: users of {record.model} get {record.stable_now} now"
 
 
 def champions(namespace: str, rayservice: str) -> list[request.ModelTarget]:

@@ -13,7 +13,9 @@ A release that runs is steered from any other process, `open_rollback` connects 
 `approve_release`.
 """
 
+from kfp_components import errors
 from kfp_components.release import Release, ReleaseStore, Watcher
+from kfp_components.rollout import journal
 from kfp_components.rollout.adopt import Asked, adopt_model, adoptable, adopted, adoption_of, plan_adoption, plan_undo, undo_adoption
 from kfp_components.rollout.begin import register_model
 from kfp_components.rollout.canary import canary_step, judge_canary, shift_traffic
@@ -24,6 +26,7 @@ from kfp_components.rollout.front import create_alias, create_inference_service
 from kfp_components.rollout.handover import HandOver, undo_yield, yield_field
 from kfp_components.rollout.plan import plan
 from kfp_components.rollout.promote import promote_model
+from kfp_components.rollout.registered import request_of
 from kfp_components.rollout.revalidate import Revalidation, champions, last_look, not_looked_at, raise_if_decayed, revalidate_model
 from kfp_components.rollout.rollback import finish_release, roll_back
 from kfp_components.rollout.run import Run, open_rollback, open_run
@@ -48,6 +51,27 @@ def deploy_model(run: Run) -> Release:
     """The first version of a model: no stable version to compare with, so smoke inference alone decides. Raises as `promote_with_canary`."""
     _deploy_and_smoke(run, first_version=True)
     return promote_model(run)
+
+
+def demote_champion(run: Run, reason: str) -> Release:
+    """Users get the version before the champion again: by one write while it is still kept, else deployed anew and judged by a canary.
+
+    ``run`` is of `open_rollback`. The request by which that version came is taken from the registry; its alias is ``previous``. Raises `NotFound`,
+    and nothing is written, when nobody knows such a version or its request, else as `roll_back` or `promote_with_canary`.
+    """
+    record = journal.read(run)
+    if record.phase == "promoted" and record.previous is not None:
+        return roll_back(run, reason)
+    model = f"model {record.namespace}/{record.model}"
+    version = run.registry.aliases(run.registered_name).get("previous")
+    if version is None:
+        raise errors.NotFound(f"{model}: the registry knows no previous version, so {record.stable_now} stays; promote another version")
+    asked = request_of(run.registry.find(run.registered_name, version))
+    if asked is None:
+        raise errors.NotFound(
+            f"{model}: the registry does not hold the request of {version}, so {record.stable_now} stays; promote {version} by its file"
+        )
+    return promote_with_canary(run.for_request(asked))
 
 
 def _deploy_and_smoke(run: Run, *, first_version: bool) -> None:
@@ -78,6 +102,7 @@ __all__ = [
     "champions",
     "create_alias",
     "create_inference_service",
+    "demote_champion",
     "deploy_model",
     "deploy_rayservice",
     "export",

@@ -13,14 +13,17 @@ from functools import partial
 from typing import Any
 
 from kfp_components import artifact, errors, names
-from kfp_components.registry import Alias
+from kfp_components.registry import Alias, ModelVersion
 from kfp_components.release import Release
-from kfp_components.request import PromoteRequest
+from kfp_components.request import PromoteRequest, parse_stored, plain_secrets
 from kfp_components.rollout import journal, manifests
 from kfp_components.rollout.run import Run
 
 MOST_CHARACTERS = 4_000
 """Of one property: MLflow takes 5,000, whatever its store."""
+
+REQUEST = "request"
+"""The property that holds the request by which a version came, as JSON: for `demote_champion`."""
 
 Item = tuple[str, Callable[[], object]]
 
@@ -43,6 +46,9 @@ def facts(asked: PromoteRequest, source: Mapping[str, str]) -> dict[str, str]:
         **source,
     }
     found |= {key: value for key, value in (("git_commit", told.git_commit), ("kfp_run_url", told.run_url)) if value}
+    whole = json.dumps(asked.plain, separators=(",", ":"), sort_keys=True)
+    if len(whole) <= MOST_CHARACTERS and not plain_secrets(asked):  # else what is there later cannot be deployed again by itself
+        found[REQUEST] = whole
     return {key: value[:MOST_CHARACTERS] for key, value in found.items() if value}
 
 
@@ -95,6 +101,15 @@ def follow(run: Run, record: Release) -> list[Item]:
 def tell(run: Run, record: Release) -> Item:
     """What hangs the evidence on the version; nothing where the registry does not know it."""
     return "evidence", partial(_annotate, run, record.candidate_version, evidence(record))
+
+
+def request_of(found: ModelVersion | None) -> PromoteRequest | None:
+    """The request by which a version came, as far as the registry was told of it."""
+    if found is None or REQUEST not in found.properties:
+        return None
+    with contextlib.suppress(errors.RequestInvalid, ValueError):
+        return parse_stored(json.loads(found.properties[REQUEST]))
+    return None
 
 
 def enter(run: Run, record: Release) -> None:

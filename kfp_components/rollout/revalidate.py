@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -26,8 +25,9 @@ from kfp_components.probes import golden
 from kfp_components.registry import ModelVersion
 from kfp_components.release import Release, records
 from kfp_components.release.revalidation import Look, Outcome, Revalidations, RevalidationStore
-from kfp_components.request import ArtifactRules, ModelTarget, PromoteRequest, RevalidateRules, SmokeCase, parse_stored, parse_target
+from kfp_components.request import ArtifactRules, ModelTarget, RevalidateRules, SmokeCase, parse_target
 from kfp_components.rollout import journal
+from kfp_components.rollout.registered import request_of
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.status import read_status
 from kfp_components.router.ledger import LATENCY_BOUNDS_S
@@ -108,8 +108,9 @@ def revalidate_model(
         cases, protocol_cases = _cases(record, registered, version, rules)
         draw = Random(f"{record.namespace}/{record.model}/{version}/{len(known.looks)}")
         endpoint = run.cluster.endpoint(run.address.alias, record.namespace, names.SERVE_PORT)
+        number = rules.requests if known.state else rules.record_requests
         with probes.Prober(endpoint, record.model, run.address.prefix, run.transport) as prober:
-            answers = golden.ask(prober, cases + protocol_cases, rules.requests, rules.concurrency, draw, tell)
+            answers = golden.ask(prober, cases + protocol_cases, number, rules.concurrency, draw, tell)
     except errors.TemporaryError as error:
         look = _not_asked(run, "unreachable", str(error), run_id)
         known = known.looked(look, known.state)
@@ -230,7 +231,7 @@ def _cases(
     Raises `RequestInvalid` where there is nothing to ask, `NotFound` and `RequestInvalid` for a golden set that cannot be used, `Unreachable`.
     """
     told = dict(registered.properties) if registered else {}
-    asked = _request_of(record, told, version)
+    asked = record.asked() if record.candidate_version == version else request_of(registered)
     uri = rules.golden_set or told.get("golden_set")
     if uri is not None:
         digest = told.get("golden_set_digest") if uri == told.get("golden_set") else None
@@ -243,16 +244,6 @@ def _cases(
             "options.provenance.golden_set of its next version)"
         )
     return cases, health
-
-
-def _request_of(record: Release, told: dict[str, str], version: str) -> PromoteRequest | None:
-    """The request by which the version came: of its own release, else as the registry was told."""
-    with contextlib.suppress(errors.RequestInvalid, ValueError):
-        if record.candidate_version == version:
-            return record.asked()
-        if "request" in told:
-            return parse_stored(json.loads(told["request"]))
-    return None
 
 
 def _text(uri: str, digest: str | None) -> str:
