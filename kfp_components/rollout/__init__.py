@@ -15,7 +15,7 @@ A release that runs is steered from any other process, `open_rollback` connects 
 
 from kfp_components import errors
 from kfp_components.release import Release, ReleaseStore, Watcher
-from kfp_components.rollout import journal
+from kfp_components.rollout import journal, registered
 from kfp_components.rollout.adopt import Asked, adopt_model, adoptable, adopted, adoption_of, plan_adoption, plan_undo, undo_adoption
 from kfp_components.rollout.begin import register_model
 from kfp_components.rollout.canary import canary_step, judge_canary, shift_traffic
@@ -26,7 +26,6 @@ from kfp_components.rollout.front import create_alias, create_inference_service
 from kfp_components.rollout.handover import HandOver, undo_yield, yield_field
 from kfp_components.rollout.plan import plan
 from kfp_components.rollout.promote import promote_model
-from kfp_components.rollout.registered import request_of
 from kfp_components.rollout.revalidate import Revalidation, champions, last_look, not_looked_at, raise_if_decayed, revalidate_model
 from kfp_components.rollout.rollback import finish_release, roll_back
 from kfp_components.rollout.run import Run, open_rollback, open_run
@@ -66,11 +65,10 @@ def demote_champion(run: Run, reason: str) -> Release:
     version = run.registry.aliases(run.registered_name).get("previous")
     if version is None:
         raise errors.NotFound(f"{model}: the registry knows no previous version, so {record.stable_now} stays; promote another version")
-    asked = request_of(run.registry.find(run.registered_name, version))
+    asked = registered.request_of(run.registry.find(run.registered_name, version))
     if asked is None:
-        raise errors.NotFound(
-            f"{model}: the registry does not hold the request of {version}, so {record.stable_now} stays; promote {version} by its file"
-        )
+        stays = f"so {record.stable_now} stays; promote {version} by its file"
+        raise errors.NotFound(f"{model}: the registry does not hold the request of {version}, {stays}")
     return promote_with_canary(run.for_request(asked))
 
 

@@ -18,11 +18,35 @@ STEPS = {
     "canary_step",
     "promote_model",
 }
-WHOLE = {"promote_with_canary", "deploy_model", "roll_back", "finish_release", "tidy_release", "adopt_model", "undo_adoption"}
+WHOLE = {
+    "promote_with_canary",
+    "deploy_model",
+    "roll_back",
+    "finish_release",
+    "tidy_release",
+    "adopt_model",
+    "undo_adoption",
+    "revalidate_model",
+    "demote_champion",
+}
 COMMANDS = {"abort_release", "pause_release", "resume_release", "approve_release"}
-READING = {"open_run", "open_rollback", "plan", "read_status", "smoke_cases", "adoption_of", "adoptable", "adopted", "plan_adoption", "plan_undo"}
+READING = {
+    "open_run",
+    "open_rollback",
+    "plan",
+    "read_status",
+    "smoke_cases",
+    "adoption_of",
+    "adoptable",
+    "adopted",
+    "plan_adoption",
+    "plan_undo",
+    "champions",
+    "last_look",
+    "not_looked_at",
+}
 GITOPS = {"yield_field", "undo_yield", "export", "patch_files"}
-VALUES = {"Asked", "Release", "ReleaseStore", "Run", "Status", "Watcher", "Exported", "HandOver"}
+VALUES = {"Asked", "Revalidation", "Release", "ReleaseStore", "Run", "Status", "Watcher", "Exported", "HandOver"}
 
 RAISES = re.compile(r"\braises?\b")
 LEFT = re.compile(r"\b(nothing is written|before anything is written|reads only|taken back|taken out|gives all traffic back|held|stays|goes on)\b")
@@ -36,7 +60,7 @@ def told(name: str) -> str:
 
 
 def test_the_public_names_are_these() -> None:
-    assert set(rollout.__all__) == STEPS | WHOLE | COMMANDS | READING | GITOPS | VALUES
+    assert set(rollout.__all__) == STEPS | WHOLE | COMMANDS | READING | GITOPS | VALUES | {"raise_if_decayed"}
     assert rollout.__all__ == sorted(rollout.__all__)
     public = {name for name, value in vars(rollout).items() if not name.startswith("_") and not inspect.ismodule(value)}
     assert public == set(rollout.__all__)

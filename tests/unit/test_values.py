@@ -40,6 +40,7 @@ EXIT_CODES = {
     "ApplicationRemoved": 4,
     "SmokeFailed": 4,
     "CanaryFailed": 4,
+    "Decayed": 7,
     "Aborted": 4,
     "Inconclusive": 5,
     "NotApproved": 5,
