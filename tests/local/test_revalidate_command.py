@@ -1,0 +1,81 @@
+"""Re-validation as a process, against an endpoint of many models (a stand-in, see benchmarks/many_models.py) on the embedded API."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from patience import seconds
+
+from kfp_components import rollout
+from kfp_components.cluster import Ref
+from kfp_components.request import RevalidateRules, parse_target
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from many_models import NAMESPACE, RAYSERVICE, Many, many, name
+
+MODELS = 4
+OPTIONS = ["--namespace", NAMESPACE, "--requests", "60"]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Many]:
+    with many(tmp_path, MODELS) as found:
+        for key, value in found.environment.items():
+            monkeypatch.setenv(key, value)
+        yield found
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "kfp_components.cli", "revalidate", *arguments]
+    return subprocess.run(line, capture_output=True, text=True, timeout=seconds(100))
+
+
+def test_a_namespace_is_looked_at_and_the_one_that_decayed_is_named(world: Many, tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text("record_requests: 200\nlatency_margin_percent: 1000\n")
+    rules = ["--rules", str(tmp_path / "rules.yaml")]
+    first = command(*OPTIONS, *rules, "--json")
+    assert first.returncode == 0, first.stderr
+    assert [(one["model"], one["outcome"], one["requests"]) for one in json.loads(first.stdout)] == [
+        (name(number), "not enough", 200) for number in range(MODELS)
+    ]
+    world.models[name(1)].wrong = 0.6
+    for _ in range(3):
+        rollout.revalidate_model(
+            rollout.open_rollback(parse_target({"model": name(1), "namespace": NAMESPACE, "rayservice": RAYSERVICE}), world.cluster),
+            RevalidateRules(requests=60),
+            models=MODELS,
+        )
+    done = command(*OPTIONS, *rules, "--report", str(tmp_path / "page.html"))
+    assert done.returncode == 7, done.stdout + done.stderr
+    assert f"Decayed: 1 of {MODELS} champion(s) decayed: {NAMESPACE}/{name(1)}: v1 decayed:" in done.stderr
+    assert "healthy" in done.stdout and name(3) in done.stdout
+    page = (tmp_path / "page.html").read_text()
+    assert page.index(name(1)) < page.index(name(0)) and "<svg" in page and "<script" not in page
+
+
+def test_what_cannot_be_asked_is_named_and_stops_nobody(world: Many) -> None:
+    world.cluster.delete(Ref("Service", f"{name(2)}-predictor", NAMESPACE))
+    done = command(*OPTIONS, "--json")
+    assert done.returncode == 3, done.stdout + done.stderr
+    found = {one["model"]: one["outcome"] for one in json.loads(done.stdout)}
+    assert found[name(2)] == "unreachable" and found[name(3)] == "not enough"
+    assert f"1 of {MODELS} champion(s) could not be asked: {NAMESPACE}/{name(2)}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--namespace", "elsewhere"], "no model was released or adopted there"),
+        ([name(0), *OPTIONS, "--golden-set", "gs://x/y"], "it is read from file:///, https:// or s3://"),
+        ([name(0), *OPTIONS, "--golden-set", "file:///nowhere/golden.jsonl"], "golden set file:///nowhere/golden.jsonl: "),
+        (["unknown", *OPTIONS], "there is no release of it"),
+        (["--namespace", NAMESPACE, "--requests", "0"], "requests: Input should be greater than or equal to 1"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_asked(world: Many, arguments: list[str], words: str) -> None:
+    done = command(*arguments)
+    assert done.returncode == 2 and words in done.stderr, done.stdout + done.stderr
+    assert world.answered == 0
