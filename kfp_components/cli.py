@@ -480,13 +480,14 @@ def _advance(progress: Progress, task: TaskID, before: int, done: int) -> None:
 
 
 def _tell_revalidations(console: Console, found: list[rollout.Revalidation]) -> None:
-    table = Table("model", "version", "outcome", "asked", "failed", "p50 ms", "p95 ms", "what was found")
-    for one in sorted(found, key=lambda one: one.outcome):
+    table = Table("model", "version", "outcome", "asked", "failed", "p50 ms", "p95 ms")
+    for one in found:
         look = one.look
-        table.add_row(
-            one.model, one.version or "-", one.outcome, f"{look.requests:,}", f"{look.failures:,}", _ms(look.p50_ms), _ms(look.p95_ms), look.sentence
-        )
+        table.add_row(one.model, one.version or "-", one.outcome, f"{look.requests:,}", f"{look.failures:,}", _ms(look.p50_ms), _ms(look.p95_ms))
     console.print(table)
+    for one in found:
+        if one.outcome != "healthy":
+            console.print(f"{one.model}: {one.look.sentence}", soft_wrap=True, markup=False)
 
 
 def _ms(value: float | None) -> str:

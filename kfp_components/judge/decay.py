@@ -1,4 +1,4 @@
-"""A version in use against its own record from its promotion, run after run, for ever: did it decay?
+"""A version in use against its own record, run after run, for ever: did it decay? The record is what its first look found.
 
 Each run (a night's re-validation) gives counts: of n answers x count against the version, because they failed, were too slow, or lost part of their
 score. Each such test is an e-process over the runs: while the version is as it was, the chance that it *ever* reaches 1/alpha is alpha at most
@@ -13,7 +13,7 @@ Hoeffding 1963); the same as in `error_rate.weight_update`. A run is not n indep
 a busy hour slows them all. So x is cut to what says at most `MOST_PER_RUN`; g grows with x, so that is valid. And a single run never accuses
 (`FEWEST_RUNS`).
 
-*The record is a sample.* b is the share p0 of the version when it was promoted, plus the margin, and of p0 only x0 in n0 is known. The evidence is
+*The record is a sample.* b is the share p0 of the version when it was recorded, plus the margin, and of p0 only x0 in n0 is known. The evidence is
 the least, over all p0, of A(p0) * E(p0 + margin), where A is what the sample itself says against p0: its p-value exp(-l), l = n0*KL(x0/n0 || p0)
 (Chernoff 1952, Hoeffding 1963), made an e-value by A = exp(min(l, L))/(1 + L) (a calibrator: Shafer, Shen, Vereshchagin & Vovk, Test martingales,
 Bayes factors and p-values, 2011). At the true p0 the product has expectation 1 at most, so the least has. A small sample makes the test slow, not
@@ -64,6 +64,9 @@ RECORD_LOGS = CUTS - math.log(1 + MOST_OF_RECORD)
 KAPPAS = np.array([1.25, 1.5, 2, 3, 5, 10, 30, 100])
 """Alternatives: how many times higher the odds of a failure, or of a slow answer, are."""
 
+LEAST_SLOWER_S = 0.01
+"""A quantile that is longer by less is never too long: nobody notices, and a busy machine alone does that to answers of a millisecond."""
+
 QUANTILES = {"p50": 0.5, "p95": 0.95}
 """No p99: of a night's hundred answers one is slower."""
 
@@ -77,7 +80,7 @@ FEWEST_RUNS = 2
 """Since the likely start, before an accusation, whatever the evidence."""
 
 ERROR_MARGIN = 0.005
-"""So much more of its requests a version may fail than in its canary: the least margin of a promotion. How little the record knows comes on top."""
+"""So much more of its requests a version may fail than in its record: the least margin of a promotion. How little the record knows comes on top."""
 
 LATENCY_MARGIN = 0.5
 """So much longer a quantile may become. In a canary it is 10 to 30 %: there both versions run at the same time, side by side. From month to month
@@ -93,7 +96,7 @@ SUSPECT = 20.0
 """Evidence from which a version is no longer called healthy; an accusation needs far more."""
 
 ENOUGH = 100
-"""Requests in the canary, and since the promotion, before a version is called healthy."""
+"""Requests in the record, and since then, before a version is called healthy."""
 
 SOON = 10
 """c of the weights of the starts: half of them lie in the first ten runs."""
@@ -176,9 +179,9 @@ def start(
     latency_margin: float = LATENCY_MARGIN,
     score_margin: float = SCORE_MARGIN,
 ) -> State:
-    """The state of a version that was promoted, from its requests in its own canary: no evidence yet.
+    """The state of a version from what its record counted: no evidence yet.
 
-    ``scores`` are pairs of the golden set's scores, asked twice at the promotion: how much an answer loses by itself. Runs compare with the first of
+    ``scores`` are pairs of the golden set's scores, asked twice for the record: how much an answer loses by itself. Runs compare with the first of
     each.
     """
     tests = {"errors": Evidence(of=record.requests, against=record.failures, margin=error_margin)}
@@ -216,10 +219,10 @@ def decide(state: State, version: str, *, alpha: float = 0.01, models: int = 1) 
     record = state.tests["errors"]
     of, failed = (sum(getattr(block, name) for block in record.blocks) for name in ("of", "against"))
     if min(of, record.of) < ENOUGH:
-        seen = f"{of:,} requests since its promotion and {record.of:,} in its canary"
+        seen = f"{of:,} requests since it was recorded and {record.of:,} then"
         return Outcome("not enough", f"{version}: {seen}, at least {ENOUGH} of both are needed; {evidence}", e, bound, metrics)
-    told = f"{failed:,.0f} of {of:,} requests failed since its promotion, {record.against:,.0f} of {record.of:,} in its canary"
-    return Outcome("healthy", f"{version} is as it was promoted: {told}; {evidence}", e, bound, metrics)
+    told = f"{failed:,.0f} of {of:,} requests failed since it was recorded, {record.against:,.0f} of {record.of:,} then"
+    return Outcome("healthy", f"{version} is as it was recorded: {told}; {evidence}", e, bound, metrics)
 
 
 def log_evidence(test: Evidence) -> float:
@@ -285,7 +288,9 @@ def _latency(latency_counts: Sequence[int], bounds_s: Sequence[float], quantile:
     k = math.ceil(quantile * of)
     edge = min(bisect.bisect_left(list(itertools.accumulate(latency_counts)), k), len(bounds_s) - 1)
     slower = max(of - k, sum(latency_counts[edge + 1 :]))
-    return Evidence(of=of, against=slower, margin=0.0, was_s=bounds_s[edge], limit_s=bounds_s[edge] * (1 + margin))
+    return Evidence(
+        of=of, against=slower, margin=0.0, was_s=bounds_s[edge], limit_s=max(bounds_s[edge] * (1 + margin), bounds_s[edge] + LEAST_SLOWER_S)
+    )
 
 
 def _lost(pairs: Sequence[tuple[float, float]]) -> float:
@@ -326,7 +331,7 @@ def _told(name: str, test: Evidence, since: Block) -> str:
     now, was = since.against / since.of, test.against / test.of if test.of else 1.0
     if name == "scores":
         lost, usual = now * SCORE_RANGE, was * SCORE_RANGE
-        return f"its answers lose {lost:.3f} of their score in the mean of {since.of:,} since {begun}, {usual:.3f} at its promotion"
+        return f"its answers lose {lost:.3f} of their score in the mean of {since.of:,} since {begun}, {usual:.3f} in its record"
     if test.limit_s is None or test.was_s is None:
-        return f"{now:.1%} of {since.of:,} requests failed since {begun}, {was:.1%} of {test.of:,} in its canary"
-    return f"{now:.1%} of {since.of:,} requests since {begun} took longer than {test.limit_s:.3g} s; in its canary its {name} was {test.was_s:.3g} s"
+        return f"{now:.1%} of {since.of:,} requests failed since {begun}, {was:.1%} of {test.of:,} in its record"
+    return f"{now:.1%} of {since.of:,} requests since {begun} took longer than {test.limit_s:.3g} s; in its record its {name} was {test.was_s:.3g} s"

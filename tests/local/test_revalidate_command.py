@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from many_models import NAMESPACE, RAYSERVICE, Many, many, name
 
 MODELS = 4
-OPTIONS = ["--namespace", NAMESPACE, "--requests", "60"]
+OPTIONS = ["--namespace", NAMESPACE, "--requests", "120"]
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_namespace_is_looked_at_and_the_one_that_decayed_is_named(world: Many,
     for _ in range(3):
         rollout.revalidate_model(
             rollout.open_rollback(parse_target({"model": name(1), "namespace": NAMESPACE, "rayservice": RAYSERVICE}), world.cluster),
-            RevalidateRules(requests=60),
+            RevalidateRules(requests=120),
             models=MODELS,
         )
     done = command(*OPTIONS, *rules, "--report", str(tmp_path / "page.html"))

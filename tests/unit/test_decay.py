@@ -1,4 +1,4 @@
-"""Re-validation's statistics: whom they accuse, how soon, and that they never accuse what is as it was promoted."""
+"""Re-validation's statistics: whom they accuse, how soon, and that they never accuse what is as it was recorded."""
 
 import itertools
 import math
@@ -52,7 +52,7 @@ def test_a_version_that_was_always_at_92_percent_is_healthy_and_one_that_fell_to
     said = decay.decide(fell, "v2", models=MODELS)
     assert said.kind == "decayed" and said.test == "errors" and said.e >= said.bound == 20_000
     assert said.since_unix_s is not None and abs(said.since_unix_s - PROMOTED_UNIX_S - 11 * DAY_S) <= 2 * DAY_S
-    assert said.sentence.startswith("v2 decayed: 8.0% of 3,000 requests failed since 2026-10-02, 3.0% of 3,000 in its canary; evidence ")
+    assert said.sentence.startswith("v2 decayed: 8.0% of 3,000 requests failed since 2026-10-02, 3.0% of 3,000 in its record; evidence ")
 
 
 def test_a_slow_version_is_told_by_its_quantile() -> None:
