@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Where it is set (in many images), each of the hundreds of processes that the tests start would compile what it imports: seconds every time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test test-all test-fast test-cluster lint compile lock clean
 
@@ -22,7 +24,7 @@ demo: $(STAMP)  ## a good version promoted and a bad one caught, on this machine
 	$(BIN)/kfp-serving demo
 
 # The rings of the tests are explained in tests/rings.py.
-test: $(STAMP) lint  ## what CI runs: lint, unit, contract, compiled, and a few releases end to end on real Ray (under 12 minutes)
+test: $(STAMP) lint  ## what CI runs: lint, unit, contract, compiled, and a few releases end to end on real Ray (under 10 minutes)
 	$(BIN)/python -m pytest -m "fast or core"
 
 test-all: $(STAMP) lint  ## everything, every fault, and the end-to-end core once more (under 45 minutes)

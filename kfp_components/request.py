@@ -228,7 +228,7 @@ class Signature(_Part):
             raise ValueError("give either public_key or identity")
         if (self.identity is None) != (self.oidc_issuer is None):
             raise ValueError("identity and oidc_issuer belong together")
-        if self.public_key is not None and "-----BEGIN PUBLIC KEY-----" not in self.public_key:
+        if self.public_key is not None and ("-----BEGIN PUBLIC KEY-----" not in self.public_key or "PRIVATE" in self.public_key):
             raise ValueError("public_key is not the PEM text of a public key")
         return self
 
@@ -256,14 +256,16 @@ class Provenance(_Part):
     family: str | None = Field(None, max_length=100, description="asr, tts, embedding, llm, ...")
     git_commit: str | None = Field(None, max_length=100, description="of the code that made it")
     run_url: str | None = Field(None, max_length=2000, description="page of the run that made it")
-    metrics: dict[str, float] = Field(default_factory=dict, description="what its training or evaluation measured")
+    metrics: dict[str, float] = Field(default_factory=dict, max_length=100, description="what its training or evaluation measured")
     golden_set: str | None = Field(None, max_length=2000, description="URI of the cases that it is to answer well, now and later")
     golden_set_digest: str | None = Field(None, description="sha256:... of the golden set")
 
-    @field_validator("run_url", "golden_set")
+    @field_validator("framework", "family", "git_commit", "run_url", "golden_set")
     @classmethod
-    def _uris(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _plain(cls, value: str | None, info: ValidationInfo) -> str | None:
         _refuse_credentials(value or "", info)
+        if value is not None and not value.isprintable():
+            raise ValueError("it holds a character that cannot be printed")
         return value
 
     @field_validator("metrics")

@@ -74,7 +74,7 @@ def answered(url: str, headers: Mapping[str, str], reading: Reading) -> Iterator
                     if answer.status_code not in REDIRECTS or "location" not in answer.headers:
                         yield answer
                         return
-                    there = urljoin(url, answer.headers["location"])
+                    there = _redirected(url, answer.headers["location"])
             if secure and urlsplit(there).scheme != "https":
                 raise Unreadable(f"{_host(url)} redirects from https:// to {urlsplit(there).scheme}://, which is not followed")
             if _host(there) != _host(url):
@@ -91,6 +91,15 @@ def answered(url: str, headers: Mapping[str, str], reading: Reading) -> Iterator
         raise Away(f"{_host(url)}: no answer ({type(error).__name__}: {error})") from error
     except (OSError, ImportError) as error:  # SSL_CERT_FILE that is no such file, a SOCKS proxy without socksio
         raise Unreadable(f"it cannot be read here ({error})") from error
+
+
+def _redirected(url: str, location: str) -> str:
+    try:
+        there = urljoin(url, location)
+        _ = urlsplit(there).port
+    except ValueError as error:
+        raise Unreadable(f"{_host(url)} redirects to what is no address ({error})") from error
+    return there
 
 
 def refuse_plain(url: str) -> None:

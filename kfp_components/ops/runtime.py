@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from kfp_components import report, request, rollout
+from kfp_components import report, request, rollout, uris
 from kfp_components.artifact import Lines
 from kfp_components.release import Release
 from kfp_components.report import revalidation as report_revalidation
@@ -33,7 +33,8 @@ def open_run(values: Mapping[str, Any], run_id: str) -> rollout.Run:
 def source(run_id: str, environment: Mapping[str, str]) -> dict[str, str]:
     """What a version's registration says of the run: its id, and its page where `KFP_UI` says where people open Kubeflow Pipelines."""
     address = environment.get(KFP_UI, "").rstrip("/")
-    page = {"kfp_run_url": f"{address}/#/runs/details/{run_id}"} if address else {}
+    usable = address and uris.credential_in(address) is None and not {"?", "#"} & set(address)  # it is shown to everybody
+    page = {"kfp_run_url": f"{address}/#/runs/details/{run_id}"} if usable else {}
     return {"kfp_run_id": run_id, **page} if run_id else {}
 
 

@@ -81,13 +81,43 @@ ENVIRONMENT = ("KFP_SERVING_REGISTRY_URI", "MLFLOW_TRACKING_URI")
 """Where the registry is when a request does not say; the first that is set counts."""
 
 
+class Absent:
+    """Stands for a registry that cannot be connected, where a release goes back all the same: every call raises why."""
+
+    def __init__(self, why: errors.InputError) -> None:
+        self.why = why
+
+    def register(self, model: str, version: str, uri: str, *, digest: str | None, properties: Mapping[str, str]) -> ModelVersion:
+        """Raises why."""
+        raise self.why
+
+    def find(self, model: str, version: str) -> ModelVersion | None:
+        """Raises why."""
+        raise self.why
+
+    def aliases(self, model: str) -> dict[str, str]:
+        """Raises why."""
+        raise self.why
+
+    def move(self, model: str, alias: Alias, version: str | None) -> None:
+        """Raises why."""
+        raise self.why
+
+    def annotate(self, model: str, version: str, properties: Mapping[str, str]) -> None:
+        """Raises why."""
+        raise self.why
+
+
 def connect(uri: str | None = None) -> ModelRegistry:
     """The registry at ``uri``, or where the environment says. Raises `RequestInvalid` when there is none or its scheme is not known."""
     where = uri or next((found for name in ENVIRONMENT if (found := os.environ.get(name))), "")
     known = ", ".join(f"{scheme}://" for scheme in REGISTRIES)
     if not where:
         raise errors.RequestInvalid(f"registry: none given; set options.registry_uri or {' or '.join(ENVIRONMENT)} ({known})")
-    scheme = urlsplit(where).scheme
+    try:
+        scheme = urlsplit(where).scheme
+    except ValueError as error:
+        raise errors.RequestInvalid(f"registry {uris.shown(where)}: it is no address ({error}); correct the address") from error
     if scheme not in REGISTRIES:
         raise errors.RequestInvalid(f"registry {uris.shown(where)!r}: scheme {scheme!r} is not known; known are {known}")
     return REGISTRIES[scheme](where)

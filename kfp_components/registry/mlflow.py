@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -18,6 +19,7 @@ from kfp_components import errors, uris
 from kfp_components.registry import Alias, ModelVersion
 
 VERSION_TAG = "kfp_serving.version"
+SQLITE = "sqlite:///"
 DIGEST_TAG = "kfp_serving.digest"
 PAGE = 1000
 """Versions asked for at once; MLflow's own default is 10,000, and more than that are pages too."""
@@ -34,11 +36,14 @@ class MlflowRegistry:
     def _client(self) -> Any:
         """MLflow's client, made at first use: its import takes seconds, and most steps of a release do not ask the registry."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's 7 take minutes to say that nobody answers
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's 7 take minutes to say that nobody answers,
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # and its 120 s, three times, hold up the end of a release
         try:
             from mlflow.tracking import MlflowClient
         except ImportError as error:
             raise errors.RequestInvalid(f"registry {self.shown}: MLflow is not installed; install kfp-serving-components[mlflow]") from error
+        if self.uri.startswith(SQLITE) and not Path(self.uri.removeprefix(SQLITE).partition("?")[0] or ".").parent.is_dir():
+            raise errors.RequestInvalid(f"registry {self.shown}: the folder of that file does not exist, and MLflow would make one; correct the path")
         for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
@@ -129,9 +134,13 @@ class MlflowRegistry:
 
     @contextmanager
     def _mapped(self, doing: str, exists_ok: bool = False) -> Iterator[None]:
-        self._client  # noqa: B018  without MLflow this says so
-        from mlflow.exceptions import MlflowException
-
+        try:
+            self._client  # noqa: B018  without MLflow this says so
+            from mlflow.exceptions import MlflowException
+        except errors.KfpServingError:
+            raise
+        except Exception as error:  # of SQLAlchemy, for a file that is no database; ValueError, for what is no address
+            raise self._none(doing, error) from error
         try:
             yield
         except MlflowException as error:
@@ -142,3 +151,11 @@ class MlflowRegistry:
             if error.error_code == "INVALID_PARAMETER_VALUE":
                 raise errors.RequestInvalid(f"registry {self.shown}: {doing}: {self._told(error)}") from error
             raise errors.Unreachable(f"registry {self.shown}: {doing}: {self._told(error)[:300]}; is it running?") from error
+        except errors.KfpServingError:
+            raise
+        except Exception as error:  # what answers there has other answers than MLflow's: protobuf's and JSON's errors
+            raise self._none(doing, error) from error
+
+    def _none(self, doing: str, error: Exception) -> errors.RequestInvalid:
+        told = f"{type(error).__name__}: {' '.join(self._told(error).split())[:200]}"
+        return errors.RequestInvalid(f"registry {self.shown}: {doing}: no MLflow is there ({told}); correct the address")

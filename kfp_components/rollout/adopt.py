@@ -228,6 +228,8 @@ def undo_adoption(run: Run) -> Release:
     record, adoption = _undoable(run)
     run.persist(run.lease.acquire)
     try:
+        if adoption.aliases is not None:
+            run.registry.aliases(run.registered_name)  # where it cannot be asked, nothing is undone by half
         if journal.read_record(run).epoch != record.epoch:  # nothing carries an epoch here, so it is looked at before anything goes
             raise errors.ReleaseHeld(f"{run.store.ref}: another run has released {record.model} since this one looked; run the same again")
         for change in _made(run, adoption):

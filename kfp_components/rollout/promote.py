@@ -144,19 +144,22 @@ def removal(run: Run, gone: Retired) -> Edit:
 def _names_follow(run: Run, record: Release) -> None:
     """Registry and stub follow the traffic. What is refused there is noted: users have the version already, and asking again would not help.
 
-    Raises `Unreachable`: the same command does the rest.
+    A registry that is away is noted too: `tidy_release` and the next release mend it. Raises `Unreachable` of the cluster: the same command does the
+    rest.
     """
     version = run.request.version
     shown = manifests.all_message(version)
-    items: list[tuple[str, str, Callable[[], object]]] = [
-        *(("registry", what, do) for what, do in (*registered.follow(run, record), registered.tell(run, record))),
-        ("stub", "spec", lambda: write(run.cluster, manifests.stub_change(run, version, run.cluster.get(manifests.stub_ref(run))))),
-        ("stub", "traffic", partial(manifests.show, run, {version: 100.0}, shown)),
+    items: list[tuple[str, Callable[[], object]]] = [
+        ("spec", lambda: write(run.cluster, manifests.stub_change(run, version, run.cluster.get(manifests.stub_ref(run))))),
+        ("traffic", partial(manifests.show, run, {version: 100.0}, shown)),
     ]
     journal.assert_ours(run)
-    for where, what, do in items:
+    for what, do in items:
         try:
             run.keep()
             do()
         except (errors.InputError, errors.Conflict) as error:
-            journal.note(run, where, f"{what}: not done: {error}", ok=False)
+            journal.note(run, "stub", f"{what}: not done: {error}", ok=False)
+    for what, why in registered.settle(run, record):
+        later = f"; `kfp-serving tidy {record.in_a_command}` does it later" if isinstance(why, errors.TemporaryError) else ""
+        journal.note(run, "registry", f"{what}: not done: {why}{later}", ok=False)

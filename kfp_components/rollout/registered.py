@@ -15,9 +15,12 @@ from typing import Any
 from kfp_components import artifact, errors, names
 from kfp_components.registry import Alias, ModelVersion
 from kfp_components.release import Release
-from kfp_components.request import PromoteRequest, parse_stored, plain_secrets
+from kfp_components.request import PromoteRequest, parse_stored, pinned_digest, plain_secrets
 from kfp_components.rollout import journal, manifests
 from kfp_components.rollout.run import Run
+
+SAID_ONCE = ("framework", "family", "metric.", "golden_set")
+"""Facts of a version that do not change: the first word stands, and another one is told."""
 
 MOST_CHARACTERS = 4_000
 """Of one property: MLflow takes 5,000, whatever its store."""
@@ -93,14 +96,32 @@ def aliases(record: Release) -> dict[Alias, str | None]:
     return wanted
 
 
-def follow(run: Run, record: Release) -> list[Item]:
-    """What moves the aliases to where they belong, one by one. Raises, each, what `ModelRegistry.move` does."""
+def settle(run: Run, record: Release) -> list[tuple[str, errors.KfpServingError]]:
+    """Move the aliases to where they belong, and hang the evidence on the version. Returns what was not done, and why: it stops nobody.
+
+    Each for itself; but where the registry is away nobody waits for it a second time. Raises as `Run.keep`.
+    """
+    undone: list[tuple[str, errors.KfpServingError]] = []
+    away: errors.Unreachable | None = None
+    items = _follow(run, record)
+    items.append(("evidence", partial(_annotate, run, record.candidate_version, evidence(record))))
+    for what, do in items:
+        run.keep()
+        try:
+            if away is not None:
+                raise away
+            do()
+        except errors.Unreachable as error:
+            away = error
+            undone.append((what, error))
+        except errors.KfpServingError as error:
+            undone.append((what, error))
+    return undone
+
+
+def _follow(run: Run, record: Release) -> list[Item]:
+    """What moves the aliases, one by one. Raises, each, what `ModelRegistry.move` does."""
     return [(f"alias {alias}", partial(_put, run, record, alias, version)) for alias, version in aliases(record).items()]
-
-
-def tell(run: Run, record: Release) -> Item:
-    """What hangs the evidence on the version; nothing where the registry does not know it."""
-    return "evidence", partial(_annotate, run, record.candidate_version, evidence(record))
 
 
 def request_of(found: ModelVersion | None) -> PromoteRequest | None:
@@ -119,10 +140,16 @@ def enter(run: Run, record: Release) -> None:
     """
     request, registry, name = run.request, run.registry, run.registered_name
     checked = record.artifact_check
-    digest = artifact.told_digest(checked) or request.options.digest
+    digest = artifact.told_digest(checked) or request.options.digest or pinned_digest(request.uri)
     seen = {"artifact_check": checked} if checked else {}
-    registry.register(name, request.version, request.uri, digest=digest, properties=facts(request, run.source) | seen)
-    for what, do in follow(run, record):
+    told = facts(request, run.source) | seen
+    found = registry.register(name, request.version, request.uri, digest=digest, properties=told)
+    if new := {key: value for key, value in told.items() if key not in found.properties}:  # it was registered before, with less
+        registry.annotate(name, request.version, new)
+    for key, value in told.items():
+        if key.startswith(SAID_ONCE) and found.properties.get(key, value) != value:
+            journal.note(run, "registry", f"{key} stays {found.properties[key]}, as it was registered; this request says {value}", ok=False)
+    for what, do in _follow(run, record):
         try:
             do()
         except (errors.InputError, errors.Conflict) as error:
@@ -143,22 +170,24 @@ def attach_report(run: Run, page: bytes, uri: str) -> str | None:
 
 def mend(run: Run, record: Release) -> None:
     """The aliases of a release that is over, where they are not what it says. Who may not, or finds a version unknown, leaves them."""
-    for _, do in follow(run, record):
-        with contextlib.suppress(errors.NotFound):
+    for _, do in _follow(run, record):
+        with contextlib.suppress(errors.InputError):
             do()
 
 
 def wrong(run: Run, record: Release) -> bool:
-    """Whether an alias is not where it belongs."""
-    now = run.registry.aliases(run.registered_name)
-    return any(_is_wrong(now, record, alias, version) for alias, version in aliases(record).items())
+    """Whether an alias is not where it belongs; who may not ask, or has no registry, does not know of any. Raises `Unreachable`."""
+    with contextlib.suppress(errors.InputError):
+        now = run.registry.aliases(run.registered_name)
+        return any(_is_wrong(now, record, alias, version) for alias, version in aliases(record).items())
+    return False
 
 
 def _put(run: Run, record: Release, alias: Alias, version: str | None) -> None:
     if not _is_wrong(run.registry.aliases(run.registered_name), record, alias, version):
         return
-    if version is not None and version == record.stable_version:
-        _know_stable(run, version)
+    if version is not None:
+        _know(run, record, version)
     run.registry.move(run.registered_name, alias, version)
 
 
@@ -168,9 +197,14 @@ def _is_wrong(now: Mapping[str, str], record: Release, alias: Alias, version: st
     return found != version and (version is not None or found in (record.candidate_version, record.stable_version))
 
 
-def _know_stable(run: Run, version: str) -> None:
-    """A registry that was moved or made anew learns of the version that users have, where its stub says what it is."""
+def _know(run: Run, record: Release, version: str) -> None:
+    """A registry that was moved or made anew learns of a version: as its own release has it, or as the stub of what serves says."""
     if run.registry.find(run.registered_name, version) is not None:
+        return
+    if version == record.candidate_version and not record.adopts:
+        asked = record.asked()
+        digest = artifact.told_digest(record.artifact_check) or asked.options.digest or pinned_digest(asked.uri)
+        run.registry.register(run.registered_name, version, asked.uri, digest=digest, properties=facts(asked, run.source))
         return
     stub = run.cluster.get(manifests.stub_ref(run)) or {}
     told = (stub.get("metadata") or {}).get("annotations") or {}

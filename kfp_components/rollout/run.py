@@ -13,7 +13,7 @@ from kfp_components.artifact import nobody as nobody_hears
 from kfp_components.clock import Clock, SystemClock
 from kfp_components.cluster import Cluster, Ref
 from kfp_components.cluster.patience import Patience, patient, persist
-from kfp_components.registry import ModelRegistry
+from kfp_components.registry import Absent, ModelRegistry
 from kfp_components.registry import connect as connect_registry
 from kfp_components.release import Command, Lease, Release, ReleaseStore, Watcher, local_holder
 from kfp_components.request import ModelTarget, PromoteRequest
@@ -184,8 +184,8 @@ def open_rollback(
 ) -> Run:
     """A run for `roll_back`, `finish_release` and commands: the request is the one in the release record. Nothing is written.
 
-    Raises `NotFound` when there is none, `RequestInvalid` when it is on another RayService, or another version of the library wrote one that this one
-    does not take.
+    A registry that cannot be connected stops nobody here: what it was to be told is left behind. Raises `NotFound` when there is no release record,
+    `RequestInvalid` when it is on another RayService, or another version of the library wrote one that this one does not take.
     """
     cluster = cluster or _connected()
     steady = patient(cluster, clock or SystemClock(), Patience(DOOR_PATIENCE_S))
@@ -196,7 +196,13 @@ def open_rollback(
         raise errors.RequestInvalid(
             f"model {target.namespace}/{target.model}: its release is on RayService {record.rayservice}, not on {target.rayservice}"
         )
-    return open_run(record.asked(), cluster, holder=holder, watch=watch, clock=clock, registry=registry, transport=transport)
+    asked = record.asked()
+    if registry is None:
+        try:
+            registry = connect_registry(asked.options.registry_uri)
+        except errors.InputError as why:
+            registry = Absent(why)
+    return open_run(asked, cluster, holder=holder, watch=watch, clock=clock, registry=registry, transport=transport)
 
 
 def _connected() -> Cluster:

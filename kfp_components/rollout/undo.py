@@ -162,21 +162,22 @@ def tidy_up(run: Run, record: Release, back: routes.WayBack | None) -> list[str]
         in_cluster.append((str(stub), partial(write, run.cluster, Delete(stub, made), fence=fence)))
     elif stable is not None:
         in_cluster.append((f"traffic of {stub}", partial(manifests.show, run, {stable: 100.0}, manifests.all_message(stable))))
-    in_registry = [(f"registry {what}", do) for what, do in (*registered.follow(run, record), registered.tell(run, record))]
     unfinished: list[errors.KfpServingError] = []
     left_behind: list[str] = []
-    for what, do in (*in_cluster, *in_registry):
+    for what, do in in_cluster:
         try:
             run.keep()
             do()
-        except errors.ReleaseHeld:
-            raise
+        except (errors.ReleaseHeld, errors.TemporaryError) as error:
+            if isinstance(error, errors.ReleaseHeld):
+                raise
+            unfinished.append(error)
         except errors.KfpServingError as error:
-            if isinstance(error, errors.TemporaryError) and (what, do) in in_cluster:
-                unfinished.append(error)
-            else:
-                left_behind.append(f"{what} ({error})")
-                journal.try_note(run, "tidy up", f"{what} is left behind: {error}")
+            left_behind.append(f"{what} ({error})")
+            journal.try_note(run, "tidy up", f"{what} is left behind: {error}")
+    for what, why in registered.settle(run, record):
+        left_behind.append(f"registry {what} ({why})")
+        journal.try_note(run, "tidy up", f"registry {what} is left behind: {why}")
     if unfinished:
         raise unfinished[0]
     return left_behind

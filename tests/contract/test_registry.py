@@ -145,9 +145,8 @@ def test_a_version_that_is_not_registered_is_named(registry: ModelRegistry, mode
         registry.annotate(name, "v9", {"verdict": "lost"})
 
 
-@pytest.mark.core
+@pytest.mark.full
 def test_an_mlflow_server_says_where_a_version_can_be_looked_at(servers: Servers, model: str) -> None:
-    """It takes long to start, so the whole body runs against it in `make test-all` only."""
     registry = servers.registry("mlflow-server")
     known(registry, model, "v1", "v2")
     registry.move(model, "champion", "v2")

@@ -155,8 +155,12 @@ class Everybody:
             yield
 
     def wait(self) -> None:
-        for _, sending in self._sending[: len(MODELS)]:
-            sending.wait_for_answers(5)
+        """For five answers more of each model."""
+        calm = [sending for _, sending in self._sending[: len(MODELS)]]
+        wanted = [sum(sending.tally.answered.values()) + 5 for sending in calm]
+        until(
+            lambda: all(sum(sending.tally.answered.values()) >= least for sending, least in zip(calm, wanted, strict=True)), "answers of all models"
+        )
 
     def stop(self) -> dict[str, Tally]:
         """What the users of each model saw, those of all blocks included."""

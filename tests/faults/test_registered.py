@@ -11,11 +11,13 @@ import pytest
 from memory_world import MODEL, REGISTERED, Chosen, World, asked, live
 from registry_servers import Servers
 
-from kfp_components import errors
+from kfp_components import errors, rollout
 from kfp_components.cluster.faults import Record
 from kfp_components.ops import runtime
-from kfp_components.registry import Alias, ModelRegistry, ModelVersion
+from kfp_components.registry import ENVIRONMENT, Alias, ModelRegistry, ModelVersion
+from kfp_components.registry.memory import MemoryRegistry
 from kfp_components.rollout import registered
+from kfp_components.rollout.run import PATIENCE_S
 
 GOLDEN = "s3://models/golden.jsonl"
 PROVENANCE = {
@@ -189,8 +191,84 @@ def test_the_page_of_a_run_is_kept_and_named(served: World, tmp_path: Path) -> N
 
 def test_a_run_says_where_it_is_to_be_seen() -> None:
     assert runtime.source("", {}) == {} and runtime.source("7", {}) == {"kfp_run_id": "7"}
+    for wrong in ("https://me:SECRET@kubeflow.example", "https://kubeflow.example/?token=SECRET", "https://kubeflow.example/#/x"):
+        assert runtime.source("7", {"KFP_SERVING_KFP_UI": wrong}) == {"kfp_run_id": "7"}, "it is shown to everybody"
     known = {"KFP_SERVING_KFP_UI": "https://kubeflow.example/_/pipeline/"}
     assert runtime.source("7", known)["kfp_run_url"] == "https://kubeflow.example/_/pipeline/#/runs/details/7"
+
+
+def later_away(world: World) -> Chosen:
+    """The registry gives no answer any more once users have v2."""
+    return Chosen(world.clock, lambda call: away(call) if (record := world.stored()) is not None and record.switched_unix_s is not None else None)
+
+
+def test_a_registry_that_is_away_after_the_switch_holds_nobody_up_and_is_told_later(served: World) -> None:
+    process = served.process(later_away(served))
+    end = process.outcome(lambda: process.promote(asked()))
+    assert end.exit_code == 0 and served.record().phase == "promoted" and served.users_get() == ("v2",), str(end)
+    told = [event.message for event in served.record().events if event.step == "registry"]
+    assert told[-1] == "evidence: not done: registry away; `kfp-serving tidy bge -n ai-ml` does it later" and len(told) == 4
+    assert served.registry.aliases(REGISTERED) == {"champion": "v1", "candidate": "v2"}
+    assert served.said()["stub"] == ("v2",)
+    served.process().tidy(asked())
+    assert served.registry.aliases(REGISTERED) == {"champion": "v2", "previous": "v1"}
+
+
+def test_nobody_waits_twice_for_a_registry_that_is_away(served: World) -> None:
+    began = served.clock.monotonic()
+    served.promote(asked())
+    usual_s = served.clock.monotonic() - began
+    served.registry.register(REGISTERED, "v3", "s3://models/bge/v3", digest=None, properties={})
+    process = served.process(
+        Chosen(served.clock, lambda call: away(call) if served.record().switched_unix_s and served.record().candidate_version == "v3" else None)
+    )
+    began = served.clock.monotonic()
+    assert process.promote(asked("v3")).phase == "promoted"
+    assert served.clock.monotonic() - began < usual_s + 2 * PATIENCE_S + 5, "what the names were, and the first alias"
+
+
+def test_a_release_goes_back_where_no_registry_is_set(served: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    process = served.process()
+    process.promote(asked(keep_previous_s=3600.0))
+    run = rollout.open_rollback(asked(), served.cluster, clock=served.clock, transport=process.transport)
+    assert rollout.roll_back(run).phase == "rolled_back" and served.users_get() == ("v1",)
+    told = [event.message for event in served.record().events if event.step == "tidy up"]
+    assert any("registry alias champion is left behind: registry: none given" in message for message in told), told
+    assert served.registry.aliases(REGISTERED) == {"champion": "v2", "previous": "v1"}
+    served.process().tidy(asked())
+    assert served.registry.aliases(REGISTERED)["champion"] == "v1"
+
+
+@pytest.mark.parametrize("error", [errors.PermissionDenied("not yours"), errors.RequestInvalid("no such registry")])
+def test_tidy_leaves_a_registry_that_refuses(served: World, error: errors.InputError) -> None:
+    served.promote(asked())
+    process = served.process(Chosen(served.clock, lambda call: error if call.owner == "registry" else None))
+    assert process.tidy(asked()).phase == "promoted" and served.lease() is None
+
+
+def test_a_registry_made_anew_after_the_promotion_learns_of_both_versions(served: World) -> None:
+    served.promote(asked(digest="sha256:" + 64 * "a"))
+    served.registry = MemoryRegistry()
+    served.process().tidy(asked())
+    assert version(served).digest == "sha256:" + 64 * "a" and served.registry.aliases(REGISTERED) == {"champion": "v2"}
+
+
+def test_a_version_that_was_registered_before_gets_what_is_new_and_keeps_what_was_said(served: World) -> None:
+    before = {"metric.loss": "1.0", "kfp_run_id": "training"}
+    served.registry.register(REGISTERED, "v2", "s3://models/bge/v2", digest=None, properties=before)
+    record = served.promote(asked(provenance={"metrics": {"loss": 2.0, "recall": 0.5}, "family": "embedding"}))
+    told = version(served).properties
+    assert (told["metric.loss"], told["metric.recall"], told["family"], told["kfp_run_id"]) == ("1.0", "0.5", "embedding", "training")
+    assert "metric.loss stays 1.0, as it was registered; this request says 2.0" in [event.message for event in record.events]
+
+
+def test_a_digest_that_stands_in_the_uri_is_registered_whatever_is_read(served: World) -> None:
+    digest = "sha256:" + 64 * "d"
+    request = asked(artifact={"verify": "off"}).model_copy(update={"uri": f"oci://registry.example/bge@{digest}"})
+    served.promote(request)
+    assert version(served).digest == digest
 
 
 # --- killed at any call to a real registry --------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import ssl
+import subprocess
 import sys
 import tempfile
 import threading
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import seconds
 from rich.console import Console
 
 from kfp_components import artifact, errors, live, request
@@ -164,6 +166,40 @@ def test_links_and_empty_folders_cannot_be_verified(folder: Path, tmp_path: Path
     assert "pipe in it is a link or a special file" in why_not(folder.as_uri(), digest=DIGEST)
     (tmp_path / "whole").symlink_to(folder)
     assert "name what it points to" in why_not((tmp_path / "whole").as_uri(), digest=DIGEST)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a%00b"])
+def test_what_is_no_path_here_is_not_verified(tmp_path: Path, name: str) -> None:
+    assert why_not(f"file://{tmp_path}/{name}")
+    assert why_not(f"pvc://models/{name}", artifact={"mounts": {"models": str(tmp_path)}})
+
+
+ANOTHER = """
+import os, sys
+from kfp_components.artifact import folders
+from kfp_components.artifact.content import Unreadable
+if os.geteuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    folders.find_file(sys.argv[1], None)
+except Unreadable as error:
+    print(error)
+"""
+
+
+def test_a_part_that_may_not_be_looked_into_is_not_left_out_of_the_digest() -> None:
+    """Asked by an identity that has no right to it: a digest of the rest would be another artifact's."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        folder = Path(place) / "model"
+        (folder / "hidden").mkdir(parents=True)
+        (folder / "seen").write_bytes(BYTES)
+        (folder / "hidden" / "too").write_bytes(BYTES)
+        (folder / "hidden").chmod(0)
+        done = subprocess.run([sys.executable, "-c", ANOTHER, folder.as_uri()], capture_output=True, text=True, timeout=seconds(60))
+        (folder / "hidden").chmod(0o755)
+    assert done.stdout.strip() == f"{folder}/hidden cannot be read here (Permission denied)", done.stdout + done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -341,6 +377,8 @@ def test_a_redirect_is_followed_and_another_host_is_told(server: Web) -> None:
     told = artifact.verify(asked(f"{server.url}/away", digest=DIGEST)).sentence
     assert told.endswith(f"; read by way of {elsewhere.removeprefix('http://')}") and "hush" not in told
     assert "redirects more than 5 times" in why_not(f"{server.url}/round", digest=DIGEST)
+    server.paths["/broken"] = (302, {"location": "https://[bad"}, b"")
+    assert "redirects to what is no address" in why_not(f"{server.url}/broken", digest=DIGEST)
     server.paths["/out"] = (302, {"location": "http://models.example/model"}, b"")
     assert "http:// is not read from models.example" in why_not(f"{server.url}/out", digest=DIGEST)
 

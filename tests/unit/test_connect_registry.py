@@ -1,5 +1,9 @@
 """Where the registry is: the request, then two environment variables; and what is said when it is nowhere or of no known kind."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
 import pytest
 
 from kfp_components import errors, registry
@@ -29,3 +33,40 @@ def test_the_known_schemes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(errors.RequestInvalid) as unknown:
         registry.connect("kubeflow://registry")
     assert str(unknown.value) == f"registry 'kubeflow://registry': scheme 'kubeflow' is not known; known are {KNOWN}"
+
+
+def test_what_is_no_mlflow_is_said(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no database " * 200)
+    cases = {
+        f"sqlite:///{tmp_path}/notes.txt": "no MLflow is there",
+        f"sqlite:///{tmp_path}/nowhere/registry.db": "the folder of that file does not exist, and MLflow would make one",
+        "https://[bad": "it is no address (Invalid IPv6 URL)",
+    }
+    for uri, words in cases.items():
+        with pytest.raises(errors.RequestInvalid) as told:
+            registry.connect(uri).aliases("ai-ml.bge")
+        assert words in str(told.value) and "correct the" in str(told.value)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_server_that_is_another_ones_is_said() -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"model_versions": 7}'
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_about: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(errors.RequestInvalid, match=r"reading the versions of ai-ml\.bge: no MLflow is there \(ParseError"):
+            registry.connect(f"http://127.0.0.1:{server.server_port}").find("ai-ml.bge", "v1")
+    finally:
+        server.shutdown()
+        server.server_close()
