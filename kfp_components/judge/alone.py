@@ -32,17 +32,22 @@ HOPELESS = 0.99
 """From this p0 on nothing can be worse."""
 
 
-def upper_bound(x: int, n: int) -> float:
-    """Of a rate of which ``x`` in ``n`` were seen; 1 when nothing was."""
+def upper_bound(x: float, n: int, alpha: float = BOUND_ALPHA) -> float:
+    """Of a rate of which ``x`` in ``n`` were seen; the true one is above it with a chance of ``alpha`` at most. 1 when nothing was seen."""
     if n == 0 or x >= n:
         return 1.0
     rate = x / n
     low, high = rate, 1.0
     for _ in range(50):
         p = (low + high) / 2
-        divergence = (rate * math.log(rate / p) if rate else 0.0) + (1 - rate) * math.log((1 - rate) / (1 - p))
-        low, high = (p, high) if n * divergence <= math.log(1 / BOUND_ALPHA) else (low, p)
+        low, high = (p, high) if n * divergence(rate, p) <= math.log(1 / alpha) else (low, p)
     return high
+
+
+def divergence(rate: float, p: float) -> float:
+    """KL(rate || p) of two Bernoulli variables, p between 0 and 1, in nats."""
+    hit = rate * math.log(rate / p) if rate > 0 else 0.0
+    return hit + ((1 - rate) * math.log((1 - rate) / (1 - p)) if rate < 1 else 0.0)
 
 
 def start(judge: Mapping[str, Any]) -> dict[str, Any]:
