@@ -98,20 +98,22 @@ ENOUGH = 100
 SOON = 10
 """c of the weights of the starts: half of them lie in the first ten runs."""
 
-MOST_BLOCKS = 24
+HOUR_S = 3600
+
+MOST_BLOCKS = 28
 """The last runs one by one, and the older, the coarser."""
 
 Kind = Literal["healthy", "decayed", "not enough"]
 
 
 class Block(NamedTuple):
-    """One run, or neighbours put together: the first run's number and time, what was counted, and ``weighed``: ``against`` as cut in each run."""
+    """One run, or neighbours put together: the first run's number and hour (since 1970), what was counted, ``weighed`` as it was cut in each run."""
 
     run: int
-    at_unix_s: int
+    hour: int
     of: int
-    against: float
-    weighed: float
+    against: int | float
+    weighed: int | float
 
 
 class Evidence(BaseModel):
@@ -123,7 +125,7 @@ class Evidence(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     of: int
-    against: float
+    against: int | float
     margin: float
     was_s: float | None = None
     limit_s: float | None = None
@@ -208,7 +210,9 @@ def decide(state: State, version: str, *, alpha: float = 0.01, models: int = 1) 
         enough = e >= bound and state.tests[named].runs >= since.run + FEWEST_RUNS - 1
         kind: Kind = "decayed" if enough else "not enough"
         verb = "decayed" if kind == "decayed" else "may have decayed, which is not sure yet"
-        return Outcome(kind, f"{version} {verb}: {_told(named, state.tests[named], since)}; {evidence}", e, bound, metrics, named, since.at_unix_s)
+        return Outcome(
+            kind, f"{version} {verb}: {_told(named, state.tests[named], since)}; {evidence}", e, bound, metrics, named, since.hour * HOUR_S
+        )
     record = state.tests["errors"]
     of, failed = (sum(getattr(block, name) for block in record.blocks) for name in ("of", "against"))
     if min(of, record.of) < ENOUGH:
@@ -239,7 +243,7 @@ def likely_start(test: Evidence) -> Block:
         of, against = of + block.of, against + block.against
         log = float(rate_gains(usual, np.array(against), np.array(of)).max())
         if log > best:
-            found, best = Block(block.run, block.at_unix_s, of, against, against), log
+            found, best = Block(block.run, block.hour, of, against, against), log
     return found
 
 
@@ -258,7 +262,7 @@ def rate_gains(share: Array, against: Array, of: Array) -> Array:
     return np.asarray(x * np.log(KAPPAS) - n * np.log1p(share[..., None] * (KAPPAS - 1)))
 
 
-def cut(against: float, of: int, share: float, most: float) -> float:
+def cut(against: int | float, of: int, share: float, most: float) -> int | float:
     """At most as many that n*KL(x/n || share) <= ``most``: so much log evidence has one run."""
     if share >= 1 or against <= share * of or of * divergence(against / of, share) <= most:
         return against
@@ -266,7 +270,7 @@ def cut(against: float, of: int, share: float, most: float) -> float:
     for _ in range(40):
         rate = (low + high) / 2
         low, high = (rate, high) if of * divergence(rate, share) <= most else (low, rate)
-    return round(low * of - 5e-4, 3)
+    return math.floor(low * of) if isinstance(against, int) else math.floor(100 * low * of) / 100
 
 
 def slower_than(latency_counts: Sequence[int], bounds_s: Sequence[float], limit_s: float) -> int:
@@ -286,11 +290,11 @@ def _latency(latency_counts: Sequence[int], bounds_s: Sequence[float], quantile:
 
 def _lost(pairs: Sequence[tuple[float, float]]) -> float:
     """What the answers lost of their scores, in `SCORE_RANGE` each. One that became better does not make up for another."""
-    return round(sum(min(1.0, max(0.0, then - now) / SCORE_RANGE) for then, now in pairs), 3)
+    return round(sum(min(1.0, max(0.0, then - now) / SCORE_RANGE) for then, now in pairs), 2)
 
 
 def _advanced(name: str, test: Evidence, run: Run) -> Evidence:
-    against: float
+    against: int | float
     if name == "scores":
         of, against = len(run.scores), _lost(run.scores)
     elif test.limit_s is not None:
@@ -302,7 +306,7 @@ def _advanced(name: str, test: Evidence, run: Run) -> Evidence:
     if of == 0:
         return test
     number, share = test.runs + 1, float(limits(test.against, test.of, test.margin)[CUT_AT])
-    block = Block(number, int(run.at_unix_s), of, against, cut(against, of, share, MOST_PER_RUN[name]))
+    block = Block(number, int(run.at_unix_s // HOUR_S), of, against, cut(against, of, share, MOST_PER_RUN[name]))
     return test.model_copy(update={"runs": number, "blocks": _thinned((*test.blocks, block))})
 
 
@@ -313,12 +317,12 @@ def _thinned(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
     following = blocks[-1].run + 1
     at = min(range(len(blocks) - 2), key=lambda i: (blocks[i + 2].run - blocks[i].run) / (following - blocks[i].run))
     one, two = blocks[at : at + 2]
-    both = Block(one.run, one.at_unix_s, one.of + two.of, round(one.against + two.against, 3), round(one.weighed + two.weighed, 3))
+    both = Block(one.run, one.hour, one.of + two.of, round(one.against + two.against, 2), round(one.weighed + two.weighed, 2))
     return (*blocks[:at], both, *blocks[at + 2 :])
 
 
 def _told(name: str, test: Evidence, since: Block) -> str:
-    begun = time.strftime("%Y-%m-%d", time.gmtime(since.at_unix_s))
+    begun = time.strftime("%Y-%m-%d", time.gmtime(since.hour * HOUR_S))
     now, was = since.against / since.of, test.against / test.of if test.of else 1.0
     if name == "scores":
         lost, usual = now * SCORE_RANGE, was * SCORE_RANGE
