@@ -185,7 +185,7 @@ def start(
     if sum(record.latency_counts):
         tests |= {name: _latency(record.latency_counts, bounds_s, quantile, latency_margin) for name, quantile in QUANTILES.items()}
     if scores is not None:
-        tests["scores"] = Evidence(of=len(scores), against=_lost(scores), margin=score_margin / SCORE_RANGE)
+        tests["scores"] = Evidence(of=len(scores), against=math.ceil(100 * _lost(scores)) / 100, margin=score_margin / SCORE_RANGE)
     return State(tests=tests)
 
 
@@ -290,13 +290,13 @@ def _latency(latency_counts: Sequence[int], bounds_s: Sequence[float], quantile:
 
 def _lost(pairs: Sequence[tuple[float, float]]) -> float:
     """What the answers lost of their scores, in `SCORE_RANGE` each. One that became better does not make up for another."""
-    return round(sum(min(1.0, max(0.0, then - now) / SCORE_RANGE) for then, now in pairs), 2)
+    return sum(min(1.0, max(0.0, then - now) / SCORE_RANGE) for then, now in pairs)
 
 
 def _advanced(name: str, test: Evidence, run: Run) -> Evidence:
     against: int | float
     if name == "scores":
-        of, against = len(run.scores), _lost(run.scores)
+        of, against = len(run.scores), math.floor(100 * _lost(run.scores)) / 100
     elif test.limit_s is not None:
         of, against = sum(run.counts.latency_counts), slower_than(run.counts.latency_counts, run.bounds_s, test.limit_s)
     else:
