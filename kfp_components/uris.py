@@ -5,6 +5,7 @@ What a request says is stored in the stub's annotations, the registry, the relea
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterator
 from urllib.parse import unquote, unquote_plus, urlsplit
@@ -98,6 +99,14 @@ def is_secret_name(name: str) -> bool:
 def in_text(text: str) -> list[str]:
     """The URIs that stand in a text: ``name @ git+https://host/x``."""
     return re.findall(r"[A-Za-z][A-Za-z0-9+.-]*://\S+", text)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a URI's host is this machine."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def has_token(text: str) -> bool:

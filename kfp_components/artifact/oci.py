@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 from urllib.request import parse_http_list, parse_keqv_list
 
+from kfp_components import uris
 from kfp_components.artifact import web
 from kfp_components.artifact.content import File, Found, Reading, Unreadable
 
@@ -49,7 +50,7 @@ class Reference:
     def urls(self) -> tuple[str, ...]:
         """Where its manifest is. A Service's registry often speaks no TLS, so http is tried where nobody answers https; on loopback it is http."""
         host = urlsplit(f"//{self.registry}").hostname or ""
-        schemes = ("http",) if web.loopback(host) else ("https", "http") if web.in_cluster(host) else ("https",)
+        schemes = ("http",) if uris.is_loopback(host) else ("https", "http") if web.in_cluster(host) else ("https",)
         api = DOCKER_HUB_API if self.registry == DOCKER_HUB else self.registry
         return tuple(f"{scheme}://{api}/v2/{self.repository}/manifests/{self.reference}" for scheme in schemes)
 

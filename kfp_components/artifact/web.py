@@ -6,7 +6,6 @@ them other bytes than these. A redirect to another host is followed, and told; n
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
+from kfp_components import uris
 from kfp_components.artifact.content import CHUNK_BYTES, Away, File, Found, Missing, Reading, Unreadable
 
 if TYPE_CHECKING:
@@ -109,18 +109,10 @@ def refuse_plain(url: str) -> None:
         host, _ = parts.hostname or "", parts.port
     except ValueError as error:
         raise Unreadable(f"it is no address ({error})") from error
-    if parts.scheme == "http" and not (loopback(host) or in_cluster(host)):
+    if parts.scheme == "http" and not (uris.is_loopback(host) or in_cluster(host)):
         raise Unreadable(
             f"http:// is not read from {host}: whoever is in between could change it for the replicas, which read it again; use https://"
         )
-
-
-def loopback(host: str) -> bool:
-    """Whether it is this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def in_cluster(host: str) -> bool:

@@ -10,7 +10,6 @@ takes seconds to import. Its models check every body that goes either way in the
 from __future__ import annotations
 
 import base64
-import ipaddress
 import os
 import weakref
 from collections.abc import Iterator, Mapping
@@ -272,7 +271,7 @@ def token_for(parts: SplitResult, shown: str) -> str | None:
     in_cluster = host.endswith((".svc", ".svc.cluster.local"))
     if not named and not (in_cluster and Path(SERVICE_ACCOUNT_TOKEN).exists()):
         return None
-    if named and parts.scheme.endswith("+http") and not in_cluster and not _is_loopback(host):
+    if named and parts.scheme.endswith("+http") and not in_cluster and not uris.is_loopback(host):
         raise errors.RequestInvalid(
             f"registry {shown}: the token of {TOKEN_PATH} does not go over plain HTTP to {host}; use kubeflow+https://, or its name ending in .svc"
         )
@@ -284,13 +283,6 @@ def token_for(parts: SplitResult, shown: str) -> str | None:
     if not token.isascii() or len(token.split()) != 1:
         raise errors.RequestInvalid(f"registry {shown}: the token's file {path} holds no token; see {TOKEN_PATH}")
     return token
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _alias(alias: str) -> str:

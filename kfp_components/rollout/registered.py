@@ -73,8 +73,7 @@ def evidence(record: Release) -> dict[str, str]:
     text = json.dumps(told, separators=(",", ":"), sort_keys=True)
     if len(text) > MOST_CHARACTERS:  # a part of it would be no JSON
         text = json.dumps({"left_out": f"{len(text)} characters; the report has all of it"})
-    phase = "promoted" if record.phase == "promoting" else record.phase
-    outcome = {"rolling_back": "rolled_back"}.get(phase, phase)
+    outcome = {"promoting": "promoted", "rolling_back": "rolled_back"}.get(record.phase, record.phase)
     verdict = record.sentence or ("deployed as the first version" if outcome == "promoted" else "taken back")
     return {"outcome": outcome, "verdict": verdict[:MOST_CHARACTERS], "evidence": text}
 
@@ -139,11 +138,9 @@ def enter(run: Run, record: Release) -> None:
     Raises what `ModelRegistry.register` does. That champion cannot be mended is noted: users are served all the same.
     """
     request, registry, name = run.request, run.registry, run.registered_name
-    checked = record.artifact_check
-    digest = artifact.told_digest(checked) or request.options.digest or pinned_digest(request.uri)
-    seen = {"artifact_check": checked} if checked else {}
+    seen = {"artifact_check": record.artifact_check} if record.artifact_check else {}
     told = facts(request, run.source) | seen
-    found = registry.register(name, request.version, request.uri, digest=digest, properties=told)
+    found = registry.register(name, request.version, request.uri, digest=_digest(record, request), properties=told)
     if new := {key: value for key, value in told.items() if key not in found.properties}:  # it was registered before, with less
         registry.annotate(name, request.version, new)
     for key, value in told.items():
@@ -203,8 +200,7 @@ def _know(run: Run, record: Release, version: str) -> None:
         return
     if version == record.candidate_version and not record.adopts:
         asked = record.asked()
-        digest = artifact.told_digest(record.artifact_check) or asked.options.digest or pinned_digest(asked.uri)
-        run.registry.register(run.registered_name, version, asked.uri, digest=digest, properties=facts(asked, run.source))
+        run.registry.register(run.registered_name, version, asked.uri, digest=_digest(record, asked), properties=facts(asked, run.source))
         return
     stub = run.cluster.get(manifests.stub_ref(run)) or {}
     told = (stub.get("metadata") or {}).get("annotations") or {}
@@ -213,6 +209,12 @@ def _know(run: Run, record: Release, version: str) -> None:
         run.registry.register(run.registered_name, version, uri, digest=None, properties={"registered_from": "the stub of what serves"})
 
 
+def _digest(record: Release, asked: PromoteRequest) -> str | None:
+    """Of the artifact: as it was read at the door, else as the request says."""
+    return artifact.told_digest(record.artifact_check) or asked.options.digest or pinned_digest(asked.uri)
+
+
 def _annotate(run: Run, version: str, properties: Mapping[str, str]) -> None:
-    if run.registry.find(run.registered_name, version) is not None:
+    """Nothing where the registry does not know the version."""
+    with contextlib.suppress(errors.NotFound):
         run.registry.annotate(run.registered_name, version, properties)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from functools import partial
 
 from kfp_components import errors, names
@@ -28,10 +29,11 @@ def tidy_release(run: Run) -> Release:
         if due(run, record):
             record = put_away(run)
         elif record.done and not record.open and routes.left_over(run, run.persist(lambda: run.cluster.get(run.rayservice)), record):
-            _remove_router(run, record)
+            gone = manifests.removal_change(run, {names.router_application(record.model)})  # it answered what it had taken; nobody needs it
+            _where_nobody_works(run, record, partial(write, run.cluster, gone, clock=run.clock))
         _show_what_is(run, record)
         if record.stable_now is not None and record.done and registered.wrong(run, record):
-            _mend_aliases(run, record)
+            _where_nobody_works(run, record, partial(registered.mend, run, record))
         return record
     except errors.ReleaseHeld:
         raise
@@ -77,22 +79,12 @@ def put_away(run: Run) -> Release:
     return record
 
 
-def _mend_aliases(run: Run, record: Release) -> None:
-    """The registry was away when the release ended, or somebody moved them; no release runs, which would."""
+def _where_nobody_works(run: Run, record: Release, do: Callable[[], object]) -> None:
+    """With the Lease, unless another run has gone on with the model since ``record`` was read: it does this itself."""
     run.persist(run.lease.acquire)
     try:
         if journal.read_record(run).epoch == record.epoch:
-            registered.mend(run, record)
-    finally:
-        run.persist(run.lease.release)
-
-
-def _remove_router(run: Run, record: Release) -> None:
-    """It answered what it had taken; no release runs, so nobody needs it."""
-    run.persist(run.lease.acquire)
-    try:
-        if journal.read_record(run).epoch == record.epoch:
-            write(run.cluster, manifests.removal_change(run, {names.router_application(record.model)}), clock=run.clock)
+            do()
     finally:
         run.persist(run.lease.release)
 

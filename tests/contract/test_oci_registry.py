@@ -17,7 +17,7 @@ import pytest
 from patience import seconds
 from standins import oci_registry
 
-from kfp_components import artifact, errors, request
+from kfp_components import artifact, errors, request, uris
 from kfp_components.artifact import oci, web
 from kfp_components.artifact.content import Unreadable
 
@@ -224,7 +224,7 @@ def test_plain_http_only_here_and_in_the_cluster_where_nobody_answers_https() ->
 
 def test_a_registry_of_the_cluster_that_speaks_no_tls(registry: oci_registry.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = push(registry.host, "acme/bge", "v2")
-    monkeypatch.setattr(web, "loopback", lambda _host: False)
+    monkeypatch.setattr(uris, "is_loopback", lambda _host: False)
     monkeypatch.setattr(web, "in_cluster", lambda _host: True)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     assert artifact.verify(asked(f"oci://{registry.host}/acme/bge:v2", digest=digest)).by

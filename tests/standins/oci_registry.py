@@ -11,13 +11,12 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from standins.loopback import Answering, served
 
 
 @dataclass
@@ -37,9 +36,7 @@ class Registry:
 def running() -> Iterator[Registry]:
     registry = Registry()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(Answering):
         def do_GET(self) -> None:
             self._route()
 
@@ -61,7 +58,7 @@ def running() -> Iterator[Registry]:
             upload = re.fullmatch(r"/v2/(.+)/blobs/uploads/", parts.path)
             manifest = re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", parts.path)
             if upload:
-                return self._answer(202 if self.command == "POST" else 201, b"", "text/plain", Location=parts.path)
+                return self.answer(202 if self.command == "POST" else 201, b"", "text/plain", Location=parts.path)
             if manifest is None:
                 return self._error(404, "UNSUPPORTED")
             repository, reference = manifest.groups()
@@ -72,13 +69,13 @@ def running() -> Iterator[Registry]:
             kind, content = registry.manifests.get(repository, {}).get(reference, ("", b""))
             if not kind or kind not in (self.headers.get("accept") or ""):
                 return self._error(404, "MANIFEST_UNKNOWN")
-            return self._answer(200, content, kind)
+            return self.answer(200, content, kind)
 
         def _keep(self, repository: str, reference: str, body: bytes) -> None:
             digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
             kept = registry.manifests.setdefault(repository, {})
             kept[reference] = kept[digest] = (self.headers["content-type"], body)
-            self._answer(201, b"", "text/plain")
+            self.answer(201, b"", "text/plain")
 
         def _allowed(self, repository: str) -> bool:
             given = self.headers.get("authorization", "")
@@ -103,30 +100,11 @@ def running() -> Iterator[Registry]:
             repository = scope.removeprefix("repository:").removesuffix(":pull")
             if query.get("service") != [registry.host] or not (repository in registry.public or self._user() in registry.users):
                 return self._error(401, "UNAUTHORIZED")
-            return self._answer(200, json.dumps({"token": base64.b64encode(scope.encode()).decode()}).encode(), "application/json")
+            return self.answer(200, json.dumps({"token": base64.b64encode(scope.encode()).decode()}).encode(), "application/json")
 
         def _error(self, status: int, code: str, **headers: str) -> None:
-            self._answer(status, json.dumps({"errors": [{"code": code}]}).encode(), "application/json", **headers)
+            self.answer(status, json.dumps({"errors": [{"code": code}]}).encode(), "application/json", **headers)
 
-        def _answer(self, status: int, body: bytes, kind: str, **headers: str) -> None:
-            self.send_response(status)
-            self.send_header("content-type", kind)
-            self.send_header("content-length", str(len(body)))
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_about: Any) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    registry.host = f"127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with served(Handler) as address:
+        registry.host = address
         yield registry
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -8,14 +8,13 @@ virtual-host addresses (boto3 uses paths for an IP address anyway).
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from standins.loopback import Answering, served
 
 
 @dataclass
@@ -39,9 +38,7 @@ def etag(content: bytes) -> str:
 def running() -> Iterator[S3]:
     store = S3()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(Answering):
         def do_HEAD(self) -> None:
             self.do_GET()
 
@@ -65,7 +62,7 @@ def running() -> Iterator[S3]:
                 return self._error(404, "NoSuchKey")
             if self.headers.get("if-match", etag(content)) != etag(content):
                 return self._error(412, "PreconditionFailed")
-            return self._answer(200, content, "binary/octet-stream", cut=given == "cut", ETag=etag(content))
+            return self.answer(200, content, "binary/octet-stream", cut=given == "cut", ETag=etag(content))
 
         def _list(self, bucket: str, query: dict[str, str]) -> None:
             keys = sorted(key for key in store.buckets[bucket] if key.startswith(query.get("prefix", "")))
@@ -84,32 +81,11 @@ def running() -> Iterator[S3]:
                 f"<ListBucketResult><Name>{bucket}</Name><KeyCount>{len(page)}</KeyCount><IsTruncated>{str(more).lower()}</IsTruncated>"
                 f"{encoding}{token}{contents}</ListBucketResult>"
             )
-            self._answer(200, body.encode(), "application/xml")
+            self.answer(200, body.encode(), "application/xml")
 
         def _error(self, status: int, code: str) -> None:
-            self._answer(status, f"<Error><Code>{code}</Code><Message>{code} it is</Message></Error>".encode(), "application/xml")
+            self.answer(status, f"<Error><Code>{code}</Code><Message>{code} it is</Message></Error>".encode(), "application/xml")
 
-        def _answer(self, status: int, body: bytes, kind: str, *, cut: bool = False, **headers: str) -> None:
-            self.send_response(status)
-            self.send_header("content-type", kind)
-            self.send_header("content-length", str(len(body)))
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body[: len(body) // 2] if cut else body)
-            self.close_connection = self.close_connection or cut
-
-        def log_message(self, *_about: Any) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    store.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with served(Handler) as address:
+        store.url = f"http://{address}"
         yield store
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -1,10 +1,9 @@
 """Where the registry is: the request, then two environment variables; and what is said when it is nowhere or of no known kind."""
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from standins.loopback import Answering, served
 
 from kfp_components import errors, registry
 from kfp_components.registry.kubeflow import KubeflowRegistry
@@ -50,23 +49,10 @@ def test_what_is_no_mlflow_is_said(tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_another_ones_is_said() -> None:
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_GET(self) -> None:
-            body = b'{"model_versions": 7}'
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer(200, b'{"model_versions": 7}', "application/json")
 
-        def log_message(self, *_about: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        with pytest.raises(errors.RequestInvalid, match=r"reading the versions of ai-ml\.bge: no MLflow is there \(ParseError"):
-            registry.connect(f"http://127.0.0.1:{server.server_port}").find("ai-ml.bge", "v1")
-    finally:
-        server.shutdown()
-        server.server_close()
+    words = r"reading the versions of ai-ml\.bge: no MLflow is there \(ParseError"
+    with served(Handler) as address, pytest.raises(errors.RequestInvalid, match=words):
+        registry.connect(f"http://{address}").find("ai-ml.bge", "v1")
