@@ -10,7 +10,6 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -434,49 +433,35 @@ def revalidate(
     targets = [_target(cluster, model, namespace, rayservice)] if model else rollout.champions(cluster, namespace, rayservice)
     found = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        whole = progress.add_task(f"{len(targets)} model(s)", total=len(targets) * rules.requests)
+        whole = progress.add_task("", total=len(targets))
         for number, target in enumerate(targets):
-            progress.update(whole, description=target.model)
-            run = rollout.open_rollback(target, cluster)
-            done = partial(_advance, progress, whole, number * rules.requests)
-            found.append(_looked_at(run, rules, len(targets), done))
-            progress.update(whole, completed=(number + 1) * rules.requests)
-    demoted = {one.model: _demote(cluster, one) for one in found if rules.demote and one.outcome == "decayed"}
+            shown = partial(_show, progress, whole, number, target.model)
+            try:
+                run = rollout.open_rollback(target, cluster, watch=partial(_show_demotion, progress, whole))
+                found.append(rollout.revalidate_model(run, rules, models=len(targets), tell=shown))
+            except (errors.InputError, errors.TemporaryError) as error:
+                if model:
+                    raise
+                found.append(rollout.not_looked_at(cluster, target, str(error)))
+            shown(1, 1)
     if report_to is not None:
         from kfp_components.report import revalidation
 
         report_to.write_text(revalidation.render([one.as_dict() for one in found]), encoding="utf-8")
     if as_json:
-        print(json.dumps([{**one.as_dict(), "demoted": demoted.get(one.model)} for one in found]))
+        print(json.dumps([one.as_dict() for one in found]))
     else:
         _tell_revalidations(Console(), found)
-        for told in demoted.values():
-            print(told)
     rollout.raise_if_decayed(found)
 
 
-def _looked_at(run: rollout.Run, rules: request.RevalidateRules, models: int, done: Callable[[int], None]) -> rollout.Revalidation:
-    """One model's fault does not stop the others."""
-    try:
-        return rollout.revalidate_model(run, rules, models=models, tell=done)
-    except (errors.InputError, errors.TemporaryError) as error:
-        if models == 1:
-            raise
-        return rollout.not_looked_at(run, str(error))
+def _show(progress: Progress, task: TaskID, before: int, model: str, done: int, number: int) -> None:
+    progress.update(task, description=f"{model}: {done:,} of {number:,}" if number > 1 else model, completed=before + done / number)
 
 
-def _demote(cluster: Cluster, found: rollout.Revalidation) -> str:
-    """What came of it, in a sentence; that one cannot be demoted does not stop the others."""
-    target = request.parse_target({"model": found.model, "namespace": found.namespace, "rayservice": found.rayservice})
-    try:
-        record = rollout.demote_champion(rollout.open_rollback(target, cluster), found.look.sentence)
-    except errors.KfpServingError as error:
-        return f"{found.model}: not demoted: {error}"
-    return f"{found.model}: demoted, users get {record.stable_now} now"
-
-
-def _advance(progress: Progress, task: TaskID, before: int, done: int) -> None:
-    progress.update(task, completed=before + done)
+def _show_demotion(progress: Progress, task: TaskID, record: Release) -> None:
+    at = f" {record.weight_percent:g} %" if record.phase == "canary" else ""
+    progress.update(task, description=f"{record.model}: back to the previous version, {record.phase}{at}")
 
 
 def _tell_revalidations(console: Console, found: list[rollout.Revalidation]) -> None:
@@ -487,7 +472,7 @@ def _tell_revalidations(console: Console, found: list[rollout.Revalidation]) -> 
     console.print(table)
     for one in found:
         if one.outcome != "healthy":
-            console.print(f"{one.model}: {one.look.sentence}", soft_wrap=True, markup=False)
+            console.print(f"{one.model}: {one.sentence}", soft_wrap=True, markup=False)
 
 
 def _ms(value: float | None) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from kfp_components import report, request, rollout, uris
+from kfp_components import errors, report, request, rollout, uris
 from kfp_components.artifact import Lines
+from kfp_components.cluster import Cluster
 from kfp_components.release import Release
 from kfp_components.report import revalidation as report_revalidation
 from kfp_components.rollout.registered import attach_report
@@ -40,8 +41,7 @@ def source(run_id: str, environment: Mapping[str, str]) -> dict[str, str]:
 
 def open_unfinished(model: str, namespace: str, rayservice: str, run_id: str) -> rollout.Run:
     """The run that a rollback or an exit handler continues. Raises `NotFound` when this model was never released."""
-    target = request.parse_target({"model": model, "namespace": namespace, "rayservice": rayservice})
-    return rollout.open_rollback(target, holder=f"kfp/{run_id}" if run_id else None, watch=_Narrator())
+    return rollout.open_rollback(_target(model, namespace, rayservice), holder=f"kfp/{run_id}" if run_id else None, watch=_Narrator())
 
 
 def adopt(
@@ -60,44 +60,47 @@ def adopt(
     """What serves the model is its stable version from now on; with ``undo`` what an earlier adoption made goes. Empty strings: not given."""
     if undo:
         return rollout.undo_adoption(open_unfinished(model, namespace, rayservice, run_id))
-    from kfp_components.cluster.kubernetes import KubernetesCluster
-
-    target = request.parse_target({"model": model, "namespace": namespace, "rayservice": rayservice})
+    target = _target(model, namespace, rayservice)
     asked = rollout.Asked(application or None, route or None, alias or None, version or None, uri or None, model_format)
-    found = rollout.adoption_of(KubernetesCluster(), target, asked)
+    found = rollout.adoption_of(_cluster(), target, asked)
     return rollout.adopt_model(open_run(found.plain | target.model_dump(), run_id))
 
 
 def revalidate(model: str, namespace: str, rayservice: str, rules: Mapping[str, Any], models: int, run_id: str, path: str, red: bool) -> None:
-    """Look at one champion; the page is written whatever is found. Raises as `rollout.raise_if_decayed` where it is to be ``red``."""
-    run = open_unfinished(model, namespace, rayservice, run_id)
+    """Look at one champion; the page is written whatever is found. Raises as `rollout.raise_if_decayed` where it is to be ``red``; else nothing that
+    is this model's, which is noted for `collect_revalidations`."""
     parsed = request.parse_rules(rules)
-    found = rollout.revalidate_model(run, parsed, models=models, run_id=run_id)
-    print(f"{found.outcome}: {found.look.sentence}", flush=True)
+    try:
+        found = rollout.revalidate_model(open_unfinished(model, namespace, rayservice, run_id), parsed, models=models, run_id=run_id, tell=_said())
+    except (errors.InputError, errors.TemporaryError) as error:
+        if red:
+            raise
+        found = rollout.not_looked_at(_cluster(), _target(model, namespace, rayservice), str(error), run_id)
+    print(f"{found.outcome}: {found.sentence}", flush=True)
     write_revalidations([found], path)
-    if found.outcome == "decayed" and parsed.demote:
-        print(_demoted(run, found), flush=True)
     if red:
         rollout.raise_if_decayed([found])
 
 
-def _demoted(run: rollout.Run, found: rollout.Revalidation) -> str:
-    record = rollout.demote_champion(run, found.look.sentence)
-    return f"demoted: users of {record.model} get {record.stable_now} now"
+def _said() -> Callable[[int, int], None]:
+    """A line in the log for each tenth of the answers."""
+
+    def told(done: int, number: int) -> None:
+        if done * 10 // number > (done - 1) * 10 // number:
+            print(f"{done:,} of {number:,} answers", flush=True)
+
+    return told
 
 
 def champions(namespace: str, rayservice: str) -> list[request.ModelTarget]:
     """The models that have a version in front of users; ``rayservice`` may be empty."""
-    from kfp_components.cluster.kubernetes import KubernetesCluster
-
-    return rollout.champions(KubernetesCluster(), namespace, rayservice or None)
+    return rollout.champions(_cluster(), namespace, rayservice or None)
 
 
 def collect_revalidations(namespace: str, rayservice: str, run_id: str, path: str) -> None:
     """One page of what the steps of a run found. Raises as `rollout.raise_if_decayed`."""
-    from kfp_components.cluster.kubernetes import KubernetesCluster
-
-    found = [rollout.last_look(KubernetesCluster(), target, run_id) for target in champions(namespace, rayservice)]
+    cluster = _cluster()
+    found = [rollout.last_look(cluster, target, run_id) for target in champions(namespace, rayservice)]
     write_revalidations(found, path)
     rollout.raise_if_decayed(found)
 
@@ -105,6 +108,16 @@ def collect_revalidations(namespace: str, rayservice: str, run_id: str, path: st
 def write_revalidations(found: Sequence[rollout.Revalidation], path: str) -> None:
     """What was found, as a self-contained page."""
     Path(path).write_text(report_revalidation.render([one.as_dict() for one in found]), encoding="utf-8")
+
+
+def _target(model: str, namespace: str, rayservice: str) -> request.ModelTarget:
+    return request.parse_target({"model": model, "namespace": namespace, "rayservice": rayservice})
+
+
+def _cluster() -> Cluster:
+    from kfp_components.cluster.kubernetes import KubernetesCluster
+
+    return KubernetesCluster()
 
 
 def write_report(release: Release, path: str) -> None:

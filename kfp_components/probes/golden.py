@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from random import Random
 
 from kfp_components import errors, uris
 from kfp_components.probes import Prober, ProbeResult
@@ -38,17 +37,21 @@ def parse(text: str, where: str) -> tuple[SmokeCase, ...]:
 class Answers:
     """What a sample of cases gave: how many were asked and failed, the seconds of each answer, and a few of the problems.
 
-    ``unreachable`` were not answered by anybody, which says nothing about the version: they are in neither number.
+    ``unreachable`` were not answered by anybody, which says nothing about the version: they are in neither number. ``left_out`` were not sent.
     """
 
     requests: int = 0
     failures: int = 0
     unreachable: int = 0
+    left_out: int = 0
     seconds: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def add(self, result: ProbeResult) -> None:
-        """Count one."""
+    def add(self, result: ProbeResult | None) -> None:
+        """Count one; None was not sent."""
+        if result is None:
+            self.left_out += 1
+            return
         if result.unreachable:
             self.unreachable += 1
         else:
@@ -59,11 +62,17 @@ class Answers:
             self.problems.append(result.problem)
 
 
-def ask(prober: Prober, cases: tuple[SmokeCase, ...], number: int, concurrency: int, draw: Random, told: Callable[[int], None]) -> Answers:
-    """``number`` of the cases, drawn with replacement, ``concurrency`` at the same time; ``told`` hears how many are done."""
+def ask(
+    prober: Prober, cases: Sequence[SmokeCase], concurrency: int, told: Callable[[int, int], None], go_on: Callable[[], bool] = lambda: True
+) -> Answers:
+    """What the cases give, ``concurrency`` at the same time. ``told`` hears how many are done of how many; none is sent once ``go_on`` says no."""
     found = Answers()
+
+    def one(case: SmokeCase) -> ProbeResult | None:
+        return prober.run([case])[0] if go_on() else None
+
     with ThreadPoolExecutor(concurrency) as pool:
-        for done, (result,) in enumerate(pool.map(lambda case: prober.run([case]), draw.choices(cases, k=number)), 1):
+        for done, result in enumerate(pool.map(one, cases), 1):
             found.add(result)
-            told(done)
+            told(done, len(cases))
     return found

@@ -14,6 +14,8 @@ from kfp_components.cluster import Cluster, Manifest, Ref
 
 Outcome = Literal["healthy", "decayed", "not enough", "unreachable"]
 LOOKS, PAST = 120, 20
+WHOLE = 3
+"""Of so many looks the cases that failed are kept, and of so many versions before the state of the tests: one that comes back goes on with it."""
 DATA = "revalidation.json"
 
 
@@ -33,6 +35,7 @@ class Look(BaseModel):
     evidence: float = 1.0
     bound: float = 100.0
     failed: list[str] = Field([], description="a few of the cases that failed: request, answer, expectation")
+    demotion: str = Field("", description="what came of giving users the previous version again")
 
 
 class PastVersion(BaseModel):
@@ -43,6 +46,7 @@ class PastVersion(BaseModel):
     version: str
     decayed_unix_s: float | None = None
     sentence: str = ""
+    state: dict[str, Any] = {}
 
 
 class Revalidations(BaseModel):
@@ -55,20 +59,30 @@ class Revalidations(BaseModel):
     version: str
     state: dict[str, Any] = {}
     decayed_unix_s: float | None = Field(None, description="when it was first found to have decayed")
+    demoting: str | None = Field(None, description="the version that users are on the way back to, while they are")
     looks: list[Look] = []
     past: list[PastVersion] = []
 
     def of(self, version: str) -> Revalidations:
-        """The same where it is about that version, else a new beginning."""
+        """The same where it is about that version, else a new beginning; for one that was champion not long ago with what its tests knew."""
         if version == self.version:
             return self
-        last = PastVersion(version=self.version, decayed_unix_s=self.decayed_unix_s, sentence=self.looks[-1].sentence if self.looks else "")
-        return Revalidations(model=self.model, namespace=self.namespace, version=version, past=[*self.past, last][-PAST:])
+        sentence = self.looks[-1].sentence if self.looks else ""
+        last = PastVersion(version=self.version, decayed_unix_s=self.decayed_unix_s, sentence=sentence, state=self.state)
+        past = [*self.past, last][-PAST:]
+        past = [*(one.model_copy(update={"state": {}}) for one in past[:-WHOLE]), *past[-WHOLE:]]
+        known = next((one for one in reversed(past) if one.version == version and one.state), None)
+        state, decayed = (known.state, known.decayed_unix_s) if known else ({}, None)
+        about = {"model": self.model, "namespace": self.namespace, "version": version}
+        return Revalidations(**about, state=state, decayed_unix_s=decayed, past=past)
 
     def looked(self, look: Look, state: dict[str, Any]) -> Revalidations:
-        """With one look more."""
+        """With one look more. Who asked the version that users have did not find them on the way to another."""
         since = self.decayed_unix_s if self.decayed_unix_s is not None or look.outcome != "decayed" else look.unix_s
-        return self.model_copy(update={"looks": [*self.looks, look][-LOOKS:], "state": state, "decayed_unix_s": since})
+        looks = [*self.looks, look][-LOOKS:]
+        looks = [*(one.model_copy(update={"failed": []}) for one in looks[:-WHOLE]), *looks[-WHOLE:]]
+        demoting = None if look.requests else self.demoting
+        return self.model_copy(update={"looks": looks, "state": state, "decayed_unix_s": since, "demoting": demoting})
 
 
 class RevalidationStore:

@@ -44,7 +44,7 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
     ordered = sorted(found, key=lambda one: ORDER.index(str(one["outcome"])))
     lines = ["| model | version | outcome | what was found |", "|---|---|---|---|"]
     for one in ordered:
-        sentence = str(one["sentence"]).replace("|", "\\|")
+        sentence = _told(one).replace("|", "\\|")
         lines.append(f"| {one['model']} | {one['version'] or '-'} | {one['outcome']} | {sentence} |")
     return "\n".join(lines) + "\n"
 
@@ -61,7 +61,7 @@ def _row(one: Mapping[str, Any]) -> dict[str, str]:
         "p95": _ms(one["p95_ms"]),
         "evidence": f"{one['evidence']:.3g} : {one['bound']:,.0f}",
         "since": utc(float(one["since_unix_s"])) if one.get("since_unix_s") else "",
-        "sentence": str(one["sentence"]),
+        "sentence": _told(one),
     }
 
 
@@ -88,7 +88,7 @@ def _model(one: Mapping[str, Any]) -> dict[str, Any]:
     ]
     return {
         "name": f"{one['namespace']}/{one['model']} {one['version']}",
-        "sentence": str(one["sentence"]),
+        "sentence": _told(one),
         "style": STYLES[str(one["outcome"])],
         "failed": one["failed"],
         "plots": [Markup(plot) for plot in plots] if len(asked) > 1 else [],
@@ -97,3 +97,7 @@ def _model(one: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:,.1f}"
+
+
+def _told(one: Mapping[str, Any]) -> str:
+    return "; ".join(str(one[part]) for part in ("sentence", "demotion") if one[part])

@@ -15,6 +15,7 @@ A release that runs is steered from any other process, `open_rollback` connects 
 
 from kfp_components import errors
 from kfp_components.release import Release, ReleaseStore, Watcher
+from kfp_components.request import PromoteRequest, RevalidateRules
 from kfp_components.rollout import journal, registered
 from kfp_components.rollout.adopt import Asked, adopt_model, adoptable, adopted, adoption_of, plan_adoption, plan_undo, undo_adoption
 from kfp_components.rollout.begin import register_model
@@ -26,7 +27,18 @@ from kfp_components.rollout.front import create_alias, create_inference_service
 from kfp_components.rollout.handover import HandOver, undo_yield, yield_field
 from kfp_components.rollout.plan import plan
 from kfp_components.rollout.promote import promote_model
-from kfp_components.rollout.revalidate import Revalidation, champions, last_look, not_looked_at, raise_if_decayed, revalidate_model
+from kfp_components.rollout.revalidate import (
+    Revalidation,
+    Told,
+    champions,
+    demotion_under_way,
+    last_look,
+    look_at,
+    nobody_counts,
+    not_looked_at,
+    note_demotion,
+    raise_if_decayed,
+)
 from kfp_components.rollout.rollback import finish_release, roll_back
 from kfp_components.rollout.run import Run, open_rollback, open_run
 from kfp_components.rollout.smoke import smoke_cases, smoke_inference
@@ -52,6 +64,24 @@ def deploy_model(run: Run) -> Release:
     return promote_model(run)
 
 
+def revalidate_model(
+    run: Run, rules: RevalidateRules | None = None, *, models: int = 1, run_id: str = "", tell: Told = nobody_counts
+) -> Revalidation:
+    """Ask the version that users have its golden set, through the alias as clients do, add that to what its tests know, and say what they say.
+
+    The first look at a version makes its record. ``models``: how many share `RevalidateRules.alpha`; ``tell`` hears how many answers there are.
+    ``run`` is of `open_rollback`. Where nobody can be asked nothing is added: the outcome is ``unreachable``, or ``not enough`` while a release is
+    under way. Traffic is touched only where it decayed and the rules say ``demote``: see `demote_champion`; what came of that is in the look. A
+    demotion that was killed is gone on with first.
+
+    Raises `RequestInvalid` or `NotFound` for cases that cannot be used or do not fit, `Conflict` where another run looked at the same model
+    meanwhile; nothing is written then. Where other models wait for their turn, `not_looked_at` makes that this one's outcome.
+    """
+    rules = rules or RevalidateRules()
+    found = (demotion_under_way(run) if rules.demote else None) or look_at(run, rules, models, run_id, tell)
+    return _demoted(run, found, run_id) if rules.demote and found.outcome == "decayed" else found
+
+
 def demote_champion(run: Run, reason: str) -> Release:
     """Users get the version before the champion again: by one write while it is still kept, else deployed anew and judged by a canary.
 
@@ -59,17 +89,41 @@ def demote_champion(run: Run, reason: str) -> Release:
     and nothing is written, when nobody knows such a version or its request, else as `roll_back` or `promote_with_canary`.
     """
     record = journal.read(run)
-    if record.phase == "promoted" and record.previous is not None:
+    if record.phase == "rolling_back" or (record.phase == "promoted" and record.previous is not None):
         return roll_back(run, reason)
+    return promote_with_canary(run.for_request(_before(run, record)))
+
+
+def _before(run: Run, record: Release) -> PromoteRequest:
+    """The request by which the version before the champion came; of one that comes back now the one that does it."""
     model = f"model {record.namespace}/{record.model}"
     version = run.registry.aliases(run.registered_name).get("previous")
     if version is None:
         raise errors.NotFound(f"{model}: the registry knows no previous version, so {record.stable_now} stays; promote another version")
+    if not record.done and record.candidate_version == version:
+        return record.asked()
     asked = registered.request_of(run.registry.find(run.registered_name, version))
     if asked is None:
         stays = f"so {record.stable_now} stays; promote {version} by its file"
         raise errors.NotFound(f"{model}: the registry does not hold the request of {version}, {stays}")
-    return promote_with_canary(run.for_request(asked))
+    return asked
+
+
+def _demoted(run: Run, found: Revalidation, run_id: str) -> Revalidation:
+    """What was found, with what came of the demotion. One that the surroundings stopped is gone on with by the next look."""
+    to: str | None = None
+    try:
+        record = journal.read(run)
+        back = record.candidate_version == found.version and (record.previous is not None or not record.done)
+        to = record.stable_version if back else _before(run, record).version
+        note_demotion(run, found, run_id, to=to, told=f"users are on the way back to {to}")
+        record = demote_champion(run, found.look.sentence)
+    except errors.TemporaryError as error:
+        return note_demotion(run, found, run_id, to=to, told=f"the demotion is not finished, the next look goes on: {error}")
+    except errors.KfpServingError as error:
+        return note_demotion(run, found, run_id, told=f"it was not demoted: {error}")
+    got = record.stable_now
+    return note_demotion(run, found, run_id, told=f"demoted, users get {got}" if got == to else f"it was not demoted, users get {got}")
 
 
 def _deploy_and_smoke(run: Run, *, first_version: bool) -> None:

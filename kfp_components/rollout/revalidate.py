@@ -10,7 +10,7 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,12 +18,13 @@ from urllib.parse import urlsplit
 
 from kfp_components import artifact, errors, names, probes, uris
 from kfp_components.artifact.content import Away, Reading, Unreadable
+from kfp_components.clock import SystemClock
 from kfp_components.cluster import Cluster
 from kfp_components.judge import decay
 from kfp_components.judge.counts import ArmCounts
 from kfp_components.probes import golden
 from kfp_components.registry import ModelVersion
-from kfp_components.release import Release, records
+from kfp_components.release import Release, ReleaseStore, records
 from kfp_components.release.revalidation import Look, Outcome, Revalidations, RevalidationStore
 from kfp_components.request import ArtifactRules, ModelTarget, RevalidateRules, SmokeCase, parse_target
 from kfp_components.rollout import journal
@@ -33,7 +34,12 @@ from kfp_components.rollout.status import read_status
 from kfp_components.router.ledger import LATENCY_BOUNDS_S
 
 MOST_GOLDEN_MIB = 64
-Told = Callable[[int], None]
+Told = Callable[[int, int], None]
+"""Hears how many answers there are, of how many that are asked for."""
+
+
+def nobody_counts(_done: int, _number: int) -> None:
+    """Where nobody looks."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,11 @@ class Revalidation:
     def outcome(self) -> Outcome:
         """healthy, decayed, not enough or unreachable."""
         return self.look.outcome
+
+    @property
+    def sentence(self) -> str:
+        """What was found, and what came of a demotion."""
+        return f"{self.look.sentence}; {self.look.demotion}" if self.look.demotion else self.look.sentence
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -82,35 +93,31 @@ def champions(cluster: Cluster, namespace: str, rayservice: str | None = None) -
     return found
 
 
-def revalidate_model(
-    run: Run, rules: RevalidateRules | None = None, *, models: int = 1, run_id: str = "", tell: Told = lambda _done: None
-) -> Revalidation:
-    """Ask the version that users have its golden set, through the alias as clients do, add that to what its tests know, and say what they say.
-
-    The first look at a version makes its record. ``models``: how many share `RevalidateRules.alpha`; ``tell`` hears how many answers there are.
-    ``run`` is of `open_rollback`; the release is not touched. Where nobody can be asked nothing is added: the outcome is ``unreachable``, or
-    ``not enough`` while a release is under way. Raises `RequestInvalid` or `NotFound` for a golden set that cannot be used, `Conflict` where
-    another run looked at the same model meanwhile; nothing is written then.
-    """
-    rules = rules or RevalidateRules()
+def look_at(run: Run, rules: RevalidateRules, models: int, run_id: str, tell: Told) -> Revalidation:
+    """One look at what users have; see `rollout.revalidate_model`. Traffic and the release are not touched."""
     record = journal.read(run)
     run.address = record.address
-    store = RevalidationStore(run.cluster, record.model, record.namespace)
+    store = _store(run, record)
     version = record.stable_now
     kept = store.load()
-    if not record.done or version is None:
-        told = f"a release of {record.candidate_version} is {record.phase}; nothing was asked" if not record.done else "no version of it serves"
-        return _found(run, record, version, _not_asked(run, "not enough" if not record.done else "unreachable", told, run_id), kept)
+    if version is None:
+        return _found(run, record, version, _not_asked(run, "unreachable", "no version of it serves", run_id), kept)
     known = (kept or Revalidations(model=record.model, namespace=record.namespace, version=version)).of(version)
+    if not record.done and record.phase != "held":
+        told = f"a release of {record.candidate_version} is {record.phase}; nothing was asked"
+        known = known.looked(_not_asked(run, "not enough", told, run_id), known.state)
+        store.save(known)
+        return _found(run, record, version, known.looks[-1], known)
     registered = _registered(run, version)
     try:
         _assert_serves(run, record)
         cases, protocol_cases = _cases(record, registered, version, rules)
         draw = Random(f"{record.namespace}/{record.model}/{version}/{len(known.looks)}")
         endpoint = run.cluster.endpoint(run.address.alias, record.namespace, names.SERVE_PORT)
-        number = rules.requests if known.state else rules.record_requests
+        drawn = draw.choices(cases + protocol_cases, k=rules.requests if known.state else rules.record_requests)
+        end = run.clock.monotonic() + 60 * rules.max_minutes
         with probes.Prober(endpoint, record.model, run.address.prefix, run.transport) as prober:
-            answers = golden.ask(prober, cases + protocol_cases, number, rules.concurrency, draw, tell)
+            answers = golden.ask(prober, drawn, rules.concurrency, tell, go_on=lambda: run.clock.monotonic() < end)
     except errors.TemporaryError as error:
         look = _not_asked(run, "unreachable", str(error), run_id)
         known = known.looked(look, known.state)
@@ -122,20 +129,53 @@ def revalidate_model(
     return _found(run, record, version, look, known)
 
 
-def not_looked_at(run: Run, why: str) -> Revalidation:
-    """Of a model that could not be looked at, where others are. Reads only; raises `NotFound` without a release record."""
+def not_looked_at(cluster: Cluster, target: ModelTarget, why: str, run_id: str = "") -> Revalidation:
+    """Of a model that could not be looked at, where others are: ``unreachable``. It is noted, if that can be done."""
+    look = Look(unix_s=SystemClock().now_unix_s(), outcome="unreachable", sentence=why, run_id=run_id)
+    known: Revalidations | None = None
+    with contextlib.suppress(errors.KfpServingError):
+        record = ReleaseStore(cluster, target.model, target.namespace).load_record()
+        store = RevalidationStore(cluster, target.model, target.namespace)
+        kept = store.load()
+        if record is not None and record.stable_now is not None:
+            known = (kept or Revalidations(model=record.model, namespace=record.namespace, version=record.stable_now)).of(record.stable_now)
+            known = known.looked(look, known.state)
+            store.save(known)
+    return _as_found(target, known, look)
+
+
+def demotion_under_way(run: Run) -> Revalidation | None:
+    """What was found of a champion whose demotion an earlier run began and did not finish, else None. Reads only."""
+    record = journal.read(run)
+    kept = _store(run, record).load()
+    if kept is None or kept.demoting is None or record.done or not kept.looks:
+        return None
+    back = record.phase == "rolling_back" and record.candidate_version == kept.version
+    if not back and (record.candidate_version, record.stable_version) != (kept.demoting, kept.version):
+        return None
+    return _found(run, record, kept.version, kept.looks[-1], kept)
+
+
+def note_demotion(run: Run, found: Revalidation, run_id: str, *, to: str | None = None, told: str = "") -> Revalidation:
+    """Write down that users are on the way from what decayed back ``to`` a version, or what came of it. That it cannot be written stops nobody."""
     record = journal.current(run)
-    return _found(run, record, record.stable_now, _not_asked(run, "unreachable", why, ""), None)
+    look = found.look.model_copy(update={"demotion": told, "run_id": run_id or found.look.run_id})
+    with contextlib.suppress(errors.KfpServingError):
+        store = _store(run, record)
+        kept = store.load()
+        if kept is not None and kept.version == found.version:
+            store.save(kept.model_copy(update={"demoting": to, "looks": [*kept.looks[:-1], look]}))
+    return replace(found, look=look, looks=(*found.looks[:-1], look))
 
 
 def last_look(cluster: Cluster, target: ModelTarget, run_id: str) -> Revalidation:
     """What the run of that id noted of a model. One whose step noted nothing is ``unreachable``. Reads only; raises `NameTaken`, `Unreachable`."""
     known = RevalidationStore(cluster, target.model, target.namespace).load()
     look = next((look for look in reversed(known.looks) if look.run_id == run_id), None) if known else None
-    if known is None or look is None:
+    if look is None:
         nothing = Look(unix_s=0.0, outcome="unreachable", sentence="its step noted nothing; look at its log", run_id=run_id)
-        return Revalidation(target.model, target.namespace, target.rayservice, None, nothing)
-    return Revalidation(target.model, target.namespace, target.rayservice, known.version, look, tuple(known.looks), known.decayed_unix_s)
+        return _as_found(target, None, nothing)
+    return _as_found(target, known, look)
 
 
 def raise_if_decayed(found: Iterable[Revalidation]) -> None:
@@ -144,8 +184,17 @@ def raise_if_decayed(found: Iterable[Revalidation]) -> None:
     for outcome, raised, told in (("decayed", errors.Decayed, "decayed"), ("unreachable", errors.Unreachable, "could not be asked")):
         those = [one for one in everything if one.outcome == outcome]
         if those:
-            sentences = "; ".join(f"{one.namespace}/{one.model}: {one.look.sentence}" for one in those[:20])
+            sentences = "; ".join(f"{one.namespace}/{one.model}: {one.sentence}" for one in those[:20])
             raise raised(f"{len(those)} of {len(everything)} champion(s) {told}: {sentences}{'; ...' if len(those) > 20 else ''}")
+
+
+def _as_found(target: ModelTarget, known: Revalidations | None, look: Look) -> Revalidation:
+    about = target.model, target.namespace, target.rayservice
+    return Revalidation(*about, known.version, look, tuple(known.looks), known.decayed_unix_s) if known else Revalidation(*about, None, look)
+
+
+def _store(run: Run, record: Release) -> RevalidationStore:
+    return RevalidationStore(run.cluster, record.model, record.namespace)
 
 
 def _found(run: Run, record: Release, version: str | None, look: Look, known: Revalidations | None) -> Revalidation:
@@ -189,16 +238,22 @@ def _judged(
     }
     if not answers.requests:
         return Look(**asked, outcome="unreachable", sentence=answers.problems[0] if answers.problems else "nobody answered"), known.state
+    short = f"; it ended after {rules.max_minutes:g} minutes, {answers.left_out:,} were not asked" if answers.left_out else ""
     counts = ArmCounts(answers.requests, answers.failures, histogram(answers.seconds))
     if not known.state:
+        if 2 * answers.failures >= answers.requests:
+            raise errors.RequestInvalid(
+                f"{version}: {answers.failures:,} of {answers.requests:,} answers failed at the first look, so no record was made that others "
+                f"could be compared with; either the cases do not fit it, or it is broken: {answers.problems[0]}"
+            )
         state = decay.start(
             counts, LATENCY_BOUNDS_S, error_margin=rules.error_margin_percent / 100, latency_margin=rules.latency_margin_percent / 100
         )
-        told = f"{version} is recorded: {answers.failures:,} of {answers.requests:,} answers failed, p95 {asked['p95_ms']:,.1f} ms"
+        told = f"{version} is recorded: {answers.failures:,} of {answers.requests:,} answers failed, p95 {asked['p95_ms']:,.1f} ms{short}"
         return Look(**asked, outcome="not enough", sentence=told), state.model_dump(mode="json")
     state = decay.advance(decay.State.model_validate(known.state), decay.Run(now, counts, LATENCY_BOUNDS_S))
     found = decay.decide(state, version, alpha=rules.alpha, models=models)
-    return Look(**asked, outcome=found.kind, sentence=found.sentence, evidence=found.e), state.model_dump(mode="json")
+    return Look(**asked, outcome=found.kind, sentence=found.sentence + short, evidence=found.e), state.model_dump(mode="json")
 
 
 def histogram(seconds: Sequence[float]) -> tuple[int, ...]:
@@ -235,7 +290,7 @@ def _cases(
     uri = rules.golden_set or told.get("golden_set")
     if uri is not None:
         digest = told.get("golden_set_digest") if uri == told.get("golden_set") else None
-        return golden.parse(_text(uri, digest), uri), ()
+        return _in_time(golden.parse(_text(uri, digest), uri), rules), ()
     health = tuple(probes.health_cases(record.model, asked.options.protocol)) if asked else ()
     cases = asked.options.smoke if asked else ()
     if not cases and not health:
@@ -243,7 +298,11 @@ def _cases(
             f"model {record.namespace}/{record.model} version {version}: nothing to ask; give a golden set (--golden-set, or "
             "options.provenance.golden_set of its next version)"
         )
-    return cases, health
+    return _in_time(tuple(cases), rules), _in_time(health, rules)
+
+
+def _in_time(cases: tuple[SmokeCase, ...], rules: RevalidateRules) -> tuple[SmokeCase, ...]:
+    return cases if rules.timeout_s is None else tuple(case.model_copy(update={"timeout_s": rules.timeout_s}) for case in cases)
 
 
 def _text(uri: str, digest: str | None) -> str:

@@ -120,7 +120,7 @@ def test_two_looks_at_the_same_time_count_once(served: World) -> None:
     look(served)
     other: list[rollout.Revalidation] = []
 
-    def meanwhile(done: int) -> None:
+    def meanwhile(done: int, _number: int) -> None:
         if done == 1:
             other.append(rollout.revalidate_model(served.process().open_rollback(asked()), RULES))
 
