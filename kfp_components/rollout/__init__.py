@@ -13,10 +13,11 @@ A release that runs is steered from any other process, `open_rollback` connects 
 `approve_release`.
 """
 
-from kfp_components import errors
+from functools import partial
+
+from kfp_components import errors, request
 from kfp_components.release import Release, ReleaseStore, Watcher
-from kfp_components.request import PromoteRequest, RevalidateRules
-from kfp_components.rollout import journal, registered
+from kfp_components.rollout import journal, registered, revalidate
 from kfp_components.rollout.adopt import Asked, adopt_model, adoptable, adopted, adoption_of, plan_adoption, plan_undo, undo_adoption
 from kfp_components.rollout.begin import register_model
 from kfp_components.rollout.canary import canary_step, judge_canary, shift_traffic
@@ -27,18 +28,7 @@ from kfp_components.rollout.front import create_alias, create_inference_service
 from kfp_components.rollout.handover import HandOver, undo_yield, yield_field
 from kfp_components.rollout.plan import plan
 from kfp_components.rollout.promote import promote_model
-from kfp_components.rollout.revalidate import (
-    Revalidation,
-    Told,
-    champions,
-    demotion_under_way,
-    last_look,
-    look_at,
-    nobody_counts,
-    not_looked_at,
-    note_demotion,
-    raise_if_decayed,
-)
+from kfp_components.rollout.revalidate import Revalidation, champions, last_look, not_looked_at, raise_if_decayed
 from kfp_components.rollout.rollback import finish_release, roll_back
 from kfp_components.rollout.run import Run, open_rollback, open_run
 from kfp_components.rollout.smoke import smoke_cases, smoke_inference
@@ -65,7 +55,12 @@ def deploy_model(run: Run) -> Release:
 
 
 def revalidate_model(
-    run: Run, rules: RevalidateRules | None = None, *, models: int = 1, run_id: str = "", tell: Told = nobody_counts
+    run: Run,
+    rules: request.RevalidateRules | None = None,
+    *,
+    models: int = 1,
+    run_id: str = "",
+    tell: revalidate.Told = revalidate.nobody_counts,
 ) -> Revalidation:
     """Ask the version that users have its golden set, through the alias as clients do, add that to what its tests know, and say what they say.
 
@@ -77,53 +72,64 @@ def revalidate_model(
     Raises `RequestInvalid` or `NotFound` for cases that cannot be used or do not fit, `Conflict` where another run looked at the same model
     meanwhile; nothing is written then. Where other models wait for their turn, `not_looked_at` makes that this one's outcome.
     """
-    rules = rules or RevalidateRules()
-    found = (demotion_under_way(run) if rules.demote else None) or look_at(run, rules, models, run_id, tell)
+    rules = rules or request.RevalidateRules()
+    found = (revalidate.demotion_under_way(run) if rules.demote else None) or revalidate.look_at(run, rules, models, run_id, tell)
     return _demoted(run, found, run_id) if rules.demote and found.outcome == "decayed" else found
 
 
-def demote_champion(run: Run, reason: str) -> Release:
-    """Users get the version before the champion again: by one write while it is still kept, else deployed anew and judged by a canary.
+def demote_champion(run: Run, champion: str, reason: str, *, to: str | None = None) -> Release:
+    """Users get the version before the ``champion`` again: by one write while it is still kept, else deployed anew and judged by a canary.
 
-    ``run`` is of `open_rollback`. The request by which that version came is taken from the registry; its alias is ``previous``. Raises `NotFound`,
-    and nothing is written, when nobody knows such a version or its request, else as `roll_back` or `promote_with_canary`.
+    ``run`` is of `open_rollback`. The request by which that version came is taken from the registry; its alias is ``previous``. ``to``: the version
+    to which an earlier call was on the way, whose release is gone on with. Raises `NotFound`, and nothing is written, when nobody knows such a
+    version or its request, `Conflict` when users have another one than the champion, else as `roll_back` or `promote_with_canary`.
     """
     record = journal.read(run)
-    if record.phase == "rolling_back" or (record.phase == "promoted" and record.previous is not None):
+    if _goes_back(record, champion):
         return roll_back(run, reason)
-    return promote_with_canary(run.for_request(_before(run, record)))
+    if not record.done and (record.candidate_version, record.stable_version) == (to, champion):
+        if record.phase == "rolling_back":
+            return roll_back(run, reason)
+        return promote_with_canary(run.for_request(record.asked()))
+    return promote_with_canary(run.for_request(_before(run, champion)))
 
 
-def _before(run: Run, record: Release) -> PromoteRequest:
-    """The request by which the version before the champion came; of one that comes back now the one that does it."""
-    model = f"model {record.namespace}/{record.model}"
+def _goes_back(record: Release, champion: str) -> bool:
+    """Whether the champion's own release can be undone, or that has begun."""
+    return record.candidate_version == champion and (record.phase == "rolling_back" or (record.phase == "promoted" and record.previous is not None))
+
+
+def _before(run: Run, champion: str) -> request.PromoteRequest:
+    """The request by which the version before the champion came."""
+    model = f"model {run.request.namespace}/{run.request.model}"
     version = run.registry.aliases(run.registered_name).get("previous")
     if version is None:
-        raise errors.NotFound(f"{model}: the registry knows no previous version, so {record.stable_now} stays; promote another version")
-    if not record.done and record.candidate_version == version:
-        return record.asked()
+        raise errors.NotFound(f"{model}: the registry knows no previous version, so {champion} stays; promote another version")
     asked = registered.request_of(run.registry.find(run.registered_name, version))
     if asked is None:
-        stays = f"so {record.stable_now} stays; promote {version} by its file"
-        raise errors.NotFound(f"{model}: the registry does not hold the request of {version}, {stays}")
+        raise errors.NotFound(f"{model}: the registry does not hold the request of {version}, so {champion} stays; promote {version} by its file")
+    now = journal.read(run).stable_now
+    if version == champion or now != champion:
+        raise errors.Conflict(f"{model}: another run changed what users get meanwhile: {now}, not {champion}")
     return asked
 
 
 def _demoted(run: Run, found: Revalidation, run_id: str) -> Revalidation:
     """What was found, with what came of the demotion. One that the surroundings stopped is gone on with by the next look."""
-    to: str | None = None
+    to = found.demoting
+    note, champion = partial(revalidate.note_demotion, run, found, run_id), str(found.version)
     try:
-        record = journal.read(run)
-        back = record.candidate_version == found.version and (record.previous is not None or not record.done)
-        to = record.stable_version if back else _before(run, record).version
-        note_demotion(run, found, run_id, to=to, told=f"users are on the way back to {to}")
-        record = demote_champion(run, found.look.sentence)
+        if to is None:
+            record = journal.read(run)
+            to = record.stable_version if _goes_back(record, champion) else _before(run, champion).version
+            note(to=to, told=f"users are on the way back to {to}")
+        record = demote_champion(run, champion, found.look.sentence, to=to)
     except errors.TemporaryError as error:
-        return note_demotion(run, found, run_id, to=to, told=f"the demotion is not finished, the next look goes on: {error}")
+        return note(to=to, told=f"the demotion is not finished, the next look goes on: {error}")
     except errors.KfpServingError as error:
-        return note_demotion(run, found, run_id, told=f"it was not demoted: {error}")
+        return note(told=f"it was not demoted: {error}")
     got = record.stable_now
-    return note_demotion(run, found, run_id, told=f"demoted, users get {got}" if got == to else f"it was not demoted, users get {got}")
+    return note(told=f"demoted, users get {got}" if got == to else f"it was not demoted, users get {got}")
 
 
 def _deploy_and_smoke(run: Run, *, first_version: bool) -> None:

@@ -54,6 +54,8 @@ class Revalidation:
     looks: tuple[Look, ...] = ()
     since_unix_s: float | None = None
     """When it was first found to have decayed."""
+    demoting: str | None = None
+    """The version that users were on the way back to when an earlier run was stopped."""
 
     @property
     def outcome(self) -> Outcome:
@@ -130,7 +132,7 @@ def look_at(run: Run, rules: RevalidateRules, models: int, run_id: str, tell: To
 
 
 def not_looked_at(cluster: Cluster, target: ModelTarget, why: str, run_id: str = "") -> Revalidation:
-    """Of a model that could not be looked at, where others are: ``unreachable``. It is noted, if that can be done."""
+    """Of a model that could not be looked at, where others are. Raises nothing: where this cannot be noted (`Unreachable`), nothing is written."""
     look = Look(unix_s=SystemClock().now_unix_s(), outcome="unreachable", sentence=why, run_id=run_id)
     known: Revalidations | None = None
     with contextlib.suppress(errors.KfpServingError):
@@ -148,12 +150,13 @@ def demotion_under_way(run: Run) -> Revalidation | None:
     """What was found of a champion whose demotion an earlier run began and did not finish, else None. Reads only."""
     record = journal.read(run)
     kept = _store(run, record).load()
-    if kept is None or kept.demoting is None or record.done or not kept.looks:
+    if kept is None or kept.demoting is None or not kept.looks:
         return None
-    back = record.phase == "rolling_back" and record.candidate_version == kept.version
-    if not back and (record.candidate_version, record.stable_version) != (kept.demoting, kept.version):
+    back = record.candidate_version == kept.version and record.phase in ("promoted", "rolling_back")
+    anew = not record.done and (record.candidate_version, record.stable_version) == (kept.demoting, kept.version)
+    if not (back or anew):
         return None
-    return _found(run, record, kept.version, kept.looks[-1], kept)
+    return replace(_found(run, record, kept.version, kept.looks[-1], kept), demoting=kept.demoting)
 
 
 def note_demotion(run: Run, found: Revalidation, run_id: str, *, to: str | None = None, told: str = "") -> Revalidation:

@@ -19,7 +19,7 @@ from kfp_components.clock import Clock
 from kfp_components.cluster import Ref
 from kfp_components.cluster.faults import Fault, Record, Script, T
 from kfp_components.release import Release
-from kfp_components.request import PromoteRequest
+from kfp_components.request import PromoteRequest, RevalidateRules
 
 LEASE_S = 20.0
 AWAY_S = 600.0
@@ -48,8 +48,12 @@ class Scenario:
     before: Callable[[], World] | None = None
     """As it was before the release, where ``make`` has begun one."""
     candidate: str = "v2"
+    replaces: str | None = None
+    """What is `previous` when it is promoted."""
     beyond: str | None = None
     """Only calls that come after those that are the other scenario's too are disturbed."""
+    every: int = 5
+    """Of the calls that differ the fast ring disturbs every fifth one, another fifth for each kind of fault; the full ring all of them."""
 
 
 MARGINS = {name: 5.0 for name in ("error_margin_percent", "client_error_margin_percent", "disconnect_margin_percent")}
@@ -137,6 +141,49 @@ def _steered(process: Process, word: str, request: PromoteRequest, there: Callab
     return process.promote(request)
 
 
+DEMOTE = RevalidateRules(requests=1, record_requests=100, concurrency=1, latency_margin_percent=1000, error_margin_percent=50, demote=True)
+"""A look is one request here: what the tests know already accuses the champion."""
+
+
+def _deployed() -> World:
+    """v1 is the first version."""
+    world = World(rate_per_s=400.0)
+    world.rayservice("applications: []\n")
+    world.deploy(FIRST)
+    return world
+
+
+def _decayed(keep_s: float) -> World:
+    """Then v2 was promoted, and answers wrongly since: one look more, and it has decayed."""
+    world = _deployed()
+    world.promote(asked("v2", lease_s=LEASE_S, judge=REQUEST.options.judge.model_dump(), watch_s=2.0, keep_previous_s=keep_s))
+    looking = DEMOTE.model_copy(update={"requests": 100, "demote": False})
+    _look(world.process(), looking)
+    world.serve.behaviour(f"{MODEL}-v2").probe = lambda _n: False
+    while _look(world.process(), looking).outcome != "decayed":
+        world.clock.sleep(3600.0)
+    return world
+
+
+def _look(process: Process, rules: RevalidateRules) -> rollout.Revalidation:
+    return rollout.revalidate_model(process.open_rollback(REQUEST), rules)
+
+
+def _demote(process: Process) -> Release:
+    """As the command does it that looks at this model alone. What came of a demotion is no error of it: users have the champion, or the one before."""
+    try:
+        found = _look(process, DEMOTE)
+    except errors.Conflict as error:
+        raise errors.ReleaseHeld(str(error)) from error
+    record = process.world.record()
+    if found.look.demotion == "demoted, users get v1" or (found.outcome == "not enough" and record.stable_now == "v1"):
+        return record
+    told = f"{found.sentence}; users get {record.stable_now}"
+    if any(words in told for words in ("another run", "another request", "lost to nobody")):
+        raise errors.ReleaseHeld(told)
+    raise {"rolled_back": errors.RolledBack, "held": errors.Inconclusive}.get(record.phase, errors.ReleaseLeft)(told)
+
+
 def _canary(record: Release) -> bool:
     return record.phase == "canary" and record.weight_percent > 0
 
@@ -200,6 +247,29 @@ SCENARIOS = {
             0,
             works=(("v1",), ("v2",)),
             beyond="good",
+        ),
+        Scenario(
+            "demote-kept",
+            functools.partial(_decayed, 86_400.0),
+            _demote,
+            "rolled_back",
+            "rolled_back",
+            0,
+            works=(("v1",), ("v2",)),
+            before=_deployed,
+        ),
+        Scenario(
+            "demote",
+            functools.partial(_decayed, 2.0),
+            _demote,
+            "promoted",
+            "promoted",
+            0,
+            works=(("v2",), ("v1",)),
+            candidate="v1",
+            replaces="v2",
+            every=15,
+            beyond="demote-kept",
         ),
     )
 }
@@ -391,8 +461,8 @@ class Case:
         if scenario.works[0][0].startswith("nothing") and scenario.then != "promoted":
             self._must("champion" not in aliases, "names", f"champion is {aliases.get('champion')}, and nothing serves")
             return
-        replaced = scenario.then == "promoted" and scenario.candidate == "v2"
-        self._must(aliases.get("previous") == ("v1" if replaced else None), "names", f"previous is {aliases.get('previous')}")
+        replaced = scenario.replaces or ("v1" if scenario.then == "promoted" and scenario.candidate == "v2" else None)
+        self._must(aliases.get("previous") == replaced, "names", f"previous is {aliases.get('previous')}")
         said = world.said()
         if not self.front["the stub"] and scenario.then != "promoted":
             said = {"users": said["users"], "champion": said["champion"]}  # there was no stub before
@@ -461,13 +531,10 @@ def different(scenario: str, kind: str) -> list[int]:
     return sorted({same + 1, *found.values()})
 
 
-EVERY = 5
-"""Of the calls that differ the fast ring disturbs every fifth one, another fifth for each kind of fault; the full ring all of them."""
-
-
 def spread(scenario: str, kind: str) -> list[int]:
     """The calls of the fast ring."""
-    return different(scenario, kind)[KINDS.index(kind) % EVERY :: EVERY]
+    every = SCENARIOS[scenario].every
+    return different(scenario, kind)[KINDS.index(kind) % every :: every]
 
 
 # --- what came out ------------------------------------------------------------------------------------------------------------------

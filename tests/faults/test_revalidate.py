@@ -144,7 +144,7 @@ def test_a_champion_that_decayed_is_demoted_by_the_safe_path(world: World, keep_
     world.promote(asked("v2", keep_previous_s=keep_s))
     applications = set(world.serve.applications())
     assert (f"{MODEL}-v1" in applications) == (keep_s > 2.0)
-    record = rollout.demote_champion(world.process().open_rollback(asked()), "it decayed")
+    record = rollout.demote_champion(world.process().open_rollback(asked()), "v2", "it decayed")
     assert record.stable_now == "v1" and world.users_get() == ("v1",) and not world.serve.lost and not world.serve.failed
     aliases = world.registry.aliases(REGISTERED)
     assert aliases["champion"] == "v1" and "candidate" not in aliases
@@ -155,8 +155,8 @@ def test_a_champion_that_decayed_is_demoted_by_the_safe_path(world: World, keep_
 def test_nothing_is_touched_where_nobody_knows_what_was_before(served: World) -> None:
     text = served.text()
     with pytest.raises(errors.NotFound, match="the registry does not hold the request of v1, so v2 stays"):
-        rollout.demote_champion(served.process().open_rollback(asked()), "it decayed")
+        rollout.demote_champion(served.process().open_rollback(asked()), "v2", "it decayed")
     served.registry.move(REGISTERED, "previous", None)
     with pytest.raises(errors.NotFound, match="the registry knows no previous version, so v2 stays"):
-        rollout.demote_champion(served.process().open_rollback(asked()), "it decayed")
+        rollout.demote_champion(served.process().open_rollback(asked()), "v2", "it decayed")
     assert served.text() == text
