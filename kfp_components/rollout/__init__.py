@@ -13,7 +13,7 @@ A release that runs is steered from any other process, `open_rollback` connects 
 `approve_release`.
 """
 
-from functools import partial
+import functools
 
 from kfp_components import errors, request
 from kfp_components.release import Release, ReleaseStore, Watcher
@@ -117,7 +117,7 @@ def _before(run: Run, champion: str) -> request.PromoteRequest:
 def _demoted(run: Run, found: Revalidation, run_id: str) -> Revalidation:
     """What was found, with what came of the demotion. One that the surroundings stopped is gone on with by the next look."""
     to = found.demoting
-    note, champion = partial(revalidate.note_demotion, run, found, run_id), str(found.version)
+    note, champion = functools.partial(revalidate.note_demotion, run, found, run_id), str(found.version)
     try:
         if to is None:
             record = journal.read(run)

@@ -8,6 +8,7 @@ import pytest
 from memory_world import MODEL, NAMESPACE, REGISTERED, World, asked, live
 
 from kfp_components import errors, rollout
+from kfp_components.clock import ManualClock
 from kfp_components.cluster import Ref
 from kfp_components.report import revalidation as page
 from kfp_components.request import RevalidateRules
@@ -99,6 +100,57 @@ def test_another_champion_begins_anew_and_the_old_one_is_remembered(served: Worl
     assert found.version == "v3" and "v3 is recorded" in found.look.sentence and len(found.looks) == 1
 
 
+def test_a_version_that_comes_back_goes_on_with_its_own_record(world: World) -> None:
+    world.rayservice("applications: []\n")
+    world.deploy(asked("v1"))
+    look(world), look(world)
+    world.promote(asked("v2", keep_previous_s=5 * DAY_S))
+    look(world)
+    world.process().roll_back(asked())
+    found = look(world)
+    assert (found.version, found.outcome, found.look.requests) == ("v1", "healthy", 100), found.look.sentence
+
+
+def test_of_one_that_fails_mostly_no_record_is_made(served: World) -> None:
+    """Else it would be healthy for ever."""
+    wrong(served, 50)
+    with pytest.raises(errors.RequestInvalid, match="v2: 100 of 200 answers failed at the first look, so no record was made"):
+        look(served)
+    assert served.cluster.get(Ref("ConfigMap", f"{MODEL}-revalidation", NAMESPACE)) is None
+    wrong(served, 49)
+    assert "v2 is recorded: 98 of 200" in look(served).look.sentence
+
+
+def test_a_look_ends_when_its_time_is_over_and_says_so(served: World) -> None:
+    look(served)
+
+    def told(done: int, _number: int) -> None:
+        if done == 60:
+            ManualClock.sleep(served.clock, 61.0)
+
+    found = look(served, RULES.model_copy(update={"max_minutes": 1.0}), tell=told)
+    assert 60 <= found.look.requests < 100
+    assert f"it ended after 1 minutes, {100 - found.look.requests} were not asked" in found.look.sentence
+
+
+def test_what_could_not_be_looked_at_is_noted_and_adds_nothing_to_the_evidence(served: World) -> None:
+    (target,) = rollout.champions(served.cluster, NAMESPACE)
+    assert "its step noted nothing" in rollout.last_look(served.cluster, target, "run-1").sentence
+    look(served)
+    rollout.not_looked_at(served.cluster, target, "its golden set is away", "run-1")
+    found = rollout.last_look(served.cluster, target, "run-1")
+    assert (found.outcome, found.sentence, found.version) == ("unreachable", "its golden set is away", "v2")
+    assert look(served).outcome == "healthy"
+
+
+def test_what_serves_is_looked_at_while_a_candidate_is_held(served: World) -> None:
+    look(served)
+    served.rate_per_s = 0.0
+    with pytest.raises(errors.Inconclusive):
+        served.promote(asked("v3", judge={"judge_latency": False, "tick_s": 5.0, "max_minutes": 0.2}))
+    assert look(served).outcome == "healthy"
+
+
 def test_a_golden_set_is_asked_and_a_changed_one_is_refused(world: World, tmp_path: Path) -> None:
     golden = tmp_path / "golden.jsonl"
     golden.write_text(
@@ -150,6 +202,48 @@ def test_a_champion_that_decayed_is_demoted_by_the_safe_path(world: World, keep_
     assert aliases["champion"] == "v1" and "candidate" not in aliases
     assert aliases.get("previous") == ("v2" if keep_s == 2.0 else None)
     assert len(set(world.said().values())) == 1
+
+
+def decayed(world: World) -> RevalidateRules:
+    """v2 after v1, and accused; the rules demote."""
+    world.rayservice("applications: []\n")
+    world.deploy(asked("v1"))
+    world.promote(asked("v2"))
+    look(world)
+    wrong(world, 100)
+    while look(world).outcome != "decayed":
+        pass
+    return RULES.model_copy(update={"demote": True})
+
+
+def test_a_look_demotes_where_the_rules_say_so_and_the_next_one_is_about_who_came_back(world: World) -> None:
+    rules = decayed(world)
+    found = look(world, rules, run_id="run-1")
+    assert (found.version, found.outcome, found.look.demotion) == ("v2", "decayed", "demoted, users get v1")
+    assert "demoted, users get v1" in page.render([found.as_dict()]) and world.users_get() == ("v1",)
+    (target,) = rollout.champions(world.cluster, NAMESPACE)
+    assert rollout.last_look(world.cluster, target, "run-1").sentence == found.sentence
+    with pytest.raises(errors.Decayed, match="demoted, users get v1"):
+        rollout.raise_if_decayed([found])
+    assert look(world, rules).version == "v1"
+
+
+def test_one_that_comes_back_and_does_not_start_leaves_the_champion(world: World) -> None:
+    rules = decayed(world)
+    world.serve.behaviour(f"{MODEL}-v1").status = "DEPLOY_FAILED"
+    found = look(world, rules)
+    assert found.outcome == "decayed" and "it was not demoted: " in found.look.demotion, found.look.demotion
+    assert world.users_get() == ("v2",) and len(set(world.said().values())) == 1
+
+
+def test_another_release_is_not_taken_for_a_demotion(world: World) -> None:
+    rules = decayed(world)
+    world.serve.behaviour(f"{MODEL}-v2").probe = lambda _n: True
+    world.killed_when(lambda record: record.phase == "canary", asked("v3"))
+    world.serve.behaviour(f"{MODEL}-v2").probe = lambda _n: False
+    found = look(world, rules)
+    assert found.outcome == "not enough" and "a release of v3 is canary" in found.sentence
+    assert world.record().candidate_version == "v3"
 
 
 def test_nothing_is_touched_where_nobody_knows_what_was_before(served: World) -> None:

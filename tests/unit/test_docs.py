@@ -22,11 +22,17 @@ def test_the_request_of_the_readme_is_valid() -> None:
 
 
 def test_the_snippet_for_argo_cd_is_the_one_that_yield_prints() -> None:
-    _, text = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    _, _, text = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     filled = handover.ARGO_CD.format(name="ai-inference", namespace="ai-ml", file="")
     (printed,) = re.findall(r"^spec:\n.*?\n\n", filled, re.DOTALL | re.MULTILINE)
     told, wanted = yaml.safe_load(text), yaml.safe_load(printed)
     assert wanted["spec"]["ignoreDifferences"][0].pop("namespace") == "ai-ml" and told == wanted
+
+
+def test_the_rules_for_re_validation_are_taken_and_show_the_defaults() -> None:
+    _, text, _ = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    told = yaml.safe_load(text)
+    assert request.parse_rules(told) == request.RevalidateRules(golden_set=told["golden_set"])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
