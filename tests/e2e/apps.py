@@ -39,7 +39,8 @@ async def _embed(request: Request) -> JSONResponse:
     fail_every = _settings.get("fail_every")
     if fail_every and _asked % fail_every == 0:
         return JSONResponse({"error": "declared fault"}, status_code=500)
-    return JSONResponse({"count": len(body["texts"]), "version": _settings.get("version")})
+    wrong = _asked % 3 == 0 and "wrong_while" in _settings and Path(_settings["wrong_while"]).exists()
+    return JSONResponse({"count": -1 if wrong else len(body["texts"]), "version": _settings.get("version")})
 
 
 async def _pid(_request: Request) -> JSONResponse:
