@@ -439,7 +439,7 @@ def revalidate(
             try:
                 run = rollout.open_rollback(target, cluster, watch=partial(_show_demotion, progress, whole))
                 found.append(rollout.revalidate_model(run, rules, models=len(targets), tell=shown))
-            except (errors.InputError, errors.TemporaryError) as error:
+            except errors.KfpServingError as error:
                 if model:
                     raise
                 found.append(rollout.not_looked_at(cluster, target, str(error)))

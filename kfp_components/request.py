@@ -101,8 +101,8 @@ class SmokeCase(_Part):
     @field_validator("path")
     @classmethod
     def _below_the_route(cls, path: str) -> str:
-        if not path.startswith("/") or "://" in path or ".." in path.split("/"):
-            raise ValueError(f"{path!r} must start with / and stay below the model's route")
+        if not path.startswith("/") or "://" in path or ".." in path.split("/") or not path.isprintable():
+            raise ValueError("it must start with /, stay below the model's route and be printable")
         return path
 
     @field_validator("expect", "expect_shape")

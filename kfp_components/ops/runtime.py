@@ -72,7 +72,7 @@ def revalidate(model: str, namespace: str, rayservice: str, rules: Mapping[str, 
     parsed = request.parse_rules(rules)
     try:
         found = rollout.revalidate_model(open_unfinished(model, namespace, rayservice, run_id), parsed, models=models, run_id=run_id, tell=_said())
-    except (errors.InputError, errors.TemporaryError) as error:
+    except errors.KfpServingError as error:
         if red:
             raise
         found = rollout.not_looked_at(_cluster(), _target(model, namespace, rayservice), str(error), run_id)

@@ -13,17 +13,20 @@ from kfp_components.request import SmokeCase, parse_case
 
 MOST_CASES = 100_000
 KEPT_PROBLEMS = 5
+NOBODY = 20
+"""After so many requests that nobody answered, and none that somebody did, there is nobody."""
 
 
 def parse(text: str, where: str) -> tuple[SmokeCase, ...]:
     """The cases of a golden set that is at ``where``. Raises `RequestInvalid` naming the line that is none, and for an empty one."""
     cases = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):  # splitlines ends lines within JSON strings too
         if not line.strip():
             continue
         try:
             values = json.loads(line)
-        except ValueError as error:
+            json.dumps(values, ensure_ascii=False, allow_nan=False).encode()  # it is to be sent
+        except (ValueError, RecursionError) as error:
             raise errors.RequestInvalid(f"golden set {uris.shown(where)}, line {number}: not JSON ({error}); one smoke case in each line") from error
         cases.append(parse_case(values, f"golden set {uris.shown(where)}, line {number}"))
         if len(cases) > MOST_CASES:
@@ -57,7 +60,8 @@ class Answers:
         else:
             self.requests += 1
             self.failures += result.problem is not None
-            self.seconds.append(result.seconds)
+            if result.seconds:  # of a connection that broke nobody knows
+                self.seconds.append(result.seconds)
         if result.problem is not None and len(self.problems) < KEPT_PROBLEMS and result.problem not in self.problems:
             self.problems.append(result.problem)
 
@@ -65,14 +69,23 @@ class Answers:
 def ask(
     prober: Prober, cases: Sequence[SmokeCase], concurrency: int, told: Callable[[int, int], None], go_on: Callable[[], bool] = lambda: True
 ) -> Answers:
-    """What the cases give, ``concurrency`` at the same time. ``told`` hears how many are done of how many; none is sent once ``go_on`` says no."""
+    """What the cases give, ``concurrency`` at the same time. ``told`` hears how many are done of how many; none is sent once ``go_on`` says no.
+
+    One that nobody answered is sent once more. Where nobody answers at all, the rest is not sent.
+    """
     found = Answers()
 
     def one(case: SmokeCase) -> ProbeResult | None:
-        return prober.run([case])[0] if go_on() else None
+        for _ in range(2):
+            if not go_on() or (found.unreachable >= NOBODY and not found.requests):
+                return None
+            (result,) = prober.run([case])
+            if not result.unreachable:
+                break
+        return result
 
     with ThreadPoolExecutor(concurrency) as pool:
-        for done, result in enumerate(pool.map(one, cases), 1):
-            found.add(result)
+        for done, answer in enumerate(pool.map(one, cases), 1):
+            found.add(answer)
             told(done, len(cases))
     return found

@@ -33,7 +33,7 @@ def render(found: Sequence[Mapping[str, Any]]) -> str:
             outcome=STYLES[str(ordered[0]["outcome"])] if ordered else "open",
             told=", ".join(f"{number} {outcome}" for outcome, number in counts if number) or "no model",
             rows=[_row(one) for one in ordered],
-            models=[_model(one) for one in ordered[:SHOWN_PLOTS] if one["looks"]],
+            models=[_model(one) for one in ordered[:SHOWN_PLOTS]],
             left_out=max(0, len(ordered) - SHOWN_PLOTS),
         )
     )
@@ -87,7 +87,7 @@ def _model(one: Mapping[str, Any]) -> dict[str, Any]:
         ),
     ]
     return {
-        "name": f"{one['namespace']}/{one['model']} {one['version']}",
+        "name": f"{one['namespace']}/{one['model']} {one['version'] or ''}",
         "sentence": _told(one),
         "style": STYLES[str(one["outcome"])],
         "failed": one["failed"],

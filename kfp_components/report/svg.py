@@ -108,8 +108,10 @@ def time_ticks(end_s: float) -> list[tuple[float, str]]:
 
 
 def duration(seconds: float) -> str:
-    """``45 s``, ``2 min``, ``2 min 30 s``, ``1 h 5 min``."""
+    """``45 s``, ``2 min``, ``2 min 30 s``, ``1 h 5 min``, from three days on ``3 d 4 h``."""
     whole = round(seconds)
+    if whole >= 3 * 86400:
+        return " ".join([f"{whole // 86400} d"] + [f"{whole % 86400 // 3600} h"] * bool(whole % 86400 // 3600))
     hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
     parts = [f"{hours} h"] * bool(hours) + [f"{minutes} min"] * bool(minutes) + [f"{rest} s"] * bool(rest and not hours)
     return " ".join(parts) or "0 s"

@@ -34,6 +34,9 @@ from kfp_components.rollout.status import read_status
 from kfp_components.router.ledger import LATENCY_BOUNDS_S
 
 MOST_GOLDEN_MIB = 64
+SETTLE_S = 30.0
+"""Ray calls every application of a RayService DEPLOYING for a moment when another one is written, and it goes on answering."""
+
 Told = Callable[[int, int], None]
 """Hears how many answers there are, of how many that are asked for."""
 
@@ -112,7 +115,7 @@ def look_at(run: Run, rules: RevalidateRules, models: int, run_id: str, tell: To
         return _found(run, record, version, known.looks[-1], known)
     registered = _registered(run, version)
     try:
-        _assert_serves(run, record)
+        run.persist(lambda: _assert_serves(run, record))
         cases, protocol_cases = _cases(record, registered, version, rules)
         draw = Random(f"{record.namespace}/{record.model}/{version}/{len(known.looks)}")
         endpoint = run.cluster.endpoint(run.address.alias, record.namespace, names.SERVE_PORT)
@@ -182,13 +185,16 @@ def last_look(cluster: Cluster, target: ModelTarget, run_id: str) -> Revalidatio
 
 
 def raise_if_decayed(found: Iterable[Revalidation]) -> None:
-    """Make the run red: raise `Decayed` naming each champion that decayed, else `Unreachable` naming those that nobody could ask."""
+    """Make the run red: raise `Decayed` naming each champion that decayed, else `Unreachable`, and either names those that nobody could ask."""
     everything = list(found)
-    for outcome, raised, told in (("decayed", errors.Decayed, "decayed"), ("unreachable", errors.Unreachable, "could not be asked")):
-        those = [one for one in everything if one.outcome == outcome]
-        if those:
-            sentences = "; ".join(f"{one.namespace}/{one.model}: {one.sentence}" for one in those[:20])
-            raise raised(f"{len(those)} of {len(everything)} champion(s) {told}: {sentences}{'; ...' if len(those) > 20 else ''}")
+    decayed, away = ([one for one in everything if one.outcome == outcome] for outcome in ("decayed", "unreachable"))
+    told = [
+        f"{len(those)} of {len(everything)} champion(s) {what}: " + "; ".join(f"{one.namespace}/{one.model}: {one.sentence}" for one in those[:20])
+        for those, what in ((decayed, "decayed"), (away, "could not be asked"))
+        if those
+    ]
+    if told:
+        raise (errors.Decayed if decayed else errors.Unreachable)(". ".join(told))
 
 
 def _as_found(target: ModelTarget, known: Revalidations | None, look: Look) -> Revalidation:
@@ -219,9 +225,14 @@ def _not_asked(run: Run, outcome: Outcome, sentence: str, run_id: str) -> Look:
 
 def _assert_serves(run: Run, record: Release) -> None:
     """Raise `Unreachable` unless users get the version of the record, and it runs: what answers else says nothing about it."""
-    status = read_status(run.cluster, record, clock=run.clock, transport=run.transport)
-    if not status.ready or status.traffic != {record.stable_now: 100.0}:
-        raise errors.Unreachable("; ".join(status.notes) or f"users do not get {record.stable_now} alone")
+    end = run.clock.monotonic() + SETTLE_S
+    while True:
+        status = read_status(run.cluster, record, clock=run.clock, transport=run.transport)
+        if status.ready and status.traffic == {record.stable_now: 100.0}:
+            return
+        if not any("DEPLOYING" in note for note in status.notes) or run.clock.monotonic() >= end:
+            raise errors.Unreachable("; ".join(status.notes) or f"users do not get {record.stable_now} alone")
+        run.clock.sleep(1.0)
 
 
 def _judged(

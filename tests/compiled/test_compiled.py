@@ -85,3 +85,13 @@ def test_the_canary_is_flat_with_an_exit_handler() -> None:
     assert [name for name in inner if name.startswith("canary-step")] == ["canary-step", "canary-step-2", "canary-step-3"]
     assert "promote-model" in inner
     assert not any("condition" in name or "loop" in name for name in inner)
+
+
+def test_what_makes_a_run_over_many_models_red_is_no_exit_hook() -> None:
+    """KFP's backend makes a task with a trigger policy a hook of the task before it, and loses those of loops: the run would be green."""
+    (document,) = load(COMPILED / "revalidate_namespace.yaml")
+    tasks = document["root"]["dag"]["tasks"]
+    assert set(tasks) == {"list-champions", "for-loop-1", "collect-revalidations"}
+    assert tasks["collect-revalidations"]["dependentTasks"] == ["for-loop-1"] and "triggerPolicy" not in tasks["collect-revalidations"]
+    (step,) = document["components"]["comp-for-loop-1"]["dag"]["tasks"].values()
+    assert step["inputs"]["parameters"]["red"] == {"runtimeValue": {"constant": False}}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from patience import until
 from test_pipelines import run_pipeline
 from test_rollout import assert_promoted
 from world import NAMESPACE, RAYSERVICE, first, record_of, snapshot, tiny
@@ -15,7 +14,6 @@ from world import NAMESPACE, RAYSERVICE, first, record_of, snapshot, tiny
 from kfp_components import names, registry, rollout
 from kfp_components.cluster import Ref
 from kfp_components.cluster.kubernetes import KubernetesCluster
-from kfp_components.release import Release
 from kfp_components.release.revalidation import Look, Revalidations, RevalidationStore
 from kfp_components.request import RevalidateRules, parse_target
 
@@ -33,12 +31,6 @@ def kept(cluster: KubernetesCluster, model: str) -> Revalidations:
     found = RevalidationStore(cluster, model, NAMESPACE).load()
     assert found is not None
     return found
-
-
-def settled(cluster: KubernetesCluster, *models: str) -> None:
-    """Serve calls every application DEPLOYING for a moment when the configuration was written, and one that is DEPLOYING is not asked."""
-    for model in models:
-        until(lambda model=model: rollout.read_status(cluster, Release.model_validate(record_of(cluster, model))).ready, f"{model} to be ready")
 
 
 def look(cluster: KubernetesCluster, model: str, models: int = 1) -> Look:
@@ -71,7 +63,6 @@ def revalidate_all(folder: Path) -> tuple[subprocess.CompletedProcess[str], list
 def test_a_champion_is_recorded_and_then_compared_with_its_record(cluster: KubernetesCluster, tmp_path: Path) -> None:
     model = "nightly"
     first(cluster, tiny(model, "v1", smoke=[SMOKE]))
-    settled(cluster, model)
     values: dict[str, Any] = {"model": model, "namespace": NAMESPACE, "rayservice": RAYSERVICE, "rules": RULES}
     for outcome, requests in (("not enough", 300), ("healthy", 120)):
         done = run_pipeline("revalidate", values, tmp_path)
@@ -91,7 +82,6 @@ def test_the_one_that_decayed_comes_first_and_none_stops_the_others(cluster: Kub
     fault = tmp_path / "fault"
     for model in ("fading", "lost", "steady"):
         first(cluster, tiny(model, "v1", args={"wrong_while": str(fault)} if model == "fading" else None, smoke=[SMOKE]))
-    settled(cluster, "fading", "lost", "steady")
     done, page = revalidate_all(tmp_path / "recorded")
     assert done.returncode == 0, told(done)
     assert page == [("fading", "not enough"), ("lost", "not enough"), ("steady", "not enough")]
@@ -115,7 +105,6 @@ def test_a_champion_that_decayed_is_demoted_and_nobody_notices(cluster: Kubernet
     with users(model) as sending:
         rollout.promote_with_canary(rollout.open_run(tiny(model, "v2", args={"wrong_while": str(fault)}, smoke=[SMOKE]), cluster))
         assert_promoted(cluster, model, "v2", "v1")
-        settled(cluster, model)
         recorded = look(cluster, model)
         assert (recorded.requests, recorded.failures) == (300, 0), recorded
         fault.touch()
@@ -126,12 +115,11 @@ def test_a_champion_that_decayed_is_demoted_and_nobody_notices(cluster: Kubernet
         sending.wait_for_answers(20)
         tally = sending.stop()
     assert done.returncode != 0 and "Decayed: 1 of 1 champion(s) decayed" in told(done), told(done)
-    assert f"demoted: users of {model} get v1 now" in done.stdout, told(done)
+    assert "demoted, users get v1" in done.stdout, told(done)
     assert_promoted(cluster, model, "v1", "v2")
     assert {20.0, 50.0} <= {point["weight_percent"] for point in record_of(cluster, model)["timeline"]}, "it is judged by a canary, as any version"
     revalidation = f"ConfigMap {names.revalidation(model)}"
     assert {name: found for name, found in snapshot(cluster).items() if name != revalidation} == before
     assert not tally.failed and sum(tally.answered.values()) == tally.sent and tally.answered["v1"] > 0, tally
     assert kept(cluster, model).version == "v2" and kept(cluster, model).decayed_unix_s is not None
-    settled(cluster, model)
     assert look(cluster, model).sentence.startswith("v1 is recorded: 0 of 300 answers failed")
