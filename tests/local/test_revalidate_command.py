@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from patience import seconds
 
-from kfp_components import rollout
+from kfp_components import errors, rollout
 from kfp_components.cluster import Ref
+from kfp_components.ops import runtime
 from kfp_components.request import RevalidateRules, parse_target
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -79,3 +80,18 @@ def test_bad_input_is_refused_before_anything_is_asked(world: Many, arguments: l
     done = command(*arguments)
     assert done.returncode == 2 and words in done.stderr, done.stdout + done.stderr
     assert world.answered == 0
+
+
+def test_a_step_of_many_notes_its_fault_and_the_last_one_is_red(world: Many, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rules = {"record_requests": 100}
+    for number in range(MODELS - 1):  # the pod of the last one was lost
+        given = rules | ({"golden_set": "file:///nowhere/golden.jsonl"} if number == 0 else {})
+        runtime.revalidate(name(number), NAMESPACE, RAYSERVICE, given, MODELS, "run-1", str(tmp_path / f"{number}.html"), red=False)
+    assert "unreachable: golden set file:///nowhere/golden.jsonl: " in capsys.readouterr().out
+    assert "golden set file:///nowhere" in (tmp_path / "0.html").read_text()
+    with pytest.raises(errors.Unreachable, match=f"2 of {MODELS} champion.s. could not be asked: ") as caught:
+        runtime.collect_revalidations(NAMESPACE, RAYSERVICE, "run-1", str(tmp_path / "all.html"))
+    assert f"{name(0)}: golden set file:///nowhere" in str(caught.value) and f"{name(MODELS - 1)}: its step noted nothing" in str(caught.value)
+    assert "2 unreachable, 2 not enough" in (tmp_path / "all.html").read_text()
+    with pytest.raises(errors.NotFound):
+        runtime.revalidate(name(0), NAMESPACE, RAYSERVICE, {"golden_set": "file:///nowhere/golden.jsonl"}, 1, "run-2", "", red=True)
