@@ -1,13 +1,15 @@
 """``kfp-serving``: the same functions as notebooks and pipelines, from a terminal.
 
 Exit codes: 0 done, 1 the demo did not go as it should or users are not served (status), 2 bad input (nothing was touched), 3 try again,
-4 taken back (stable serves), 5 held: too little evidence, or not approved (stable serves), 6 held: the meter is broken (stable serves).
+4 taken back (stable serves), 5 held: too little evidence, or not approved (stable serves), 6 held: the meter is broken (stable serves),
+7 a champion decayed (revalidate).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -416,8 +418,9 @@ def revalidate(
     rayservice: RayServiceName = None,
     rules_from: Annotated[Path | None, typer.Option("--rules", help="YAML or JSON: golden_set, requests, error_margin_percent, ...")] = None,
     golden_set: Annotated[str | None, typer.Option(help="URI of the cases to ask; default: the registered one, else the smoke cases")] = None,
-    requests: Annotated[int | None, typer.Option(help="how many are sent to each model; default 200")] = None,
-    demote: Annotated[bool, typer.Option("--demote", help="where a champion decayed, give users the previous version, by a canary")] = False,
+    requests: Annotated[int | None, typer.Option(help="how many are sent to each model; default 200; the first look has --record-requests")] = None,
+    record_requests: Annotated[int | None, typer.Option(help="how many are sent in the first look, which makes the record; default 3000")] = None,
+    demote: Annotated[bool | None, typer.Option("--demote/--no-demote", help="where a champion decayed, give users the version before")] = None,
     kubeconfig: Kubeconfig = None,
     report_to: Annotated[Path | None, typer.Option("--report", help="write what was found here (HTML)")] = None,
     as_json: Json = False,
@@ -427,11 +430,14 @@ def revalidate(
     Exit 7 where a champion decayed, 3 where one could not be asked. Traffic is not touched, unless --demote says so.
     """
     cluster, console = _cluster(kubeconfig), Console(stderr=True)
-    given = {"golden_set": golden_set, "requests": requests, "demote": demote or None}
-    values = _values(rules_from) if rules_from else {}
+    given = {"golden_set": golden_set, "requests": requests, "record_requests": record_requests, "demote": demote}
+    values = _values(rules_from, empty=True) if rules_from else {}
+    if report_to is not None:
+        _assert_writable(report_to)
     rules = request.parse_rules(values | {key: value for key, value in given.items() if value is not None})
     targets = [_target(cluster, model, namespace, rayservice)] if model else rollout.champions(cluster, namespace, rayservice)
-    found = []
+    found: list[rollout.Revalidation] = []
+    stopped: BaseException | None = None
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         whole = progress.add_task("", total=len(targets))
         for number, target in enumerate(targets):
@@ -440,19 +446,29 @@ def revalidate(
                 run = rollout.open_rollback(target, cluster, watch=partial(_show_demotion, progress, whole))
                 found.append(rollout.revalidate_model(run, rules, models=len(targets), tell=shown))
             except errors.KfpServingError as error:
-                if model:
-                    raise
                 found.append(rollout.not_looked_at(cluster, target, str(error)))
+                stopped = error if model else None
+            except KeyboardInterrupt as error:  # what was found until now is not lost
+                stopped = error
+                break
             shown(1, 1)
-    if report_to is not None:
-        from kfp_components.report import revalidation
-
-        report_to.write_text(revalidation.render([one.as_dict() for one in found]), encoding="utf-8")
     if as_json:
         print(json.dumps([one.as_dict() for one in found]))
     else:
         _tell_revalidations(Console(), found)
+    if report_to is not None:
+        from kfp_components.report import revalidation
+
+        report_to.write_text(revalidation.render([one.as_dict() for one in found]), encoding="utf-8")
+    if stopped is not None:
+        raise stopped
     rollout.raise_if_decayed(found)
+
+
+def _assert_writable(path: Path) -> None:
+    """Raise `RequestInvalid` before anything is done, not when it is over."""
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise errors.RequestInvalid(f"--report {path}: it cannot be written there; name a file in a folder that exists")
 
 
 def _show(progress: Progress, task: TaskID, before: int, model: str, done: int, number: int) -> None:
@@ -639,11 +655,13 @@ def _target(cluster: Cluster, model: str, namespace: str, rayservice: str | None
     return target
 
 
-def _values(file: Path) -> dict[str, Any]:
+def _values(file: Path, *, empty: bool = False) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise errors.RequestInvalid(f"{file}: {error}") from error
+    if empty and values is None:
+        return {}
     if not isinstance(values, dict):
         raise errors.RequestInvalid(f"{file}: expected a mapping with keys such as model, version, uri; found {type(values).__name__}")
     return values

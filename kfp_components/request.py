@@ -178,6 +178,9 @@ class RevalidateRules(_Part):
     concurrency: int = Field(4, ge=1, le=64, description="requests to a model at the same time")
     timeout_s: float | None = Field(None, gt=0, le=600, description="of one request; default what its case says")
     max_minutes: float = Field(30.0, gt=0, le=1440, description="one look at a model ends then, with what was asked until then")
+    apart_hours: float = Field(
+        6.0, ge=0, le=168, description="looks that are closer count as one: one outage accuses nobody, however often one looks"
+    )
     error_margin_percent: float = Field(1.0, gt=0, le=50, description="how much more often it may fail than it did, in percentage points")
     latency_margin_percent: float = Field(50.0, gt=0, le=1000, description="how much slower its median and p95 may become")
     alpha: float = Field(0.01, gt=0, lt=0.5, description="chance of ever accusing a model that is as it was, over all looks at all models of a run")

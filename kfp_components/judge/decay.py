@@ -45,7 +45,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kfp_components.judge.alone import divergence, upper_bound
 from kfp_components.judge.counts import ArmCounts
@@ -77,7 +77,7 @@ CUT_AT = 14
 """Which of `CUTS`: about what an accusation among 200 models takes. Against a lower share a cut run would hold the evidence down for ever."""
 
 FEWEST_RUNS = 2
-"""Since the likely start, before an accusation, whatever the evidence."""
+"""Since the likely start, that found more than is usual, before an accusation, whatever the evidence."""
 
 ERROR_MARGIN = 0.005
 """So much more of its requests a version may fail than in its record: the least margin of a promotion. How little the record knows comes on top."""
@@ -127,8 +127,8 @@ class Evidence(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    of: int
-    against: int | float
+    of: int = Field(ge=0)
+    against: int | float = Field(ge=0)
     margin: float
     was_s: float | None = None
     limit_s: float | None = None
@@ -142,6 +142,15 @@ class State(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tests: dict[str, Evidence]
+
+    @model_validator(mode="after")
+    def _known(self) -> State:
+        """Raise ValueError for what no version of this module wrote that this one can read."""
+        if "errors" not in self.tests or not set(self.tests) <= set(MOST_PER_RUN):
+            raise ValueError(f"its tests are {', '.join(self.tests) or 'none'}; known are {', '.join(MOST_PER_RUN)}")
+        if wrong := next((name for name, test in self.tests.items() if test.against > test.of), None):
+            raise ValueError(f"{wrong}: {self.tests[wrong].against:g} of {self.tests[wrong].of} answers")
+        return self
 
 
 @dataclass(frozen=True)
@@ -192,9 +201,13 @@ def start(
     return State(tests=tests)
 
 
-def advance(state: State, run: Run) -> State:
-    """The state after one run. A test of which the run saw nothing stays as it was. Raises ValueError for counts that cannot be."""
-    return State(tests={name: _advanced(name, test, run) for name, test in state.tests.items()})
+def advance(state: State, run: Run, *, apart_s: float = 0.0) -> State:
+    """The state after one run. A test of which the run saw nothing stays as it was. Raises ValueError for counts that cannot be.
+
+    One that comes within ``apart_s`` of the last one's beginning is counted with it, as one run: who looks again and again during one outage has seen
+    one. (They are cut together; a hint of that is no more than one run says.)
+    """
+    return State(tests={name: _advanced(name, test, run, apart_s) for name, test in state.tests.items()})
 
 
 def decide(state: State, version: str, *, alpha: float = 0.01, models: int = 1) -> Outcome:
@@ -210,9 +223,11 @@ def decide(state: State, version: str, *, alpha: float = 0.01, models: int = 1) 
     if e >= SUSPECT or one_night:
         named = worst if e >= SUSPECT or one_night is None else one_night
         since = likely_start(state.tests[named])
-        enough = e >= bound and state.tests[named].runs >= since.run + FEWEST_RUNS - 1
+        enough = e >= bound and runs_against(state.tests[named], since) >= FEWEST_RUNS
         kind: Kind = "decayed" if enough else "not enough"
         verb = "decayed" if kind == "decayed" else "may have decayed, which is not sure yet"
+        if kind != "decayed" and e >= bound:
+            verb += " (one run alone, or one that follows close on another, never accuses)"
         return Outcome(
             kind, f"{version} {verb}: {_told(named, state.tests[named], since)}; {evidence}", e, bound, metrics, named, since.hour * HOUR_S
         )
@@ -221,8 +236,11 @@ def decide(state: State, version: str, *, alpha: float = 0.01, models: int = 1) 
     if min(of, record.of) < ENOUGH:
         seen = f"{of:,} requests since it was recorded and {record.of:,} then"
         return Outcome("not enough", f"{version}: {seen}, at least {ENOUGH} of both are needed; {evidence}", e, bound, metrics)
+    last = record.blocks[-1]
     told = f"{failed:,.0f} of {of:,} requests failed since it was recorded, {record.against:,.0f} of {record.of:,} then"
-    return Outcome("healthy", f"{version} is as it was recorded: {told}; {evidence}", e, bound, metrics)
+    within = max(failed / of, last.against / last.of) <= usual(record)
+    verb = "is as it was recorded" if within else "shows no evidence of a decay yet"
+    return Outcome("healthy", f"{version} {verb}: {told}; last {last.against:,.0f} of {last.of:,}; {evidence}", e, bound, metrics)
 
 
 def log_evidence(test: Evidence) -> float:
@@ -237,14 +255,26 @@ def log_evidence(test: Evidence) -> float:
     return float((np.logaddexp.reduce(np.concatenate([started, waiting]), axis=0) + RECORD_LOGS).min())
 
 
+def runs_against(test: Evidence, since: Block) -> int:
+    """How many runs since then found more than is usual: a good one after a bad one says nothing against it."""
+    share = usual(test)
+    ends = [block.run for block in test.blocks[1:]] + [test.runs + 1]
+    return sum(end - block.run for block, end in zip(test.blocks, ends, strict=True) if block.run >= since.run and block.against > share * block.of)
+
+
+def usual(test: Evidence) -> float:
+    """The share that is nothing to accuse it of, as far as the record says."""
+    return min(1.0, (test.against / test.of if test.of else 1.0) + test.margin)
+
+
 def likely_start(test: Evidence) -> Block:
     """What was counted since the most likely start, with that one's number and time."""
-    usual = np.array([min(1.0, (test.against / test.of if test.of else 1.0) + test.margin)])
+    share = np.array([usual(test)])
     found, best = test.blocks[-1], -math.inf
     of, against = 0, 0.0
     for block in reversed(test.blocks):
         of, against = of + block.of, against + block.against
-        log = float(rate_gains(usual, np.array(against), np.array(of)).max())
+        log = float(rate_gains(share, np.array(against), np.array(of)).max())
         if log > best:
             found, best = Block(block.run, block.hour, of, against, against), log
     return found
@@ -298,7 +328,7 @@ def _lost(pairs: Sequence[tuple[float, float]]) -> float:
     return sum(min(1.0, max(0.0, then - now) / SCORE_RANGE) for then, now in pairs)
 
 
-def _advanced(name: str, test: Evidence, run: Run) -> Evidence:
+def _advanced(name: str, test: Evidence, run: Run, apart_s: float) -> Evidence:
     against: int | float
     if name == "scores":
         of, against = len(run.scores), math.floor(100 * _lost(run.scores)) / 100
@@ -310,9 +340,12 @@ def _advanced(name: str, test: Evidence, run: Run) -> Evidence:
         raise ValueError(f"{name}: {against:g} of {of} answers")
     if of == 0:
         return test
-    number, share = test.runs + 1, float(limits(test.against, test.of, test.margin)[CUT_AT])
-    block = Block(number, int(run.at_unix_s // HOUR_S), of, against, cut(against, of, share, MOST_PER_RUN[name]))
-    return test.model_copy(update={"runs": number, "blocks": _thinned((*test.blocks, block))})
+    number, hour, before = test.runs + 1, int(run.at_unix_s // HOUR_S), test.blocks
+    if before and (hour - before[-1].hour) * HOUR_S < apart_s:
+        number, hour, of, against, before = test.runs, before[-1].hour, of + before[-1].of, against + before[-1].against, before[:-1]
+    share = float(limits(test.against, test.of, test.margin)[CUT_AT])
+    block = Block(number, hour, of, against, cut(against, of, share, MOST_PER_RUN[name]))
+    return test.model_copy(update={"runs": number, "blocks": _thinned((*before, block))})
 
 
 def _thinned(blocks: tuple[Block, ...]) -> tuple[Block, ...]:

@@ -38,6 +38,28 @@ class Look(BaseModel):
     demotion: str = Field("", description="what came of giving users the previous version again")
 
 
+class Recorded(BaseModel):
+    """What a record belongs to: looks that ask something else, or allow for something else, cannot be compared with it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    cases: str = Field(description="digest of the cases that are asked")
+    cases_from: str = Field("", description="where they are, or that they are the smoke cases")
+    error_margin_percent: float
+    latency_margin_percent: float
+
+    def differs(self, asked: Recorded) -> str:
+        """What another look asks otherwise, in words; empty where it asks the same."""
+        found = [
+            f"{name} {getattr(self, name):g}, now {getattr(asked, name):g}"
+            for name in ("error_margin_percent", "latency_margin_percent")
+            if getattr(self, name) != getattr(asked, name)
+        ]
+        if self.cases != asked.cases:
+            found.append(f"cases {self.cases[:12]} ({self.cases_from}), now {asked.cases[:12]} ({asked.cases_from})")
+        return "; ".join(found)
+
+
 class PastVersion(BaseModel):
     """One line for a version that was champion before."""
 
@@ -47,18 +69,20 @@ class PastVersion(BaseModel):
     decayed_unix_s: float | None = None
     sentence: str = ""
     state: dict[str, Any] = {}
+    recorded: Recorded | None = None
 
 
 class Revalidations(BaseModel):
-    """The looks at one version so far, and the state of the tests (`judge.decay`), as JSON."""
+    """The looks at one version so far, and the state of the tests (`judge.decay`), as JSON. What a newer library added stays as it is."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="allow")
 
     model: str
     namespace: str
     version: str
     state: dict[str, Any] = {}
-    decayed_unix_s: float | None = Field(None, description="when it was first found to have decayed")
+    recorded: Recorded | None = None
+    decayed_unix_s: float | None = Field(None, description="when it was first found to have decayed, where it has not become healthy since")
     demoting: str | None = Field(None, description="the version that users are on the way back to, while they are")
     looks: list[Look] = []
     past: list[PastVersion] = []
@@ -68,17 +92,24 @@ class Revalidations(BaseModel):
         if version == self.version:
             return self
         sentence = self.looks[-1].sentence if self.looks else ""
-        last = PastVersion(version=self.version, decayed_unix_s=self.decayed_unix_s, sentence=sentence, state=self.state)
+        last = PastVersion(version=self.version, decayed_unix_s=self.decayed_unix_s, sentence=sentence, state=self.state, recorded=self.recorded)
         past = [*self.past, last][-PAST:]
         past = [*(one.model_copy(update={"state": {}}) for one in past[:-WHOLE]), *past[-WHOLE:]]
         known = next((one for one in reversed(past) if one.version == version and one.state), None)
-        state, decayed = (known.state, known.decayed_unix_s) if known else ({}, None)
-        about = {"model": self.model, "namespace": self.namespace, "version": version}
-        return Revalidations(**about, state=state, decayed_unix_s=decayed, past=past)
+        base = Revalidations(model=self.model, namespace=self.namespace, version=version, past=past)
+        return base.model_copy(update={key: getattr(known, key) for key in ("state", "recorded", "decayed_unix_s")}) if known else base
+
+    def decayed_before(self, version: str) -> float | None:
+        """When an earlier version was found to have decayed, where that was the last word about it."""
+        return next((one.decayed_unix_s for one in reversed(self.past) if one.version == version), None)
 
     def looked(self, look: Look, state: dict[str, Any]) -> Revalidations:
         """With one look more. Who asked the version that users have did not find them on the way to another."""
-        since = self.decayed_unix_s if self.decayed_unix_s is not None or look.outcome != "decayed" else look.unix_s
+        since = self.decayed_unix_s
+        if look.outcome == "decayed":
+            since = look.unix_s if since is None else since
+        elif look.outcome == "healthy":
+            since = None
         looks = [*self.looks, look][-LOOKS:]
         looks = [*(one.model_copy(update={"failed": []}) for one in looks[:-WHOLE]), *looks[-WHOLE:]]
         demoting = None if look.requests else self.demoting

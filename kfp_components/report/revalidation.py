@@ -15,7 +15,7 @@ ORDER = ("decayed", "unreachable", "not enough", "healthy")
 """The worst first."""
 STYLES = {"decayed": "bad", "unreachable": "open", "not enough": "open", "healthy": "good"}
 SHOWN_PLOTS = 30
-"""Models whose looks are drawn; the others are lines of the table."""
+"""Models whose looks are drawn. Of the others the table has a line, and what is not healthy its sentence."""
 FLOOR, CEILING = 1e-3, 1e6
 
 
@@ -33,8 +33,8 @@ def render(found: Sequence[Mapping[str, Any]]) -> str:
             outcome=STYLES[str(ordered[0]["outcome"])] if ordered else "open",
             told=", ".join(f"{number} {outcome}" for outcome, number in counts if number) or "no model",
             rows=[_row(one) for one in ordered],
-            models=[_model(one) for one in ordered[:SHOWN_PLOTS]],
-            left_out=max(0, len(ordered) - SHOWN_PLOTS),
+            models=[_model(one, number < SHOWN_PLOTS) for number, one in enumerate(ordered) if number < SHOWN_PLOTS or one["outcome"] != "healthy"],
+            when=utc(max(float(one["unix_s"]) for one in ordered)) if ordered else "",
         )
     )
 
@@ -60,12 +60,12 @@ def _row(one: Mapping[str, Any]) -> dict[str, str]:
         "p50": _ms(one["p50_ms"]),
         "p95": _ms(one["p95_ms"]),
         "evidence": f"{one['evidence']:.3g} : {one['bound']:,.0f}",
-        "since": utc(float(one["since_unix_s"])) if one.get("since_unix_s") else "",
+        "since": utc(float(one["since_unix_s"])) if one.get("since_unix_s") and one["outcome"] == "decayed" else "",
         "sentence": _told(one),
     }
 
 
-def _model(one: Mapping[str, Any]) -> dict[str, Any]:
+def _model(one: Mapping[str, Any], drawn: bool) -> dict[str, Any]:
     asked = [look for look in one["looks"] if look["requests"]]
     begin = float(asked[0]["unix_s"]) if asked else 0.0
 
@@ -91,7 +91,7 @@ def _model(one: Mapping[str, Any]) -> dict[str, Any]:
         "sentence": _told(one),
         "style": STYLES[str(one["outcome"])],
         "failed": one["failed"],
-        "plots": [Markup(plot) for plot in plots] if len(asked) > 1 else [],
+        "plots": [Markup(plot) for plot in plots] if len(asked) > 1 and drawn else [],
     }
 
 

@@ -15,7 +15,7 @@ A release that runs is steered from any other process, `open_rollback` connects 
 
 import functools
 
-from kfp_components import errors, request
+from kfp_components import clock, errors, request
 from kfp_components.release import Release, ReleaseStore, Watcher
 from kfp_components.rollout import journal, registered, revalidate
 from kfp_components.rollout.adopt import Asked, adopt_model, adoptable, adopted, adoption_of, plan_adoption, plan_undo, undo_adoption
@@ -122,6 +122,9 @@ def _demoted(run: Run, found: Revalidation, run_id: str) -> Revalidation:
         if to is None:
             record = journal.read(run)
             to = record.stable_version if _goes_back(record, champion) else _before(run, champion).version
+            if (since := revalidate.decayed_before(run, str(to))) is not None:
+                cause = f"{to} was found to have decayed too, at {clock.utc(since)}: the cause may not be the version; promote another one"
+                return note(told=f"it was not demoted: {cause}")
             note(to=to, told=f"users are on the way back to {to}")
         record = demote_champion(run, champion, found.look.sentence, to=to)
     except errors.TemporaryError as error:

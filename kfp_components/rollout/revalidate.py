@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 from urllib.parse import urlsplit
+
+from pydantic import ValidationError
 
 from kfp_components import artifact, errors, names, probes, uris
 from kfp_components.artifact.content import Away, Reading, Unreadable
@@ -25,7 +28,7 @@ from kfp_components.judge.counts import ArmCounts
 from kfp_components.probes import golden
 from kfp_components.registry import ModelVersion
 from kfp_components.release import Release, ReleaseStore, records
-from kfp_components.release.revalidation import Look, Outcome, Revalidations, RevalidationStore
+from kfp_components.release.revalidation import Look, Outcome, Recorded, Revalidations, RevalidationStore
 from kfp_components.request import ArtifactRules, ModelTarget, RevalidateRules, SmokeCase, parse_target
 from kfp_components.rollout import journal
 from kfp_components.rollout.registered import request_of
@@ -108,41 +111,43 @@ def look_at(run: Run, rules: RevalidateRules, models: int, run_id: str, tell: To
     if version is None:
         return _found(run, record, version, _not_asked(run, "unreachable", "no version of it serves", run_id), kept)
     known = (kept or Revalidations(model=record.model, namespace=record.namespace, version=version)).of(version)
-    if not record.done and record.phase != "held":
-        told = f"a release of {record.candidate_version} is {record.phase}; nothing was asked"
-        known = known.looked(_not_asked(run, "not enough", told, run_id), known.state)
-        store.save(known)
-        return _found(run, record, version, known.looks[-1], known)
     registered = _registered(run, version)
     try:
         run.persist(lambda: _assert_serves(run, record))
-        cases, protocol_cases = _cases(record, registered, version, rules)
+        cases, where = _cases(record, registered, version, rules)
+        wanted = _recorded(cases, where, rules)
+        _assert_comparable(store, known, wanted)
         draw = Random(f"{record.namespace}/{record.model}/{version}/{len(known.looks)}")
         endpoint = run.cluster.endpoint(run.address.alias, record.namespace, names.SERVE_PORT)
-        drawn = draw.choices(cases + protocol_cases, k=rules.requests if known.state else rules.record_requests)
+        drawn = draw.choices(cases, k=rules.requests if known.state else rules.record_requests)
         end = run.clock.monotonic() + 60 * rules.max_minutes
         with probes.Prober(endpoint, record.model, run.address.prefix, run.transport) as prober:
             answers = golden.ask(prober, drawn, rules.concurrency, tell, go_on=lambda: run.clock.monotonic() < end)
     except errors.TemporaryError as error:
-        look = _not_asked(run, "unreachable", str(error), run_id)
+        under_way = not record.done and record.phase != "held"
+        told = f"a release of {record.candidate_version} is {record.phase}, last run by {record.holder}; {error}" if under_way else str(error)
+        look = _not_asked(run, "not enough" if under_way else "unreachable", told, run_id)
         known = known.looked(look, known.state)
     else:
-        look, state = _judged(run, known, version, answers, rules, models, run_id)
-        known = known.looked(look, state)
+        look, state = _judged(run, known, store, answers, rules, models, run_id)
+        known = known.model_copy(update={"recorded": wanted if state else None}).looked(look, state)
     store.save(known)
     _tell_the_registry(run, version, look)
     return _found(run, record, version, look, known)
 
 
 def not_looked_at(cluster: Cluster, target: ModelTarget, why: str, run_id: str = "") -> Revalidation:
-    """Of a model that could not be looked at, where others are. Raises nothing: where this cannot be noted (`Unreachable`), nothing is written."""
+    """Of a model that could not be looked at, where others are. Noted for the `last_look` of a run with an id.
+
+    Raises nothing: where it cannot be noted (`Unreachable`), nothing is written.
+    """
     look = Look(unix_s=SystemClock().now_unix_s(), outcome="unreachable", sentence=why, run_id=run_id)
     known: Revalidations | None = None
     with contextlib.suppress(errors.KfpServingError):
         record = ReleaseStore(cluster, target.model, target.namespace).load_record()
         store = RevalidationStore(cluster, target.model, target.namespace)
         kept = store.load()
-        if record is not None and record.stable_now is not None:
+        if run_id and record is not None and record.stable_now is not None:
             known = (kept or Revalidations(model=record.model, namespace=record.namespace, version=record.stable_now)).of(record.stable_now)
             known = known.looked(look, known.state)
             store.save(known)
@@ -153,25 +158,36 @@ def demotion_under_way(run: Run) -> Revalidation | None:
     """What was found of a champion whose demotion an earlier run began and did not finish, else None. Reads only."""
     record = journal.read(run)
     kept = _store(run, record).load()
-    if kept is None or kept.demoting is None or not kept.looks:
+    last = next((look for look in reversed(kept.looks) if look.outcome == "decayed"), None) if kept else None
+    if kept is None or kept.demoting is None or last is None:
         return None
     back = record.candidate_version == kept.version and record.phase in ("promoted", "rolling_back")
     anew = not record.done and (record.candidate_version, record.stable_version) == (kept.demoting, kept.version)
     if not (back or anew):
         return None
-    return replace(_found(run, record, kept.version, kept.looks[-1], kept), demoting=kept.demoting)
+    return replace(_found(run, record, kept.version, last, kept), demoting=kept.demoting)
+
+
+def decayed_before(run: Run, version: str) -> float | None:
+    """When a version that was champion before was found to have decayed, where that was the last word about it. Reads only."""
+    kept = _store(run, journal.current(run)).load()
+    return kept.decayed_before(version) if kept else None
 
 
 def note_demotion(run: Run, found: Revalidation, run_id: str, *, to: str | None = None, told: str = "") -> Revalidation:
     """Write down that users are on the way from what decayed back ``to`` a version, or what came of it. That it cannot be written stops nobody."""
     record = journal.current(run)
     look = found.look.model_copy(update={"demotion": told, "run_id": run_id or found.look.run_id})
+    looks = found.looks
     with contextlib.suppress(errors.KfpServingError):
         store = _store(run, record)
         kept = store.load()
         if kept is not None and kept.version == found.version:
-            store.save(kept.model_copy(update={"demoting": to, "looks": [*kept.looks[:-1], look]}))
-    return replace(found, look=look, looks=(*found.looks[:-1], look))
+            same = bool(kept.looks) and kept.looks[-1].unix_s == found.look.unix_s  # else another look was noted since
+            kept = kept.model_copy(update={"demoting": to, "looks": [*(kept.looks[:-1] if same else kept.looks), look]})
+            looks = tuple(kept.looks)
+            store.save(kept)
+    return replace(found, look=look, looks=looks)
 
 
 def last_look(cluster: Cluster, target: ModelTarget, run_id: str) -> Revalidation:
@@ -228,18 +244,40 @@ def _assert_serves(run: Run, record: Release) -> None:
     end = run.clock.monotonic() + SETTLE_S
     while True:
         status = read_status(run.cluster, record, clock=run.clock, transport=run.transport)
-        if status.ready and status.traffic == {record.stable_now: 100.0}:
+        if status.ready and [version for version, share in (status.traffic or {}).items() if share] == [record.stable_now]:
             return
         if not any("DEPLOYING" in note for note in status.notes) or run.clock.monotonic() >= end:
             raise errors.Unreachable("; ".join(status.notes) or f"users do not get {record.stable_now} alone")
         run.clock.sleep(1.0)
 
 
+def _recorded(cases: tuple[SmokeCase, ...], where: str, rules: RevalidateRules) -> Recorded:
+    lines = sorted(case.model_dump_json(exclude={"timeout_s"}) for case in cases)
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    margins = {"error_margin_percent": rules.error_margin_percent, "latency_margin_percent": rules.latency_margin_percent}
+    return Recorded(cases=digest, cases_from=where, **margins)
+
+
+def _assert_comparable(store: RevalidationStore, known: Revalidations, wanted: Recorded) -> None:
+    """Raise `RequestInvalid` where the record was made of something else, `NameTaken` where this version of the library cannot read it."""
+    anew = f"`kubectl delete configmap {store.ref.name} -n {store.ref.namespace}` makes the next look a new record, and forgets what was found"
+    try:
+        _ = known.state and decay.State.model_validate(known.state)
+    except ValidationError as error:
+        first = error.errors()[0]
+        told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ")
+        raise errors.NameTaken(f"{store.ref}: the state of its tests is none that this version of the library reads ({told}). {anew}") from error
+    if known.state and known.recorded is not None and (difference := known.recorded.differs(wanted)):
+        raise errors.RequestInvalid(
+            f"{store.ref}: the record of {known.version} was made with {difference}: the two cannot be compared. Ask as it was recorded, or {anew}"
+        )
+
+
 def _judged(
-    run: Run, known: Revalidations, version: str, answers: golden.Answers, rules: RevalidateRules, models: int, run_id: str
+    run: Run, known: Revalidations, store: RevalidationStore, answers: golden.Answers, rules: RevalidateRules, models: int, run_id: str
 ) -> tuple[Look, dict[str, Any]]:
     """The look, and the state of the tests after it. The first look is the record, which the others are compared with."""
-    now = run.clock.now_unix_s()
+    now, version = run.clock.now_unix_s(), known.version
     asked: dict[str, Any] = {
         "unix_s": now,
         "run_id": run_id,
@@ -255,19 +293,41 @@ def _judged(
     short = f"; it ended after {rules.max_minutes:g} minutes, {answers.left_out:,} were not asked" if answers.left_out else ""
     counts = ArmCounts(answers.requests, answers.failures, histogram(answers.seconds))
     if not known.state:
-        if 2 * answers.failures >= answers.requests:
-            raise errors.RequestInvalid(
-                f"{version}: {answers.failures:,} of {answers.requests:,} answers failed at the first look, so no record was made that others "
-                f"could be compared with; either the cases do not fit it, or it is broken: {answers.problems[0]}"
-            )
-        state = decay.start(
-            counts, LATENCY_BOUNDS_S, error_margin=rules.error_margin_percent / 100, latency_margin=rules.latency_margin_percent / 100
-        )
-        told = f"{version} is recorded: {answers.failures:,} of {answers.requests:,} answers failed, p95 {asked['p95_ms']:,.1f} ms{short}"
-        return Look(**asked, outcome="not enough", sentence=told), state.model_dump(mode="json")
-    state = decay.advance(decay.State.model_validate(known.state), decay.Run(now, counts, LATENCY_BOUNDS_S))
+        return _first(version, store, counts, asked, answers, rules, short)
+    state = decay.advance(decay.State.model_validate(known.state), decay.Run(now, counts, LATENCY_BOUNDS_S), apart_s=3600 * rules.apart_hours)
     found = decay.decide(state, version, alpha=rules.alpha, models=models)
     return Look(**asked, outcome=found.kind, sentence=found.sentence + short, evidence=found.e), state.model_dump(mode="json")
+
+
+def _first(
+    version: str,
+    store: RevalidationStore,
+    counts: ArmCounts,
+    asked: dict[str, Any],
+    answers: golden.Answers,
+    rules: RevalidateRules,
+    short: str,
+) -> tuple[Look, dict[str, Any]]:
+    """The record, where the answers make one."""
+    failed = f"{answers.failures:,} of {answers.requests:,} answers failed"
+    if answers.requests < decay.ENOUGH:
+        few = f"{version} is not recorded: {failed}, a record takes {decay.ENOUGH} answers{short}"
+        return Look(**asked, outcome="not enough", sentence=few), {}
+    if 2 * answers.failures >= answers.requests:
+        raise errors.RequestInvalid(
+            f"{version}: {failed} at the first look, so no record was made that others could be compared with; either the cases do not fit it, or it "
+            f"is broken: {answers.problems[0]}"
+        )
+    p95 = f", p95 {asked['p95_ms']:,.1f} ms" if answers.seconds else ""
+    told = f"{version} is recorded: {failed}{p95}{short}"
+    if 20 * answers.failures >= answers.requests:
+        told += (
+            f"; from now on that is what is right for it. If it is not, mend the cases or the model and record anew (`kubectl delete configmap "
+            f"{store.ref.name} -n {store.ref.namespace}`): {answers.problems[0]}"
+        )
+    errors_by, latency_by = rules.error_margin_percent / 100, rules.latency_margin_percent / 100
+    state = decay.start(counts, LATENCY_BOUNDS_S, error_margin=errors_by, latency_margin=latency_by)
+    return Look(**asked, outcome="not enough", sentence=told), state.model_dump(mode="json")
 
 
 def histogram(seconds: Sequence[float]) -> tuple[int, ...]:
@@ -292,10 +352,8 @@ def _registered(run: Run, version: str) -> ModelVersion | None:
     return None
 
 
-def _cases(
-    record: Release, registered: ModelVersion | None, version: str, rules: RevalidateRules
-) -> tuple[tuple[SmokeCase, ...], tuple[SmokeCase, ...]]:
-    """What is asked: the golden set of the rules, else of the registry, else the smoke cases; beside it the protocol's own health checks.
+def _cases(record: Release, registered: ModelVersion | None, version: str, rules: RevalidateRules) -> tuple[tuple[SmokeCase, ...], str]:
+    """What is asked, and where it is from: the golden set of the rules, else of the registry, else the smoke cases and the protocol's health checks.
 
     Raises `RequestInvalid` where there is nothing to ask, `NotFound` and `RequestInvalid` for a golden set that cannot be used, `Unreachable`.
     """
@@ -304,15 +362,14 @@ def _cases(
     uri = rules.golden_set or told.get("golden_set")
     if uri is not None:
         digest = told.get("golden_set_digest") if uri == told.get("golden_set") else None
-        return _in_time(golden.parse(_text(uri, digest), uri), rules), ()
-    health = tuple(probes.health_cases(record.model, asked.options.protocol)) if asked else ()
-    cases = asked.options.smoke if asked else ()
-    if not cases and not health:
+        return _in_time(golden.parse(_text(uri, digest), uri), rules), uris.shown(uri)
+    found = (*asked.options.smoke, *probes.health_cases(record.model, asked.options.protocol)) if asked else ()
+    if not found:
         raise errors.RequestInvalid(
             f"model {record.namespace}/{record.model} version {version}: nothing to ask; give a golden set (--golden-set, or "
             "options.provenance.golden_set of its next version)"
         )
-    return _in_time(tuple(cases), rules), _in_time(health, rules)
+    return _in_time(found, rules), "its smoke cases"
 
 
 def _in_time(cases: tuple[SmokeCase, ...], rules: RevalidateRules) -> tuple[SmokeCase, ...]:

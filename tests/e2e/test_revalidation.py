@@ -18,7 +18,7 @@ from kfp_components.release.revalidation import Look, Revalidations, Revalidatio
 from kfp_components.request import RevalidateRules, parse_target
 
 pytestmark = pytest.mark.usefixtures("forget")
-RULES = {"requests": 120, "record_requests": 300, "latency_margin_percent": 1000.0}
+RULES = {"requests": 120, "record_requests": 300, "latency_margin_percent": 1000.0, "apart_hours": 0.0}
 """A few seconds each; latency is that of this machine, so it never matters."""
 SMOKE = {"name": "two", "path": "/embed", "body": {"texts": ["one", "two"]}, "expect": {"/count": 2}}
 

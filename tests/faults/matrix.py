@@ -161,7 +161,7 @@ def _decayed(keep_s: float) -> World:
     _look(world.process(), looking)
     world.serve.behaviour(f"{MODEL}-v2").probe = lambda _n: False
     while _look(world.process(), looking).outcome != "decayed":
-        world.clock.sleep(3600.0)
+        world.clock.sleep(86_400.0)
     return world
 
 

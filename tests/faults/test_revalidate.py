@@ -10,6 +10,9 @@ from memory_world import MODEL, NAMESPACE, REGISTERED, World, asked, live
 from kfp_components import errors, rollout
 from kfp_components.clock import ManualClock
 from kfp_components.cluster import Ref
+from kfp_components.cluster.faults import Killed, Script
+from kfp_components.release import Release
+from kfp_components.release.revalidation import RevalidationStore
 from kfp_components.report import revalidation as page
 from kfp_components.request import RevalidateRules
 
@@ -77,7 +80,7 @@ def test_one_that_decayed_makes_the_run_red_and_is_said_with_its_evidence(served
 
 def test_nothing_is_asked_while_a_release_runs_or_nothing_serves(served: World) -> None:
     look(served)
-    served.killed_when(lambda record: record.phase == "canary", asked("v3"))
+    served.killed_when(lambda record: record.phase == "canary" and served.split()[2] > 0, asked("v3"))
     found = rollout.revalidate_model(served.process().open_rollback(asked()), RULES)
     assert (found.outcome, found.look.requests) == ("not enough", 0) and "a release of v3 is canary" in found.look.sentence
 
@@ -239,11 +242,126 @@ def test_one_that_comes_back_and_does_not_start_leaves_the_champion(world: World
 def test_another_release_is_not_taken_for_a_demotion(world: World) -> None:
     rules = decayed(world)
     world.serve.behaviour(f"{MODEL}-v2").probe = lambda _n: True
-    world.killed_when(lambda record: record.phase == "canary", asked("v3"))
+    world.killed_when(lambda record: record.phase == "canary" and world.split()[2] > 0, asked("v3"))
     world.serve.behaviour(f"{MODEL}-v2").probe = lambda _n: False
     found = look(world, rules)
     assert found.outcome == "not enough" and "a release of v3 is canary" in found.sentence
-    assert world.record().candidate_version == "v3"
+    found = look(world, rules)  # nobody runs it any more: users get v2 alone, and it is looked at
+    assert found.outcome == "decayed" and "the release of v3 is unfinished (canary" in found.look.demotion
+    assert world.record().candidate_version == "v3" and world.users_get() == ("v2",)
+
+
+def test_users_are_not_sent_to_and_fro_where_the_cause_is_not_the_version(world: World) -> None:
+    """What both versions need has broken: one demotion, and then a person looks."""
+    rules = decayed(world)
+    assert look(world, RULES).version == "v2"
+    world.serve.behaviour(f"{MODEL}-v1").probe = lambda _n: True
+    assert "demoted, users get v1" in look(world, rules).look.demotion
+    look(world, rules)
+    wrong(world, 60, "v1"), wrong(world, 60)
+    told = [look(world, rules).look.demotion for _ in range(6)]
+    assert "it was not demoted: v2 was found to have decayed too, at 20" in told[-1], told
+    assert world.users_get() == ("v1",) and not any(one.startswith("demoted") for one in told)
+
+
+@pytest.mark.parametrize("between", ["a look that may not demote", "one that could not be made"])
+def test_a_demotion_that_was_killed_goes_on_whatever_was_noted_since(world: World, between: str) -> None:
+    rules = decayed(world)
+    (target,) = rollout.champions(world.cluster, NAMESPACE)
+
+    script = Script(clock=world.clock)
+
+    def killed(record: Release) -> None:
+        if record.phase == "canary" and record.candidate_version == "v1" and world.split()[2] > 0:
+            script.dead = True
+            raise Killed("as the test wants it")
+
+    with pytest.raises(Killed):
+        rollout.revalidate_model(world.process(script, killed).open_rollback(asked()), rules)
+    if between == "a look that may not demote":
+        assert look(world).outcome == "not enough"
+    else:
+        rollout.not_looked_at(world.cluster, target, "registry down", "run-7")
+    world.clock.sleep(60.0)
+    found = look(world, rules, run_id="run-8")
+    assert (found.version, found.outcome, found.look.demotion) == ("v2", "decayed", "demoted, users get v1"), found.sentence
+    assert rollout.last_look(world.cluster, target, "run-8").outcome == "decayed" and world.users_get() == ("v1",)
+
+
+def test_looks_during_one_outage_count_as_one(served: World) -> None:
+    look(served), look(served)
+    wrong(served, 100)
+    outcomes = {rollout.revalidate_model(served.process().open_rollback(asked()), RULES).outcome for _ in range(6)}
+    assert outcomes == {"not enough"}
+    wrong(served, 0)
+    assert {look(served).outcome for _ in range(4)} <= {"healthy", "not enough"}
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        (RULES.model_copy(update={"error_margin_percent": 20.0}), "error_margin_percent 1, now 20"),
+        (RULES.model_copy(update={"latency_margin_percent": 10.0}), "latency_margin_percent 1000, now 10"),
+    ],
+)
+def test_a_record_belongs_to_its_margins(served: World, rules: RevalidateRules, words: str) -> None:
+    look(served)
+    with pytest.raises(errors.RequestInvalid, match=f"the record of v2 was made with {words}: .*kubectl delete configmap bge-revalidation -n ai-ml"):
+        look(served, rules)
+
+
+def test_a_record_belongs_to_its_cases(served: World, tmp_path: Path) -> None:
+    look(served)
+    golden = tmp_path / "golden.jsonl"
+    golden.write_text(json.dumps({"name": "another", "path": "/", "expect": {"/ok": True}}))
+    with pytest.raises(errors.RequestInvalid, match=r"made with cases \w{12} \(its smoke cases\), now \w{12} \(file:///.*golden.jsonl\)"):
+        look(served, RULES.model_copy(update={"golden_set": golden.as_uri()}))
+    assert look(served).outcome == "healthy"
+
+
+@pytest.mark.parametrize("state", [{"x": 1}, {"tests": {}}, {"tests": {"errors": {"of": 1, "against": 2, "margin": 0.1}}}])
+def test_a_state_that_cannot_be_read_is_named_with_what_to_do(served: World, state: dict[str, Any]) -> None:
+    look(served)
+    store = RevalidationStore(served.cluster, MODEL, NAMESPACE)
+    kept = store.load()
+    assert kept is not None
+    store.save(kept.model_copy(update={"state": state}))
+    with pytest.raises(errors.NameTaken, match=r"the state of its tests is none that this version of the library reads .*kubectl delete configmap"):
+        look(served)
+
+
+def test_what_a_newer_library_added_stays(served: World) -> None:
+    look(served)
+    ref = Ref("ConfigMap", f"{MODEL}-revalidation", NAMESPACE)
+    stored = served.cluster.get(ref)
+    assert stored is not None
+    stored["data"]["revalidation.json"] = json.dumps(json.loads(stored["data"]["revalidation.json"]) | {"newer": [1]})
+    served.cluster.replace(stored)
+    look(served)
+    assert json.loads((served.cluster.get(ref) or {})["data"]["revalidation.json"])["newer"] == [1]
+
+
+def test_one_that_became_healthy_again_is_not_said_to_have_decayed(served: World) -> None:
+    look(served)
+    wrong(served, 40)
+    while look(served).outcome != "decayed":
+        pass
+    wrong(served, 0)
+    for _ in range(200):
+        found = look(served)
+        if found.outcome == "healthy":
+            break
+    assert found.outcome == "healthy" and found.since_unix_s is None
+
+
+def test_a_few_answers_are_no_record(served: World) -> None:
+    def told(done: int, _number: int) -> None:
+        if done == 10:
+            ManualClock.sleep(served.clock, 61.0)
+
+    found = look(served, RULES.model_copy(update={"max_minutes": 1.0}), tell=told)
+    assert "v2 is not recorded: 0 of" in found.sentence and "a record takes 100 answers" in found.sentence
+    assert "v2 is recorded" in look(served).sentence
 
 
 def test_nothing_is_touched_where_nobody_knows_what_was_before(served: World) -> None:

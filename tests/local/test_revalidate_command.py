@@ -35,7 +35,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_namespace_is_looked_at_and_the_one_that_decayed_is_named(world: Many, tmp_path: Path) -> None:
-    (tmp_path / "rules.yaml").write_text("record_requests: 200\nlatency_margin_percent: 1000\n")
+    (tmp_path / "rules.yaml").write_text("record_requests: 200\nlatency_margin_percent: 1000\napart_hours: 0\n")
     rules = ["--rules", str(tmp_path / "rules.yaml")]
     first = command(*OPTIONS, *rules, "--json")
     assert first.returncode == 0, first.stderr
@@ -46,7 +46,7 @@ def test_a_namespace_is_looked_at_and_the_one_that_decayed_is_named(world: Many,
     for _ in range(3):
         rollout.revalidate_model(
             rollout.open_rollback(parse_target({"model": name(1), "namespace": NAMESPACE, "rayservice": RAYSERVICE}), world.cluster),
-            RevalidateRules(requests=120),
+            RevalidateRules(requests=120, latency_margin_percent=1000, apart_hours=0),
             models=MODELS,
         )
     done = command(*OPTIONS, *rules, "--report", str(tmp_path / "page.html"))
