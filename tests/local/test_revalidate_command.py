@@ -1,13 +1,14 @@
 """Re-validation as a process, against an endpoint of many models (a stand-in, see benchmarks/many_models.py) on the embedded API."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from patience import seconds
+from patience import seconds, until
 
 from kfp_components import errors, rollout
 from kfp_components.cluster import Ref
@@ -73,6 +74,7 @@ def test_what_cannot_be_asked_is_named_and_stops_nobody(world: Many) -> None:
         ([name(0), *OPTIONS, "--golden-set", "gs://x/y"], "it is read from file:///, https:// or s3://"),
         ([name(0), *OPTIONS, "--golden-set", "file:///nowhere/golden.jsonl"], "golden set file:///nowhere/golden.jsonl: "),
         (["unknown", *OPTIONS], "there is no release of it"),
+        ([*OPTIONS, "--report", "/nowhere/page.html"], "--report /nowhere/page.html: it cannot be written there"),
         (["--namespace", NAMESPACE, "--requests", "0"], "requests: Input should be greater than or equal to 1"),
     ],
 )
@@ -95,3 +97,18 @@ def test_a_step_of_many_notes_its_fault_and_the_last_one_is_red(world: Many, tmp
     assert "2 unreachable, 2 not enough" in (tmp_path / "all.html").read_text()
     with pytest.raises(errors.NotFound):
         runtime.revalidate(name(0), NAMESPACE, RAYSERVICE, {"golden_set": "file:///nowhere/golden.jsonl"}, 1, "run-2", "", red=True)
+
+
+def test_what_was_found_is_one_document_whatever_the_end_is(world: Many, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = command(name(0), *OPTIONS, "--golden-set", "file:///nowhere/golden.jsonl", "--json", "--report", str(page))
+    (found,) = json.loads(done.stdout)
+    assert done.returncode == 2 and found["outcome"] == "unreachable" and "file:///nowhere/golden.jsonl" in found["sentence"]
+    assert found["sentence"] in page.read_text()
+    line = [sys.executable, "-m", "kfp_components.cli", "revalidate", *OPTIONS, "--record-requests", "300", "--json"]
+    world.models[name(1)].delay_s = 0.1
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(lambda: world.answered > 310, "the second model to be asked")
+    process.send_signal(signal.SIGINT)
+    stdout, _ = process.communicate(timeout=seconds(60))
+    assert process.returncode == 130 and [one["model"] for one in json.loads(stdout)] == [name(0)]
