@@ -117,7 +117,7 @@ def look_at(run: Run, rules: RevalidateRules, models: int, run_id: str, tell: To
         cases, where = _cases(record, registered, version, rules)
         wanted = _recorded(cases, where, rules)
         _assert_comparable(store, known, wanted)
-        draw = Random(f"{record.namespace}/{record.model}/{version}/{len(known.looks)}")
+        draw = Random(f"{record.namespace}/{record.model}/{version}/{run.clock.now_unix_s():.0f}")
         endpoint = run.cluster.endpoint(run.address.alias, record.namespace, names.SERVE_PORT)
         drawn = draw.choices(cases, k=rules.requests if known.state else rules.record_requests)
         end = run.clock.monotonic() + 60 * rules.max_minutes

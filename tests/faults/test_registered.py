@@ -60,6 +60,7 @@ def test_a_version_is_registered_with_what_is_known_of_it(served: World) -> None
     assert found.properties["artifact_check"].startswith("not verified: S3 cannot be asked here")
     later = ("artifact_check", "outcome", "verdict", "evidence")
     known = {key: found.properties[key] for key in found.properties if key not in later}
+    assert json.loads(known.pop("request"))["version"] == "v2"
     assert known == {
         "model_format": "custom",
         "import_path": "acme.bge:build",

@@ -60,7 +60,7 @@ def test_a_namespace_is_looked_at_and_the_one_that_decayed_is_named(world: Many,
 
 def test_what_cannot_be_asked_is_named_and_stops_nobody(world: Many) -> None:
     world.cluster.delete(Ref("Service", f"{name(2)}-predictor", NAMESPACE))
-    done = command(*OPTIONS, "--json")
+    done = command(*OPTIONS, "--record-requests", "200", "--json")
     assert done.returncode == 3, done.stdout + done.stderr
     found = {one["model"]: one["outcome"] for one in json.loads(done.stdout)}
     assert found[name(2)] == "unreachable" and found[name(3)] == "not enough"
