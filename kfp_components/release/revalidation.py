@@ -134,6 +134,10 @@ class RevalidationStore:
         except (KeyError, ValueError) as error:
             raise errors.NameTaken(f"{self.ref}: it holds no re-validations of this library ({error}); rename or delete it") from error
 
+    def of(self, version: str) -> Revalidations:
+        """What is known of a version, or its beginning. Raises as `load`."""
+        return (self.load() or Revalidations(model=self.model, namespace=self.ref.namespace, version=version)).of(version)
+
     def save(self, found: Revalidations) -> None:
         """Write over what `load` read. Raises `Conflict` when another run has looked at the model meanwhile: its look counts, this one does not."""
         manifest: Manifest = {

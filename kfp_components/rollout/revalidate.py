@@ -107,10 +107,9 @@ def look_at(run: Run, rules: RevalidateRules, models: int, run_id: str, tell: To
     run.address = record.address
     store = _store(run, record)
     version = record.stable_now
-    kept = store.load()
     if version is None:
-        return _found(run, record, version, _not_asked(run, "unreachable", "no version of it serves", run_id), kept)
-    known = (kept or Revalidations(model=record.model, namespace=record.namespace, version=version)).of(version)
+        return _found(record, version, _not_asked(run, "unreachable", "no version of it serves", run_id), None)
+    known = store.of(version)
     registered = _registered(run, version)
     try:
         run.persist(lambda: _assert_serves(run, record))
@@ -133,7 +132,7 @@ def look_at(run: Run, rules: RevalidateRules, models: int, run_id: str, tell: To
         known = known.model_copy(update={"recorded": wanted if state else None}).looked(look, state)
     store.save(known)
     _tell_the_registry(run, version, look)
-    return _found(run, record, version, look, known)
+    return _found(record, version, look, known)
 
 
 def not_looked_at(cluster: Cluster, target: ModelTarget, why: str, run_id: str = "") -> Revalidation:
@@ -145,13 +144,12 @@ def not_looked_at(cluster: Cluster, target: ModelTarget, why: str, run_id: str =
     known: Revalidations | None = None
     with contextlib.suppress(errors.KfpServingError):
         record = ReleaseStore(cluster, target.model, target.namespace).load_record()
-        store = RevalidationStore(cluster, target.model, target.namespace)
-        kept = store.load()
         if run_id and record is not None and record.stable_now is not None:
-            known = (kept or Revalidations(model=record.model, namespace=record.namespace, version=record.stable_now)).of(record.stable_now)
+            store = RevalidationStore(cluster, target.model, target.namespace)
+            known = store.of(record.stable_now)
             known = known.looked(look, known.state)
             store.save(known)
-    return _as_found(target, known, look)
+    return _found(target, known.version if known else None, look, known)
 
 
 def demotion_under_way(run: Run) -> Revalidation | None:
@@ -165,7 +163,7 @@ def demotion_under_way(run: Run) -> Revalidation | None:
     anew = not record.done and (record.candidate_version, record.stable_version) == (kept.demoting, kept.version)
     if not (back or anew):
         return None
-    return replace(_found(run, record, kept.version, last, kept), demoting=kept.demoting)
+    return replace(_found(record, kept.version, last, kept), demoting=kept.demoting)
 
 
 def decayed_before(run: Run, version: str) -> float | None:
@@ -194,10 +192,10 @@ def last_look(cluster: Cluster, target: ModelTarget, run_id: str) -> Revalidatio
     """What the run of that id noted of a model. One whose step noted nothing is ``unreachable``. Reads only; raises `NameTaken`, `Unreachable`."""
     known = RevalidationStore(cluster, target.model, target.namespace).load()
     look = next((look for look in reversed(known.looks) if look.run_id == run_id), None) if known else None
-    if look is None:
+    if known is None or look is None:
         nothing = Look(unix_s=0.0, outcome="unreachable", sentence="its step noted nothing; look at its log", run_id=run_id)
-        return _as_found(target, None, nothing)
-    return _as_found(target, known, look)
+        return _found(target, None, nothing, None)
+    return _found(target, known.version, look, known)
 
 
 def raise_if_decayed(found: Iterable[Revalidation]) -> None:
@@ -213,26 +211,15 @@ def raise_if_decayed(found: Iterable[Revalidation]) -> None:
         raise (errors.Decayed if decayed else errors.Unreachable)(". ".join(told))
 
 
-def _as_found(target: ModelTarget, known: Revalidations | None, look: Look) -> Revalidation:
-    about = target.model, target.namespace, target.rayservice
-    return Revalidation(*about, known.version, look, tuple(known.looks), known.decayed_unix_s) if known else Revalidation(*about, None, look)
-
-
 def _store(run: Run, record: Release) -> RevalidationStore:
     return RevalidationStore(run.cluster, record.model, record.namespace)
 
 
-def _found(run: Run, record: Release, version: str | None, look: Look, known: Revalidations | None) -> Revalidation:
-    about = known if known is not None and known.version == version else None
-    return Revalidation(
-        record.model,
-        record.namespace,
-        record.rayservice,
-        version,
-        look,
-        tuple(about.looks) if about else (),
-        about.decayed_unix_s if about else None,
-    )
+def _found(about: Release | ModelTarget, version: str | None, look: Look, known: Revalidations | None) -> Revalidation:
+    """With what is known of that version."""
+    kept = known if known is not None and known.version == version else None
+    model = about.model, about.namespace, about.rayservice
+    return Revalidation(*model, version, look, tuple(kept.looks), kept.decayed_unix_s) if kept else Revalidation(*model, version, look)
 
 
 def _not_asked(run: Run, outcome: Outcome, sentence: str, run_id: str) -> Look:
