@@ -162,6 +162,66 @@ class JudgeRules(_Part):
         return self.latency_fail_margins_percent or (p50 / 2, p95 / 2, p99 / 2)
 
 
+Occasion = Literal["start", "verdict", "approval", "hold", "rollback", "promoted", "decay"]
+
+
+class SecretRef(_Part):
+    """Where a secret is, never what it is: an environment variable or a file of the step, or a key of a Secret in the model's namespace."""
+
+    env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    file: str | None = Field(None, pattern=r"^/", max_length=1000, description="as the step sees it")
+    secret: str | None = Field(None, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", description="name of a Secret, with key")
+    key: str | None = Field(None, max_length=253, pattern=r"^[-._A-Za-z0-9]+$")
+
+    @model_validator(mode="after")
+    def _one(self) -> SecretRef:
+        if sum(given is not None for given in (self.env, self.file, self.secret)) != 1 or (self.secret is None) != (self.key is None):
+            raise ValueError("give env, or file, or secret and key")
+        return self
+
+    def __str__(self) -> str:
+        return f"Secret {self.secret}, key {self.key}" if self.secret else f"environment variable {self.env}" if self.env else str(self.file)
+
+
+class Notification(_Part):
+    """A webhook that is told how a release goes; it is never waited for (see `kfp_components.notify`)."""
+
+    url: str | None = Field(None, max_length=2000, description="https://; http:// on loopback and to a Service (name.namespace.svc)")
+    url_from: SecretRef | None = Field(None, description="where the address is, if it is a secret itself, as Slack's are")
+    format: Literal["cloudevents", "slack"] = "cloudevents"
+    on: tuple[Occasion, ...] = Field(get_args(Occasion), min_length=1, description="verdict: each step that passed")
+    sign_with: SecretRef | None = Field(
+        None, description="base64 of at least 16 random bytes, whsec_ before it or not: signs as Standard Webhooks does"
+    )
+    timeout_s: float = Field(5.0, gt=0, le=60, description="of one try")
+    give_up_after_s: float = Field(30.0, gt=0, le=600, description="tries end so long after it happened")
+
+    @field_validator("url")
+    @classmethod
+    def _plain(cls, value: str | None, info: ValidationInfo) -> str | None:
+        _refuse_credentials(value or "", info, "; give url_from")
+        return value
+
+    @model_validator(mode="after")
+    def _where(self) -> Notification:
+        if (self.url is None) == (self.url_from is None):
+            raise ValueError("give either url or url_from")
+        if self.url is not None:
+            assert_webhook(self.url)
+            if self.format == "slack":
+                raise ValueError("who knows a Slack address may write there: give url_from, such as {secret: kfp-serving-notify, key: url}")
+        return self
+
+
+def assert_webhook(url: str) -> None:
+    """Raise ValueError, which does not repeat it, for an address that nothing is sent to: none at all, or without TLS outside the cluster."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    inside = CLUSTER_HOST.fullmatch(host) or uris.is_loopback(host)
+    if not host or not url.isprintable() or " " in url or (parts.scheme != "https" and not (parts.scheme == "http" and inside)):
+        raise ValueError("it is no address of a webhook: https://, or http:// on loopback or to a Service (http://name.namespace.svc/...)")
+
+
 class RevalidateRules(_Part):
     """How what serves is compared with what it was when it was promoted; everything has a default."""
 
@@ -185,6 +245,7 @@ class RevalidateRules(_Part):
     latency_margin_percent: float = Field(50.0, gt=0, le=1000, description="how much slower its median and p95 may become")
     alpha: float = Field(0.01, gt=0, lt=0.5, description="chance of ever accusing a model that is as it was, over all looks at all models of a run")
     demote: bool = Field(False, description="give users the previous version again, through a canary, where the champion decayed")
+    notify: tuple[Notification, ...] = Field((), max_length=10, description="webhooks that are told of decay; default those of the last release")
 
     @field_validator("golden_set")
     @classmethod
@@ -342,6 +403,7 @@ class Options(_Part):
     alias_target: str | None = Field(None, description="DNS name; default {rayservice}-serve-svc.{namespace}.svc.cluster.local")
     allow_external_alias: bool = Field(False, description="needed for an alias target outside the cluster")
     rayservice_template: dict[str, Any] | None = Field(None, description="rayClusterConfig to create the RayService with when there is none")
+    notify: tuple[Notification, ...] = Field((), max_length=10, description="webhooks that are told how it goes")
     registry_uri: str | None = Field(
         None, description="MLflow tracking URI, or kubeflow+https://host; default: environment KFP_SERVING_REGISTRY_URI, MLFLOW_TRACKING_URI"
     )

@@ -32,6 +32,7 @@ KINDS = {
     for kind in (
         Kind("v1", "Namespace", "namespaces"),
         Kind("v1", "ConfigMap", "configmaps"),
+        Kind("v1", "Secret", "secrets"),
         Kind("v1", "Service", "services"),
         Kind("v1", "Event", "events"),
         Kind("coordination.k8s.io/v1", "Lease", "leases"),

@@ -15,7 +15,7 @@ A release that runs is steered from any other process, `open_rollback` connects 
 
 import functools
 
-from kfp_components import clock, errors, request
+from kfp_components import clock, errors, notify, request
 from kfp_components.release import Release, ReleaseStore, Watcher
 from kfp_components.rollout import journal, registered, revalidate
 from kfp_components.rollout.adopt import Asked, adopt_model, adoptable, adopted, adoption_of, plan_adoption, plan_undo, undo_adoption
@@ -73,7 +73,10 @@ def revalidate_model(
     meanwhile; nothing is written then. Where other models wait for their turn, `not_looked_at` makes that this one's outcome.
     """
     rules = rules or request.RevalidateRules()
+    notifier = revalidate.notifier(run, rules)
     found = (revalidate.demotion_under_way(run) if rules.demote else None) or revalidate.look_at(run, rules, models, run_id, tell)
+    if found.outcome == "decayed":
+        notifier.tell(notify.of_decay(found.namespace, found.model, str(found.version), found.as_dict(), run.source))
     return _demoted(run, found, run_id) if rules.demote and found.outcome == "decayed" else found
 
 

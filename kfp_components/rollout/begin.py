@@ -93,6 +93,7 @@ def _begin(run: Run, first_version: bool, verified: Verified | None = None) -> R
             return _begin(run, first_version, verified)  # another run began or ended a release while this one looked
         raise
     own(run, record)
+    journal.announce(run, "start", record, f"{request.version} is to {f'replace {stable}' if stable else 'get the first users'}")
     return record
 
 

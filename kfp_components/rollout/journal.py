@@ -6,11 +6,12 @@ import contextlib
 import logging
 from typing import Any, TypedDict, Unpack
 
-from kfp_components import errors, names
+from kfp_components import errors, names, notify
 from kfp_components.clock import rfc3339
 from kfp_components.cluster import Manifest
 from kfp_components.phases import Phase
 from kfp_components.release import Approved, Event, Evidence, Failure, Held, NamesBefore, Paused, Previous, Release, Rollback, Waits
+from kfp_components.request import Occasion
 from kfp_components.rollout.run import Run, nobody
 
 
@@ -92,22 +93,35 @@ def try_note(run: Run, step: str, message: str) -> None:
 
 
 def write(run: Run, step: str, message: str, *, ok: bool = True, **fields: Unpack[Fields]) -> Release:
-    """Change the record, put an Event on the stub, and tell the watcher."""
-    event = Event(unix_s=run.clock.now_unix_s(), step=step, message=message, ok=ok)
+    """Change the record, put an Event on the stub, tell the webhooks and the watcher."""
+    now = run.clock.now_unix_s()
+    event = Event(unix_s=now, step=step, message=message, ok=ok)
+    undelivered = [Event(unix_s=now, step="notify", message=sentence, ok=False) for sentence in run.notifier.undelivered()]
+    occasion: Occasion | None = None
 
     def change(record: Release) -> None:
+        nonlocal occasion
+        before = record.model_copy()
         for key, value in fields.items():
             setattr(record, key, value)
-        record.events.append(event)
+        record.events.extend([*undelivered, event])
+        occasion = notify.occasion_of(before, record)
 
     kept = run.record
     record = run.persist(lambda: run.store.update(change, epoch=run.epoch))
+    if occasion is not None:
+        announce(run, occasion, record, message)
     if kept is not None:  # what lies apart is newer here than there
         record.timeline, record.judge = kept.timeline, kept.judge
     run.record = record
     _put_event(run, record, event)
     tell(run, record)
     return record
+
+
+def announce(run: Run, occasion: Occasion, record: Release, text: str) -> None:
+    """Tell the webhooks; nobody waits for them."""
+    run.notifier.tell(notify.of_release(occasion, record, text, run.clock.now_unix_s(), run.source))
 
 
 def tell(run: Run, record: Release) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kfp_components import errors, names, request
+from kfp_components import errors, names, notify, request
 from kfp_components.cluster import Cluster, Manifest, Permission, Ref
 from kfp_components.cluster.changes import Apply, refuse_gitops, refuse_written_back
 from kfp_components.cluster.fields import refuse_taken
@@ -56,6 +56,7 @@ def check(run: Run, *, found: Manifest | None, serving: Serving | None, first_ve
     """
     cluster, asked, address = run.cluster, run.request, run.address
     check_permissions(cluster, asked)
+    notify.check(asked.options.notify, notify.reader(cluster, asked.namespace))
     ref = Ref("RayService", asked.rayservice, asked.namespace)
     if found is None and asked.options.rayservice_template is None:
         raise errors.NotFound(f"{ref}: it does not exist; create it, correct the name, or give options.rayservice_template")

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from kfp_components import artifact, errors, names, probes, uris
+from kfp_components import artifact, errors, names, notify, probes, uris
 from kfp_components.artifact.content import Away, Reading, Unreadable
 from kfp_components.clock import SystemClock
 from kfp_components.cluster import Cluster
@@ -99,6 +99,14 @@ def champions(cluster: Cluster, namespace: str, rayservice: str | None = None) -
         where = f"namespace {namespace}" + (f", RayService {rayservice}" if rayservice else "")
         raise errors.NotFound(f"{where}: no model was released or adopted there, so there is no champion to look at")
     return found
+
+
+def notifier(run: Run, rules: RevalidateRules) -> notify.Notifier:
+    """Who is told of decay: whom the rules name, else whom the last release told. Raises as `notify.check`."""
+    if not rules.notify:
+        return run.notifier
+    notify.check(rules.notify, notify.reader(run.cluster, run.request.namespace))
+    return notify.Notifier(rules.notify, run.notifier.read)
 
 
 def look_at(run: Run, rules: RevalidateRules, models: int, run_id: str, tell: Told) -> Revalidation:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from kfp_components import errors, names, traffic
+from kfp_components import errors, names, notify, traffic
 from kfp_components.artifact import Tell
 from kfp_components.artifact import nobody as nobody_hears
 from kfp_components.clock import Clock, SystemClock
@@ -54,6 +54,7 @@ class Run:
     reading: Tell = nobody_hears
     """Hears how far an artifact is read."""
     source: dict[str, str] = field(default_factory=dict)
+    notifier: notify.Notifier = field(default_factory=notify.Notifier, repr=False)
     record: Release | None = field(default=None, repr=False)
     epoch: int = 0
     """The release's as this run took it over; 0 before."""
@@ -169,6 +170,7 @@ def open_run(
         watch=watch,
         reading=reading,
         source=source or {},
+        notifier=notify.Notifier(options.notify, notify.reader(cluster, request.namespace)),
     )
 
 
