@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Where it is set (in many images), each of the hundreds of processes that the tests start would compile what it imports: seconds every time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-all test-fast test-cluster lint compile lock clean
+.PHONY: help setup demo test test-all test-fast test-cluster lint compile docs lock clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -37,13 +37,17 @@ test-fast: $(STAMP)  ## without Ray (5 minutes)
 test-cluster: $(STAMP)  ## contract and end-to-end core on the cluster of KUBECONFIG (a real one); skipped loudly without
 	KUBE_API=kubeconfig $(BIN)/python -m pytest tests/contract tests/e2e -m "fast or core"
 
-lint: $(STAMP)  ## formatting, style, types, layers, compiled files
+lint: $(STAMP)  ## formatting, style, types, layers, compiled files, generated pages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.10 --follow-imports skip --no-warn-return-any -p kfp_components.router
 	$(BIN)/lint-imports
 	$(BIN)/python -m pipelines.compile --check
+	$(BIN)/python docs/generate.py --check
+
+docs: $(STAMP)  ## write docs/troubleshooting.md from the errors that the sources raise
+	$(BIN)/python docs/generate.py
 
 compile: $(STAMP)  ## write compiled/
 	$(BIN)/python -m pipelines.compile

@@ -216,7 +216,7 @@ class Notifier:
     def tell(self, told: Message) -> None:
         """Put it into the queue of each destination that wants it. Returns at once and never raises."""
         for destination in self._destinations:
-            if told.occasion in destination.wanted.on:
+            if told.occasion in destination.wanted.when:
                 destination.put(told)
 
     def undelivered(self) -> list[str]:

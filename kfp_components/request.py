@@ -189,7 +189,7 @@ class Notification(_Part):
     url: str | None = Field(None, max_length=2000, description="https://; http:// on loopback and to a Service (name.namespace.svc)")
     url_from: SecretRef | None = Field(None, description="where the address is, if it is a secret itself, as Slack's are")
     format: Literal["cloudevents", "slack"] = "cloudevents"
-    on: tuple[Occasion, ...] = Field(get_args(Occasion), min_length=1, description="verdict: each step that passed")
+    when: tuple[Occasion, ...] = Field(get_args(Occasion), min_length=1, description="verdict: each step that passed")
     sign_with: SecretRef | None = Field(
         None, description="base64 of at least 16 random bytes, whsec_ before it or not: signs as Standard Webhooks does"
     )

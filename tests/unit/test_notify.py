@@ -103,7 +103,7 @@ def test_a_change_of_the_record_is_at_most_one_occasion(before: dict[str, Any], 
 def test_slack_takes_its_address_from_a_secret_and_text_stays_text(monkeypatch: pytest.MonkeyPatch) -> None:
     with receiver() as got:
         monkeypatch.setenv("SLACK_URL", got.url)
-        sending = notifier({"url_from": {"env": "SLACK_URL"}, "format": "slack", "on": ["approval"]})
+        sending = notifier({"url_from": {"env": "SLACK_URL"}, "format": "slack", "when": ["approval"]})
         sending.tell(told("start", "not wanted"))
         sending.tell(told("approval", "decide: <!channel> & more"))
         assert sending.drain(60) and not sending.undelivered()
@@ -217,8 +217,8 @@ def test_a_secret_of_the_namespace_holds_address_and_key() -> None:
         ({"url": "https://me:pass@hooks.example/x"}, "carries a credential"),
         ({"url": "https://hooks.example/x?token=abc"}, "carries a credential"),
         ({"url": "https://hooks.slack.example/services/T/B/x", "format": "slack"}, "give url_from"),
-        ({"url": "https://a.example", "on": ["finished"]}, "'promoted' or 'decay'"),
-        ({"url": "https://a.example", "on": []}, "at least 1"),
+        ({"url": "https://a.example", "when": ["finished"]}, "'promoted' or 'decay'"),
+        ({"url": "https://a.example", "when": []}, "at least 1"),
         ({"url_from": {"env": "A", "file": "/b"}}, "give env, or file, or secret and key"),
         ({"url_from": {"secret": "a"}}, "give env, or file, or secret and key"),
         ({"url_from": {"key": "a"}}, "give env, or file, or secret and key"),
