@@ -1,8 +1,10 @@
 """compiled/ is what the sources compile to, byte for byte, and what the sources promise holds in it."""
 
 import re
+import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,18 @@ import pytest
 import yaml
 from patience import seconds
 
+from kfp_components import cli
+from kfp_components.workflows import compile as compiling
+from kfp_components.workflows.promote_with_canary import DEFAULT_STEPS
+
 ROOT = Path(__file__).parents[2]
 COMPILED = ROOT / "compiled"
 COMPONENTS = sorted((COMPILED / "components").glob("*.yaml"))
 PIPELINES = sorted(COMPILED.glob("*.yaml"))
 KINDS: dict[str, Any] = {"String": "x", "Dict": {}, "Float": 10.0}
 """A value for an input that has no default."""
+INDEXES = ("http://index.ai-ml.svc:8080/simple", "https://pypi.example/simple")
+LIBRARY = (compiling.LIBRARY, f"=={version(compiling.LIBRARY)}")
 TWICE = ("collect-revalidations", "collect-revalidations-2")
 
 
@@ -69,6 +77,79 @@ def test_nothing_that_touches_a_cluster_is_cached(path: Path) -> None:
     assert leaves
     for name, task in leaves.items():
         assert not (task.get("cachingOptions") or {}).get("enableCache"), name
+
+
+@pytest.fixture(scope="module")
+def installing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All files, as they are compiled for an image without the library."""
+    folder = tmp_path_factory.mktemp("installing")
+    compiling.compile_all(folder, DEFAULT_STEPS, compiling.AtStart((f"{LIBRARY[0]}[mlflow]{LIBRARY[1]}", "acme-models>=2"), INDEXES))
+    return folder
+
+
+def test_without_an_image_every_pod_installs_and_nothing_else_differs(installing: Path) -> None:
+    for path in (*COMPONENTS, *PIPELINES):
+        (here,), (there,) = load(path), load(installing / path.relative_to(COMPILED))
+        for name, executor in there["deploymentSpec"]["executors"].items():
+            container, ours = executor["container"], here["deploymentSpec"]["executors"][name]["container"]
+            assert (container["image"], container["command"][:2]) == ("python:3.11-slim", ["sh", "-c"])
+            assert container["command"][3:] == ours["command"] and "pip install" not in "".join(ours["command"])
+            (line,) = (line for line in container["command"][2].splitlines() if "pip install" in line)
+            install, then = line.split(" && ")
+            options = ["--index-url", INDEXES[0], "--extra-index-url", INDEXES[1], "--trusted-host", "index.ai-ml.svc:8080"]
+            assert shlex.split(install)[-8:] == [*options, f"{LIBRARY[0]}[mlflow]{LIBRARY[1]}", "acme-models>=2"]
+            assert then == 'exec "$0" "$@"'
+            executor["container"] = ours
+        assert there == here and path.read_text().split("components:")[0] in (installing / path.relative_to(COMPILED)).read_text()
+
+
+def test_the_command_gives_a_home_to_who_has_none_and_hands_over(tmp_path: Path) -> None:
+    (tmp_path / "python3").write_text('#!/bin/sh\necho "$HOME|$*"\n')
+    (tmp_path / "python3").chmod(0o755)
+    command = [*compiling.AtStart((LIBRARY[0] + LIBRARY[1],)).command, "sh", "-ec", 'echo "then $0 $1"', "name", "a b"]
+    for home, kept in ((str(tmp_path), True), ("/nowhere", False), ("", False)):
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": home, "TMPDIR": str(tmp_path)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=seconds(60))
+        first, second = done.stdout.splitlines()
+        got, line = first.split("|")
+        assert line == f"-m pip install --quiet --no-warn-script-location {LIBRARY[0]}{LIBRARY[1]}" and second == "then name a b"
+        assert (got == home) is kept and Path(got).is_dir() and Path(got).is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--packages", "kfp-serving-components==0.0.1"], "none of them is kfp-serving-components==" + LIBRARY[1][2:]),
+        (["--packages", "kfp-serving-components"], "which the components need; add it"),
+        (["--packages", "-r requirements.txt"], "it is no requirement"),
+        (["--packages", "".join(LIBRARY), "--index-url", "https://me:SECRET@index.example/simple"], "index.example/...: there is a user and a password"),
+        (["--packages", "".join(LIBRARY), "--index-url", "me:SECRET@index.example"], "there is a user"),
+        (["--packages", "kfp-serving-components @ git+https://SECRET@git.example/x"], "there is a user or token"),
+        (["--packages", "".join(LIBRARY), "--index-url", "index.example"], "expected https://host/path"),
+        (["--base-image", "python:3.12"], "give --packages"),
+    ],
+)
+def test_what_cannot_be_installed_is_refused_and_no_secret_is_told(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["kfp-serving", "compile", "--output", str(tmp_path / "out"), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    told = " ".join(capsys.readouterr().err.split())
+    assert ended.value.code == 2 and words in told and "SECRET" not in told, told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_check_compares_with_the_same_options(installing: Path) -> None:
+    same = compiling.AtStart((f"{LIBRARY[0]}[mlflow]{LIBRARY[1]}", "acme-models>=2"), INDEXES)
+    assert compiling.differences(installing, DEFAULT_STEPS, same) == []
+    assert len(compiling.differences(installing, DEFAULT_STEPS)) == len(COMPONENTS) + len(PIPELINES)
+
+
+@pytest.mark.parametrize("package", ["{0}@git+https://git.example/x", "{0} @ git+https://git.example/x@v1", "https://files.example/{1}-{2}-py3-none-any.whl"])
+def test_other_ways_to_name_the_library(package: str) -> None:
+    name = compiling.LIBRARY
+    assert compiling.AtStart((package.format(name, name.replace("-", "_"), LIBRARY[1][2:]),)).command
 
 
 def test_the_run_form_is_typed_and_short() -> None:
