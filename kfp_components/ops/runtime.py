@@ -122,8 +122,7 @@ def revalidate(
         found = rollout.not_looked_at(_cluster(), _target(model, namespace, rayservice), str(error), run_id)
     print(f"{found.outcome}: {found.sentence}", flush=True)
     show_revalidations([found], page, summary)
-    numbers = found.look.model_dump(include={"requests", "failures", "p50_ms", "p95_ms", "evidence"}, exclude_none=True)
-    metrics.metadata.update({name: float(value) for name, value in numbers.items()})
+    metrics.metadata.update(_finite(found.look.model_dump(include={"requests", "failures", "p50_ms", "p95_ms", "evidence"})))
     if red:
         rollout.raise_if_decayed([found])
 
@@ -243,6 +242,11 @@ def numbers(release: Release) -> dict[str, float]:
     for arm in ("stable", "candidate"):
         found[f"{arm}_requests"] = last.requests.get(arm)
         found[f"{arm}_failures"] = last.failures.get(arm)
+    return _finite(found)
+
+
+def _finite(found: Mapping[str, float | None]) -> dict[str, float]:
+    """What JSON can hold: of a metric that it cannot, KFP's launcher would fail the step."""
     return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 
 

@@ -112,6 +112,12 @@ def test_of_one_that_was_taken_back_it_says_why(served: World, tmp_path: Path) -
     assert metrics.metadata["e_fail"] >= 100 and metrics.metadata["candidate_failures"] > 0
 
 
+def test_a_number_that_json_cannot_hold_fails_no_step(served: World) -> None:
+    record = served.promote(asked())
+    record.timeline[-1] = record.timeline[-1].model_copy(update={"e_pass": float("inf"), "e_fail": float("nan")})
+    assert {"e_pass", "e_fail"} & set(runtime.numbers(record)) == set() and runtime.numbers(record)["candidate_requests"] > 0
+
+
 def test_where_there_is_no_release_the_outputs_say_so(tmp_path: Path) -> None:
     page, summary = dsl.HTML(uri=str(tmp_path / "page")), dsl.Markdown(uri=str(tmp_path / "summary"))
     runtime.show_nothing("model <b>x|y</b>: there is no release", page, summary)

@@ -42,6 +42,11 @@ def test_the_distribution_has_a_name_of_its_own(wheel: zipfile.ZipFile) -> None:
     assert "kfp-serving = kfp_components.cli:main" in wheel.read(f"{folder}/entry_points.txt").decode()
 
 
+def test_what_is_said_of_each_component_is_in_it(wheel: zipfile.ZipFile) -> None:
+    inside = {Path(name).stem for name in wheel.namelist() if name.startswith("kfp_components/ops/metadata/")}
+    assert inside == {path.stem for path in (ROOT / "compiled" / "components").iterdir()}
+
+
 def test_the_package_init_is_a_docstring_only(wheel: zipfile.ZipFile) -> None:
     body = ast.parse(wheel.read("kfp_components/__init__.py")).body
     assert len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str)
