@@ -580,21 +580,37 @@ def compile_command(
     check: Annotated[bool, typer.Option("--check", help="compare byte for byte, write nothing")] = False,
     steps: Annotated[str, typer.Option(help="one canary box for each")] = "10,25,50",
     output: Annotated[Path, typer.Option(help="where the YAML goes")] = Path("compiled"),
+    packages: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="without an image of your own: what each pod installs when it starts, kfp-serving-components[mlflow]==VERSION; may be repeated"
+        ),
+    ] = None,
+    index_url: Annotated[
+        list[str] | None, typer.Option(help="with --packages: where pip finds them; may be repeated, the further ones are extra indexes")
+    ] = None,
+    base_image: Annotated[str | None, typer.Option(help="with --packages: an image with Python 3.11 to 3.13 and pip; else python:3.11-slim")] = None,
 ) -> None:
-    """Write every component and pipeline as YAML for the Kubeflow UI. KFP_SERVING_IMAGE names your image."""
+    """Write every component and pipeline as YAML for the Kubeflow UI. KFP_SERVING_IMAGE names your image; --packages does without one."""
     from kfp_components.workflows import compile as compiling
 
+    if (index_url or base_image) and not packages:
+        raise errors.RequestInvalid(
+            "--index-url and --base-image say how --packages are installed; give --packages, or name your image by KFP_SERVING_IMAGE"
+        )
+    image = {"base_image": base_image} if base_image else {}
+    at_start = compiling.AtStart(tuple(packages), tuple(index_url or ()), **image) if packages else None
     try:
         parsed = tuple(int(step) for step in steps.split(","))
     except ValueError:
         raise errors.RequestInvalid(f"--steps {steps!r}: expected whole percents with commas between them, such as 10,25,50") from None
     if check:
-        different = compiling.differences(output, parsed)
+        different = compiling.differences(output, parsed, at_start)
         if different:
             raise errors.RequestInvalid(f"{output}: {', '.join(different)} differ from the sources; run `kfp-serving compile` and commit")
         print(f"{output}: as the sources compile")
         return
-    compiling.compile_all(output, parsed)
+    compiling.compile_all(output, parsed, at_start)
     print(f"wrote {output}")
 
 

@@ -11,6 +11,8 @@ def adopt_model(
     namespace: str,
     rayservice: str,
     report: dsl.Output[dsl.HTML],
+    summary: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
     application: str = "",
     route: str = "",
     alias: str = "",
@@ -34,9 +36,11 @@ def adopt_model(
         model_format: shown in Kubeflow's UI.
         undo: take away what an earlier adoption made; what serves goes on.
         run_id: identity of the run.
-        report: the adoption as a page.
+        report: the adoption, as a page.
+        summary: the same in a few lines, what this step did and what comes next.
+        metrics: seconds of this step, weight, evidence and counts.
     """
     from kfp_components.ops import runtime
 
-    release = runtime.adopt(model, namespace, rayservice, application, route, alias, version, uri, model_format, undo, run_id)
-    runtime.write_report(release, report.path)
+    run, release = runtime.adopt(model, namespace, rayservice, application, route, alias, version, uri, model_format, undo, run_id)
+    runtime.show(run, release, report, summary, metrics)

@@ -6,12 +6,21 @@ from kfp_components.ops.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def create_inference_service(request: dict, run_id: str = "") -> dict:
+def create_inference_service(
+    request: dict,
+    report: dsl.Output[dsl.HTML],
+    summary: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
+    run_id: str = "",
+) -> dict:
     """Create the InferenceService stub with URL, readiness and live traffic split; KServe leaves it alone.
 
     Args:
         request: what register_model returned.
         run_id: identity of the run, so that a retried pod goes on and a second run is refused.
+        report: the release so far, as a page.
+        summary: the same in a few lines, what this step did and what comes next.
+        metrics: seconds of this step, weight, evidence and counts.
 
     Returns:
         The request, for the next step.
@@ -19,5 +28,6 @@ def create_inference_service(request: dict, run_id: str = "") -> dict:
     from kfp_components import rollout
     from kfp_components.ops import runtime
 
-    rollout.create_inference_service(runtime.open_run(request, run_id))
+    run = runtime.open_run(request, run_id)
+    runtime.show(run, rollout.create_inference_service(run), report, summary, metrics)
     return request

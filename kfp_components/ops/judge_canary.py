@@ -9,6 +9,7 @@ from kfp_components.ops.image import IMAGE
 def judge_canary(
     request: dict,
     report: dsl.Output[dsl.HTML],
+    summary: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
     index: int = 0,
     run_id: str = "",
@@ -20,7 +21,8 @@ def judge_canary(
         index: which of the request's steps, from 0.
         run_id: identity of the run, so that a retried pod goes on and a second run is refused.
         report: the release so far, as a page.
-        metrics: weight, evidence and counts.
+        summary: the same in a few lines, what this step did and what comes next.
+        metrics: seconds of this step, weight, evidence and counts.
 
     Returns:
         The request, for the next step.
@@ -28,7 +30,6 @@ def judge_canary(
     from kfp_components import rollout
     from kfp_components.ops import runtime
 
-    release = rollout.judge_canary(runtime.open_run(request, run_id), index)
-    runtime.write_report(release, report.path)
-    metrics.metadata.update(runtime.metrics(release))
+    run = runtime.open_run(request, run_id)
+    runtime.show(run, rollout.judge_canary(run, index), report, summary, metrics)
     return request

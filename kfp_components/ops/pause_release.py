@@ -7,7 +7,15 @@ from kfp_components.ops.image import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def pause_release(
-    model: str, namespace: str, rayservice: str, report: dsl.Output[dsl.HTML], reason: str = "", run_id: str = "", timeout_s: float = 60.0
+    model: str,
+    namespace: str,
+    rayservice: str,
+    report: dsl.Output[dsl.HTML],
+    summary: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
+    reason: str = "",
+    run_id: str = "",
+    timeout_s: float = 60.0,
 ):
     """The candidate keeps the weight that it has and is watched, and budgets do not run, until resume_release.
 
@@ -19,9 +27,11 @@ def pause_release(
         run_id: identity of the run that asks.
         timeout_s: how long the step that runs may take to obey.
         report: the release as a page.
+        summary: the same in a few lines, what this step did and what comes next.
+        metrics: seconds of this step, weight, evidence and counts.
     """
     from kfp_components import rollout
     from kfp_components.ops import runtime
 
-    release = rollout.pause_release(runtime.open_unfinished(model, namespace, rayservice, run_id), reason, timeout_s=timeout_s)
-    runtime.write_report(release, report.path)
+    run = runtime.open_unfinished(model, namespace, rayservice, run_id)
+    runtime.show(run, rollout.pause_release(run, reason, timeout_s=timeout_s), report, summary, metrics)

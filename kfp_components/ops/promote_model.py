@@ -9,6 +9,7 @@ from kfp_components.ops.image import IMAGE
 def promote_model(
     request: dict,
     report: dsl.Output[dsl.HTML],
+    summary: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
     run_id: str = "",
 ) -> dict:
@@ -18,7 +19,8 @@ def promote_model(
         request: what register_model returned.
         run_id: identity of the run, so that a retried pod goes on and a second run is refused.
         report: the release so far, as a page.
-        metrics: weight, evidence and counts.
+        summary: the same in a few lines, what this step did and what comes next.
+        metrics: seconds of this step, weight, evidence and counts.
 
     Returns:
         The request, for the next step.
@@ -26,7 +28,6 @@ def promote_model(
     from kfp_components import rollout
     from kfp_components.ops import runtime
 
-    release = rollout.promote_model(runtime.open_run(request, run_id))
-    runtime.write_report(release, report.path)
-    metrics.metadata.update(runtime.metrics(release))
+    run = runtime.open_run(request, run_id)
+    runtime.show(run, rollout.promote_model(run), report, summary, metrics)
     return request

@@ -13,6 +13,10 @@ def register_model(
     namespace: str,
     rayservice: str,
     import_path: str,
+    report: dsl.Output[dsl.HTML],
+    summary: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
+    registered_model: dsl.Output[dsl.Model],
     steps: list = [10, 25, 50],  # noqa: B006  KFP reads the default from the signature
     options: dict = {},  # noqa: B006
     run_id: str = "",
@@ -32,6 +36,10 @@ def register_model(
         options: everything with a default; each wrong key is named (see kfp_components.request.Options).
         run_id: identity of the run, so that a retried pod goes on and a second run is refused.
         first_version: the model has no stable version yet.
+        report: the release so far, as a page.
+        summary: the same in a few lines, what this step did and what comes next.
+        metrics: seconds of this step, weight, evidence and counts.
+        registered_model: where the version is, and what the registry knows of it.
         boxes: canary steps of the pipeline; a request with more is refused (0: not checked).
 
     Returns:
@@ -42,5 +50,7 @@ def register_model(
 
     values = {"model": model, "version": version, "uri": uri, "namespace": namespace, "rayservice": rayservice}
     run = runtime.open_run({**values, "import_path": import_path, "steps": steps, "options": options}, run_id)
-    rollout.register_model(run, first_version=first_version, boxes=boxes or None)
+    release = rollout.register_model(run, first_version=first_version, boxes=boxes or None)
+    runtime.describe_model(run, release, registered_model)
+    runtime.show(run, release, report, summary, metrics)
     return run.request.plain

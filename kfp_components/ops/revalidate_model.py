@@ -11,6 +11,8 @@ def revalidate_model(
     namespace: str,
     rayservice: str,
     report: dsl.Output[dsl.HTML],
+    summary: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
     rules: dict = {},  # noqa: B006  KFP reads the default from the signature
     models: int = 1,
     run_id: str = "",
@@ -27,7 +29,9 @@ def revalidate_model(
         run_id: identity of the run.
         red: fail when it decayed or cannot be asked; false where a later step does so for all models.
         report: what was found, as a page.
+        summary: the same in a few lines.
+        metrics: requests, failures, latency (ms) and evidence of this look.
     """
     from kfp_components.ops import runtime
 
-    runtime.revalidate(model, namespace, rayservice, rules, models, run_id, report.path, red)
+    runtime.revalidate(model, namespace, rayservice, rules, models, run_id, report, summary, metrics, red)

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kfp_components import errors, report, request, rollout, uris
 from kfp_components.artifact import Lines
 from kfp_components.cluster import Cluster
+from kfp_components.registry import ENVIRONMENT
 from kfp_components.release import Release
 from kfp_components.report import revalidation as report_revalidation
-from kfp_components.rollout.registered import attach_report
+from kfp_components.rollout.registered import REQUEST, attach_report, facts
 
 KFP_UI = "KFP_SERVING_KFP_UI"
 """Environment variable of the component image: ``https://kubeflow.example/_/pipeline``, for links to runs."""
+
+UPLOADED = ("s3://", "gs://", "minio://")
+"""Schemes of outputs that KFP's launcher uploads to the pipeline root's bucket."""
+
+
+class Output(Protocol):
+    """What is used of an output artifact of KFP."""
+
+    path: str
+    uri: str
+    metadata: dict[str, Any]
 
 
 def open_run(values: Mapping[str, Any], run_id: str) -> rollout.Run:
@@ -56,19 +72,47 @@ def adopt(
     model_format: str,
     undo: bool,
     run_id: str,
-) -> Release:
+) -> tuple[rollout.Run, Release]:
     """What serves the model is its stable version from now on; with ``undo`` what an earlier adoption made goes. Empty strings: not given."""
     if undo:
-        return rollout.undo_adoption(open_unfinished(model, namespace, rayservice, run_id))
+        run = open_unfinished(model, namespace, rayservice, run_id)
+        return run, rollout.undo_adoption(run)
     target = _target(model, namespace, rayservice)
     asked = rollout.Asked(application or None, route or None, alias or None, version or None, uri or None, model_format)
     found = rollout.adoption_of(_cluster(), target, asked)
-    return rollout.adopt_model(open_run(found.plain | target.model_dump(), run_id))
+    run = open_run(found.plain | target.model_dump(), run_id)
+    return run, rollout.adopt_model(run)
 
 
-def revalidate(model: str, namespace: str, rayservice: str, rules: Mapping[str, Any], models: int, run_id: str, path: str, red: bool) -> None:
-    """Look at one champion; the page is written whatever is found. Raises as `rollout.raise_if_decayed` where it is to be ``red``; else nothing that
-    is this model's, which is noted for `collect_revalidations`."""
+def finish(model: str, namespace: str, rayservice: str, run_id: str, page: Output, summary: Output, metrics: Output) -> None:
+    """What the exit handler does. Its outputs are the last ones of a run, and of a step that failed the only ones: KFP keeps none of that step's."""
+    why = "This run left no release of its own."
+    try:
+        run = open_unfinished(model, namespace, rayservice, run_id)
+        release = rollout.finish_release(run)
+    except errors.NotFound as nothing_was_begun:
+        release, why = None, str(nothing_was_begun)
+    if release is not None:
+        show(run, release, page, summary, metrics)
+        name_report(run, page)
+    else:
+        show_nothing(why, page, summary)
+
+
+def revalidate(
+    model: str,
+    namespace: str,
+    rayservice: str,
+    rules: Mapping[str, Any],
+    models: int,
+    run_id: str,
+    page: Output,
+    summary: Output,
+    metrics: Output,
+    red: bool,
+) -> None:
+    """Look at one champion; the outputs are written whatever is found. Raises as `rollout.raise_if_decayed` where it is to be ``red``; else nothing
+    that is this model's, which is noted for `collect_revalidations`."""
     parsed = request.parse_rules(rules)
     try:
         found = rollout.revalidate_model(open_unfinished(model, namespace, rayservice, run_id), parsed, models=models, run_id=run_id, tell=_said())
@@ -77,7 +121,8 @@ def revalidate(model: str, namespace: str, rayservice: str, rules: Mapping[str, 
             raise
         found = rollout.not_looked_at(_cluster(), _target(model, namespace, rayservice), str(error), run_id)
     print(f"{found.outcome}: {found.sentence}", flush=True)
-    write_revalidations([found], path)
+    show_revalidations([found], page, summary)
+    metrics.metadata.update(_finite(found.look.model_dump(include={"requests", "failures", "p50_ms", "p95_ms", "evidence"})))
     if red:
         rollout.raise_if_decayed([found])
 
@@ -97,17 +142,32 @@ def champions(namespace: str, rayservice: str) -> list[request.ModelTarget]:
     return rollout.champions(_cluster(), namespace, rayservice or None)
 
 
-def collect_revalidations(namespace: str, rayservice: str, run_id: str, path: str) -> None:
-    """One page of what the steps of a run found. Raises as `rollout.raise_if_decayed`."""
+def show_champions(found: Sequence[request.ModelTarget], summary: Output, metrics: Output) -> None:
+    """Whose champions a run will look at."""
+    rows = [f"| {report.plain(target.model)} | {report.plain(target.rayservice)} |" for target in found]
+    text = "\n".join([f"## Champions: {len(found)}", "", "| model | RayService |", "|---|---|", *rows])
+    Path(summary.path).write_text(text + "\n", encoding="utf-8")
+    metrics.metadata["models"] = float(len(found))
+
+
+def collect_revalidations(
+    namespace: str, rayservice: str, model: str, run_id: str, page: Output, summary: Output, metrics: Output, red: bool
+) -> None:
+    """What the steps of a run found, as one page, of all models or of one that is named. Raises as `rollout.raise_if_decayed` where it is ``red``."""
     cluster = _cluster()
-    found = [rollout.last_look(cluster, target, run_id) for target in champions(namespace, rayservice)]
-    write_revalidations(found, path)
-    rollout.raise_if_decayed(found)
+    targets = [_target(model, namespace, rayservice)] if model else champions(namespace, rayservice)
+    found = [rollout.last_look(cluster, target, run_id) for target in targets]
+    show_revalidations(found, page, summary)
+    metrics.metadata.update({outcome.replace(" ", "_"): float(sum(one.outcome == outcome for one in found)) for outcome in report_revalidation.ORDER})
+    if red:
+        rollout.raise_if_decayed(found)
 
 
-def write_revalidations(found: Sequence[rollout.Revalidation], path: str) -> None:
-    """What was found, as a self-contained page."""
-    Path(path).write_text(report_revalidation.render([one.as_dict() for one in found]), encoding="utf-8")
+def show_revalidations(found: Sequence[rollout.Revalidation], page: Output, summary: Output) -> None:
+    """What was found, as a self-contained page and in a few lines."""
+    told = [one.as_dict() for one in found]
+    Path(page.path).write_text(report_revalidation.render(told), encoding="utf-8")
+    Path(summary.path).write_text(report_revalidation.markdown(told), encoding="utf-8")
 
 
 def _target(model: str, namespace: str, rayservice: str) -> request.ModelTarget:
@@ -120,28 +180,74 @@ def _cluster() -> Cluster:
     return KubernetesCluster()
 
 
-def write_report(release: Release, path: str) -> None:
-    """The release as a self-contained page."""
-    Path(path).write_text(report.render(release.model_dump(mode="json")), encoding="utf-8")
+def show(run: rollout.Run, release: Release, page: Output, summary: Output, metrics: Output) -> None:
+    """The release as a self-contained page and in a few lines, with what this step did, and its numbers."""
+    began_unix_s = run.watch.began_unix_s if isinstance(run.watch, _Narrator) else None
+    record = release.model_dump(mode="json")
+    Path(page.path).write_text(report.render(record), encoding="utf-8")
+    Path(summary.path).write_text(report.markdown(record, began_unix_s), encoding="utf-8")
+    took = {"seconds": round(time.time() - began_unix_s, 1)} if began_unix_s else {}
+    metrics.metadata.update(took | numbers(release))
 
 
-def keep_report(run: rollout.Run, release: Release, path: str, uri: str) -> None:
-    """The page, which is also named in the registry, on the release's version: it is the last one."""
-    write_report(release, path)
-    if why_not := attach_report(run, Path(path).read_bytes(), uri):
+def show_nothing(why: str, page: Output, summary: Output) -> None:
+    """A page that says why there is none: a box in the UI whose page is missing looks like a fault."""
+    Path(page.path).write_text(f"<!doctype html><title>no release</title><p>{escape(why)}</p>\n", encoding="utf-8")
+    next_step = "- **Next**: where a step of this run is red, the end of its log says what was refused and what to do"
+    Path(summary.path).write_text(f"## No release\n\n{report.plain(why)}\n\n{next_step}\n", encoding="utf-8")
+
+
+def name_report(run: rollout.Run, page: Output) -> None:
+    """The page is named in the registry, on the release's version: it is the last one."""
+    if why_not := attach_report(run, Path(page.path).read_bytes(), page.uri):
         print(why_not, flush=True)
 
 
-def metrics(release: Release) -> dict[str, float]:
+def describe_model(run: rollout.Run, release: Release, model: Output) -> None:
+    """The version as KFP's Model artifact: where it is, and as metadata what the registry knows of it.
+
+    KFP uploads what an output names in an object store, from a file and to its own bucket, and fails the step where that is another one. There the
+    artifact stays the run's own, a JSON file with the metadata, whose ``uri`` says where the model is.
+    """
+    asked, name = run.request, run.registered_name
+    found, aliases = None, {}
+    with contextlib.suppress(errors.KfpServingError):  # it is registered: that nobody answers just now stops nobody
+        found, aliases = run.registry.find(name, asked.version), run.registry.aliases(name)
+    where = asked.options.registry_uri or next((there for key in ENVIRONMENT if (there := os.environ.get(key))), "")
+    told = {
+        **(found.properties if found else facts(asked, run.source)),
+        "name": name,
+        "version": asked.version,
+        "uri": asked.uri,
+        "digest": (found.digest if found else None) or "",
+        "artifact_check": release.artifact_check,
+        "registry": uris.shown(where),
+        "registry_page": found.url if found else "",
+        "aliases": ", ".join(sorted(alias for alias, version in aliases.items() if version == asked.version)),
+        **run.source,
+    }
+    model.metadata.update({key: value for key, value in told.items() if value and key != REQUEST})
+    if asked.uri.startswith(UPLOADED):
+        Path(model.path).write_text(json.dumps(model.metadata, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    else:
+        model.uri = asked.uri
+
+
+def numbers(release: Release) -> dict[str, float]:
     """Numbers for KFP's metrics card, from the last look at the counts."""
     if not release.timeline:
-        return {}
+        return {"weight_percent": release.weight_percent}
     last = release.timeline[-1]
     found: dict[str, float | None] = {"weight_percent": last.weight_percent, "e_fail": last.e_fail, "e_pass": last.e_pass}
     for arm in ("stable", "candidate"):
         found[f"{arm}_requests"] = last.requests.get(arm)
         found[f"{arm}_failures"] = last.failures.get(arm)
-    return {name: float(value) for name, value in found.items() if value is not None}
+    return _finite(found)
+
+
+def _finite(found: Mapping[str, float | None]) -> dict[str, float]:
+    """What JSON can hold: of a metric that it cannot, KFP's launcher would fail the step."""
+    return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
 class _Narrator:
@@ -149,14 +255,10 @@ class _Narrator:
 
     def __init__(self) -> None:
         self.told = 0.0
+        self.began_unix_s = time.time()
 
     def __call__(self, release: Release) -> None:
         for event in release.events:
             if event.unix_s > self.told:
                 print(f"{event.step}: {event.message}", flush=True)
                 self.told = event.unix_s
-
-
-def write_no_report(why: str, path: str) -> None:
-    """A page that says why there is none: a box in the UI whose page is missing looks like a fault."""
-    Path(path).write_text(f"<!doctype html><title>no release</title><p>{escape(why)}</p>\n", encoding="utf-8")

@@ -45,6 +45,8 @@ MARGINS = (
     ("client_error_margin_percent", "answers 4xx", 1, 5),
     ("disconnect_margin_percent", "is given up on", 1, 5),
 )
+TOLD_EVENTS = 8
+"""The newest ones of a step that its summary tells."""
 EVIDENCE_FLOOR, EVIDENCE_CEILING = 1e-4, 1e6
 """Evidence beyond these is drawn at the edge of the plot; tooltips and tables tell the true value."""
 
@@ -72,23 +74,77 @@ def render(release: Mapping[str, Any]) -> str:
     )
 
 
-def markdown(release: Mapping[str, Any]) -> str:
-    """The release in a few lines, for a KFP Markdown artifact or a chat message."""
-    lines = [f"## {_plain(_title(release))}: {_plain(_phase(release).replace('_', ' '))}", "", _plain(sentence(release)) or "no verdict yet"]
+def markdown(release: Mapping[str, Any], since_unix_s: float | None = None) -> str:
+    """The release in a few lines, for a KFP Markdown artifact or a chat message; with what was done since then, where that is given."""
+    lines = [f"## {plain(_title(release))}: {plain(_phase(release).replace('_', ' '))}", "", plain(sentence(release)) or "no verdict yet"]
     rollback = _rollback_sentence(release)
     if rollback:
-        lines += ["", _plain(rollback)]
+        lines += ["", plain(rollback)]
+    told = {
+        "This step": _done_since(release, since_unix_s) if since_unix_s is not None else "",
+        "Users get": _users_get(release),
+        "Evidence": _evidence_sentence(release),
+        "Next": _next(release),
+    }
+    lines += ["", *(f"- **{name}**: {plain(text)}" for name, text in told.items() if text)]
     versions = _versions(release)
     if versions:
         lines += ["", "| version | requests | failed | 4xx | gave up | p50 ms | p95 ms | p99 ms |", "|---|---|---|---|---|---|---|---|"]
         for row in versions:
-            lines.append(f"| {_plain(row['name'])} | " + " | ".join(row[key] for key in ("requests", "failed", *OTHERS, *QUANTILES)) + " |")
+            lines.append(f"| {plain(row['name'])} | " + " | ".join(row[key] for key in ("requests", "failed", *OTHERS, *QUANTILES)) + " |")
     metrics = _metrics(release)
     if metrics:
         fail_bound, pass_bound = _bounds(release)
         lines += ["", f"| metric | worse (bound {fail_bound:g}) | not worse (bound {pass_bound:g}) |", "|---|---|---|"]
-        lines += [f"| {_plain(row['name'])} | {row['e_fail']} | {row['e_pass']} |" for row in metrics]
+        lines += [f"| {plain(row['name'])} | {row['e_fail']} | {row['e_pass']} |" for row in metrics]
     return "\n".join(lines) + "\n"
+
+
+def _done_since(release: Mapping[str, Any], since_unix_s: float) -> str:
+    events = [event for event in release.get("events") or [] if float(event.get("unix_s") or 0) >= since_unix_s]
+    told = [f"{event.get('step')}: {event.get('message')}" for event in events[-TOLD_EVENTS:]]
+    left_out = ["..."] if len(events) > TOLD_EVENTS else []
+    return "; ".join([*left_out, *told]) or "nothing was left to do"
+
+
+def _users_get(release: Mapping[str, Any]) -> str:
+    stable, candidate, phase = release.get("stable_version"), str(release.get("candidate_version") or "?"), _now(release)
+    switched = phase == "promoted" or (phase == "promoting" and release.get("switched_unix_s"))
+    if switched or _adopts(release):
+        return f"{candidate}, with every request"
+    if not stable:
+        return "nothing of this model: it has no other version"
+    share = 0.0 if phase == "held" or phase in phases.BACK else _number(release, "weight_percent") or 0.0
+    return f"{stable} {100 - share:g} %, {candidate} {share:g} % for as long as a step renews that" if share else f"{stable}, with every request"
+
+
+def _evidence_sentence(release: Mapping[str, Any]) -> str:
+    found = release.get("verdict") or (release.get("timeline") or [{}])[-1]
+    worse, not_worse = _number(found, "e_fail"), _number(found, "e_pass")
+    if worse is None and not_worse is None:
+        return ""
+    fail_bound, pass_bound = _bounds(release)
+    return (
+        f"{_evidence(worse)} that the candidate is worse (taken back at {fail_bound:g} : 1), "
+        f"{_evidence(not_worse)} that it is not (enough at {pass_bound:g} : 1)"
+    )
+
+
+def _next(release: Mapping[str, Any]) -> str:
+    """What to do; empty where the sentence of the release says so."""
+    phase = _now(release)
+    model = phases.in_a_command(str(release.get("model", "MODEL")), str(release.get("namespace", "NAMESPACE")))
+    if phase == "promoted":
+        kept = release.get("previous") or {}
+        back = f"`kfp-serving rollback {model}` goes back to {kept.get('version')} until {utc(float(kept.get('until_unix_s') or 0))}"
+        return back if kept else "nothing, it is done; `kfp-serving revalidate` looks whether it stays as good"
+    if phase == "rolled_back":
+        return "read above and in the report why; mend that and run it again, another artifact as another version"
+    if phase == "rolling_back":
+        return "run the same again: it finishes the way back"
+    if phase == "held" or release.get("paused") or release.get("waits"):
+        return ""
+    return f"the next step goes on; where none comes, run the same again; `kfp-serving abort {model}` gives it up"
 
 
 def sentence(release: Mapping[str, Any]) -> str:
@@ -402,9 +458,9 @@ def _outcome(release: Mapping[str, Any]) -> str:
     return OUTCOMES[phase] if phase else "running"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text in a Markdown line or table cell: no markup, no line breaks."""
-    for mark in "\\`*_[]|#":
+    for mark in "\\`*_[]|#~=":
         text = text.replace(mark, f"\\{mark}")
     return " ".join(escape(text, quote=False).split())
 

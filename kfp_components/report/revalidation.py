@@ -8,12 +8,19 @@ from typing import Any
 from markupsafe import Markup
 
 from kfp_components.clock import utc
-from kfp_components.report import svg, templates
+from kfp_components.report import plain, svg, templates
 from kfp_components.report.svg import Bound, Series
 
 ORDER = ("decayed", "unreachable", "not enough", "healthy")
 """The worst first."""
 STYLES = {"decayed": "bad", "unreachable": "open", "not enough": "open", "healthy": "good"}
+NEXT = {
+    "decayed": "users still get what decayed, unless it says that it was demoted: promote another version, or let a look demote it",
+    "unreachable": "mend what is said of it and look again",
+    "not enough": "nothing: the next looks say more",
+    "healthy": "nothing: the next look is another one",
+}
+"""What to do, by the worst outcome."""
 SHOWN_PLOTS = 30
 """Models whose looks are drawn. Of the others the table has a line, and what is not healthy its sentence."""
 FLOOR, CEILING = 1e-3, 1e6
@@ -21,8 +28,7 @@ FLOOR, CEILING = 1e-3, 1e6
 
 def render(found: Sequence[Mapping[str, Any]]) -> str:
     """The page as HTML text, of `Revalidation.as_dict` of each model. Whatever that holds is escaped."""
-    ordered = sorted(found, key=lambda one: (ORDER.index(str(one["outcome"])), str(one["namespace"]), str(one["model"])))
-    counts = [(outcome, sum(one["outcome"] == outcome for one in ordered)) for outcome in ORDER]
+    ordered = _ordered(found)
     return (
         templates()
         .get_template("revalidation.html.j2")
@@ -31,7 +37,7 @@ def render(found: Sequence[Mapping[str, Any]]) -> str:
             if len(ordered) == 1
             else f"Re-validation of {len(ordered)} models",
             outcome=STYLES[str(ordered[0]["outcome"])] if ordered else "open",
-            told=", ".join(f"{number} {outcome}" for outcome, number in counts if number) or "no model",
+            told=_counted(ordered),
             rows=[_row(one) for one in ordered],
             models=[_model(one, number < SHOWN_PLOTS) for number, one in enumerate(ordered) if number < SHOWN_PLOTS or one["outcome"] != "healthy"],
             when=utc(max(float(one["unix_s"]) for one in ordered)) if ordered else "",
@@ -41,12 +47,23 @@ def render(found: Sequence[Mapping[str, Any]]) -> str:
 
 def markdown(found: Sequence[Mapping[str, Any]]) -> str:
     """The same in a few lines."""
-    ordered = sorted(found, key=lambda one: ORDER.index(str(one["outcome"])))
-    lines = ["| model | version | outcome | what was found |", "|---|---|---|---|"]
+    ordered = _ordered(found)
+    lines = [f"## Re-validation: {_counted(ordered)}", "", "| model | version | outcome | evidence | what was found |", "|---|---|---|---|---|"]
     for one in ordered:
-        sentence = _told(one).replace("|", "\\|")
-        lines.append(f"| {one['model']} | {one['version'] or '-'} | {one['outcome']} | {sentence} |")
-    return "\n".join(lines) + "\n"
+        model, version, told = plain(str(one["model"])), plain(str(one["version"] or "-")), plain(_told(one))
+        evidence = f"{one['evidence']:.3g} : 1 that it decayed (said at {one['bound']:,.0f} : 1)"
+        lines.append(f"| {model} | {version} | {one['outcome']} | {evidence} | {told} |")
+    return "\n".join([*lines, "", f"- **Next**: {NEXT[str(ordered[0]['outcome'])] if ordered else 'nothing was looked at'}"]) + "\n"
+
+
+def _ordered(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The worst first."""
+    return sorted(found, key=lambda one: (ORDER.index(str(one["outcome"])), str(one["namespace"]), str(one["model"])))
+
+
+def _counted(found: Sequence[Mapping[str, Any]]) -> str:
+    counts = [(outcome, sum(one["outcome"] == outcome for one in found)) for outcome in ORDER]
+    return ", ".join(f"{number} {outcome}" for outcome, number in counts if number) or "no model"
 
 
 def _row(one: Mapping[str, Any]) -> dict[str, str]:

@@ -18,7 +18,13 @@ def build(steps: tuple[int, ...] = DEFAULT_STEPS) -> Callable[..., Any]:
     """The pipeline with one canary box for each step; a run may give fewer steps than there are boxes, not more."""
     boxes, default = len(steps), list(steps)
 
-    @dsl.pipeline(name="promote-with-canary", description="Give a new model version to users step by step, judged against the stable one.")
+    @dsl.pipeline(
+        name="promote-with-canary",
+        description="A new version of a model beside the one that users have, step by step, judged against it, and taken back when it is worse. "
+        "Fill in model (bge), version (a new one, v2), uri (where the artifact is), namespace and rayservice (those of the version that serves) and "
+        f"import_path (acme_models.bge:build). steps are ceilings of its share in percent, rising, {boxes} at most; options may stay {{}}. A first "
+        "version goes by deploy-model.",
+    )
     def promote_with_canary(
         model: str,
         version: str,
@@ -29,6 +35,18 @@ def build(steps: tuple[int, ...] = DEFAULT_STEPS) -> Callable[..., Any]:
         steps: list = default,
         options: dict = {},  # noqa: B006
     ) -> None:
+        """Register, deploy, alias, stub, smoke, canary, all traffic.
+
+        Args:
+            model: its name, DNS-1035, such as bge; users call /{model} at the Service {model}-predictor.
+            version: name of the new version, such as v2.
+            uri: where the artifact is (s3://, https://, oci://, pvc://, file:// ...), without a credential.
+            namespace: namespace of the RayService.
+            rayservice: name of the RayService that serves it; kubectl get rayservice lists them.
+            import_path: module:attribute of the Serve application or its builder, on the RayService's allow-list.
+            steps: ceilings of the candidate's share in percent, rising; one canary step each.
+            options: everything with a default, such as args, smoke, judge; {} runs, and each wrong key is named.
+        """
         ending = uncached(finish_release(model=model, namespace=namespace, rayservice=rayservice, run_id=RUN_ID))
         with dsl.ExitHandler(ending, name="users-are-served"):
             registered = uncached(

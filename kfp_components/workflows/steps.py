@@ -19,7 +19,7 @@ def uncached(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 def deploy_and_smoke(registered: dsl.PipelineTask) -> Any:
     """deploy -> alias -> stub -> smoke; returns the request as the last of them passed it on."""
-    request = registered.output
+    request = registered.outputs["Output"]
     for step in (deploy_rayservice, create_alias, create_inference_service, smoke_inference):
-        request = uncached(step(request=request, run_id=RUN_ID)).output
+        request = uncached(step(request=request, run_id=RUN_ID)).outputs["Output"]
     return request

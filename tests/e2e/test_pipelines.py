@@ -34,6 +34,11 @@ def run_pipeline(name: str, values: dict[str, Any], folder: Path) -> subprocess.
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds(280), cwd=folder)
 
 
+def outputs(folder: Path) -> dict[tuple[str, str], str]:
+    """What the only run in a folder left as artifacts: of which step, and by which name."""
+    return {(path.parent.name, path.name): path.read_text() for path in (folder / "outputs").rglob("*") if path.is_file()}
+
+
 def values(model: str, version: str, args: dict[str, Any] | None = None) -> dict[str, Any]:
     options = tiny(model, version, args=args).options.model_dump(mode="json", exclude_defaults=True)
     return {
@@ -56,7 +61,18 @@ def test_the_pipeline_promotes_a_good_version(cluster: KubernetesCluster, users:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         tally = sending.stop()
     assert record_of(cluster, model)["phase"] == "promoted"
-    assert list((tmp_path / "outputs").rglob("report*")), "the steps leave their report as an artifact"
+    left = outputs(tmp_path)
+    assert (
+        {step for step, name in left if name == "report"}
+        == {step for step, name in left if name == "summary"}
+        >= {"deploy-rayservice", "canary-step-2"}
+    )
+    assert (
+        "20 % of the requests go to v2" in left["canary-step", "summary"]
+        and "- **Users get**: v2, with every request" in left["finish-release", "summary"]
+    )
+    described = json.loads(left["register-model", "registered_model"])
+    assert (described["uri"], described["aliases"]) == (f"s3://models/{model}/v2", "candidate") and described["kfp_run_id"], described
     assert not tally.failed and tally.answered["v2"] > 0, tally
     registered = registry.connect().find(f"{NAMESPACE}.{model}", "v2")
     assert registered is not None and registered.properties["outcome"] == "promoted" and registered.properties["kfp_run_id"]
@@ -72,7 +88,6 @@ def test_deploy_then_promote_then_catch_a_bad_one(cluster: KubernetesCluster, us
         done = run_pipeline("promote_with_canary", {**values(model, "v2"), "steps": [20, 50]}, tmp_path)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert record_of(cluster, model)["phase"] == "promoted"
-        assert list((tmp_path / "outputs").rglob("report*")), "the steps leave their report as an artifact"
         before = snapshot(cluster)
         done = run_pipeline("promote_with_canary", {**values(model, "v3", {"fail_every": 3}), "steps": [20, 50]}, tmp_path)
         sending.wait_for_answers(20)
@@ -81,6 +96,8 @@ def test_deploy_then_promote_then_catch_a_bad_one(cluster: KubernetesCluster, us
     record = record_of(cluster, model)
     assert record["phase"] == "rolled_back"
     assert record["failure"]["error"] == "CanaryFailed"
+    last = max((tmp_path / "outputs").rglob("finish-release/summary"), key=lambda path: path.stat().st_mtime_ns).read_text()
+    assert f"## {model} v2 to v3: rolled back" in last and "- **Users get**: v2, with every request" in last, last
     assert snapshot(cluster) == before
     assert all(kind.startswith("v3 ") for kind in tally.failed), tally
 

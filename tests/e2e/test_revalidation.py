@@ -54,7 +54,7 @@ def revalidate_all(folder: Path) -> tuple[subprocess.CompletedProcess[str], list
     """The pipeline over the namespace, and the lines of the page that it leaves: model and outcome, in their order."""
     folder.mkdir()
     done = run_pipeline("revalidate_namespace", {"namespace": NAMESPACE, "rayservice": RAYSERVICE, "rules": RULES}, folder)
-    (page,) = (folder / "outputs").rglob("collect-revalidations/report*")
+    (page,) = (folder / "outputs").rglob("collect-revalidations/report")
     found = re.findall(rf'<td class="step">{NAMESPACE}/([^<]*)</td><td>[^<]*</td><td class="step [a-z]*">([^<]*)</td>', page.read_text())
     return done, found
 
@@ -72,7 +72,7 @@ def test_a_champion_is_recorded_and_then_compared_with_its_record(cluster: Kuber
         assert f"{outcome}: {look.sentence}" in done.stdout
     looks = kept(cluster, model).looks
     assert len(looks) == 2 and len({one.run_id for one in looks}) == 2, "each run is named on its look"
-    pages = sorted((tmp_path / "outputs").rglob("report*"), key=lambda page: page.stat().st_mtime_ns)
+    pages = sorted((tmp_path / "outputs").rglob("revalidate-model/report"), key=lambda page: page.stat().st_mtime_ns)
     assert len(pages) == 2 and looks[-1].sentence in pages[-1].read_text(), "each run leaves its page as an artifact"
     registered = registry.connect().find(f"{NAMESPACE}.{model}", "v1")
     assert registered is not None and registered.properties["revalidation"] == "healthy"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import matrix
 import pytest
+from kfp import dsl
 from memory_world import MODEL, REGISTERED, Chosen, World, asked, live
 from registry_servers import Servers
 
@@ -186,7 +187,10 @@ def test_tidy_of_a_model_that_nothing_serves_any_more_leaves_the_registry(world:
 def test_the_page_of_a_run_is_kept_and_named(served: World, tmp_path: Path) -> None:
     process = served.process()
     record = process.promote(asked())
-    runtime.keep_report(process.open_rollback(asked()), record, str(tmp_path / "report.html"), "minio://reports/1")
+    page, run = dsl.HTML(uri="minio://reports/1"), process.open_rollback(asked())
+    page.custom_path = str(tmp_path / "report.html")
+    runtime.show(run, record, page, dsl.Markdown(uri=str(tmp_path / "summary.md")), dsl.Metrics())
+    runtime.name_report(run, page)
     assert version(served).properties["report_uri"] == "minio://reports/1" and "v2" in (tmp_path / "report.html").read_text()
 
 

@@ -75,7 +75,12 @@ def test_one_that_decayed_makes_the_run_red_and_is_said_with_its_evidence(served
         rollout.raise_if_decayed([first, looks[-1]])
     assert caught.value.exit_code == 7
     assert looks[-1].since_unix_s is not None and "decayed" in page.render([looks[-1].as_dict()])
-    assert "| bge | v2 | decayed |" in page.markdown([first.as_dict(), looks[-1].as_dict()])
+    told = page.markdown([first.as_dict(), looks[-1].as_dict()])
+    assert told.startswith("## Re-validation: 1 decayed, 1 not enough\n") and "| bge | v2 | decayed |" in told
+    assert " : 1 that it decayed (said at 100 : 1) |" in told and "- **Next**: users still get what decayed" in told
+    hostile = page.markdown([{**first.as_dict(), "sentence": "a|b `c` <img>\n\n# d [e](f)"}])
+    assert "| a\\|b \\`c\\` &lt;img&gt; \\# d \\[e\\](f) |\n" in hostile
+    assert page.markdown([]).startswith("## Re-validation: no model\n")
 
 
 def test_nothing_is_asked_while_a_release_runs_or_nothing_serves(served: World) -> None:

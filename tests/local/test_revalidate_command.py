@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kfp import dsl
 from patience import seconds, until
 
 from kfp_components import errors, rollout
@@ -84,19 +85,32 @@ def test_bad_input_is_refused_before_anything_is_asked(world: Many, arguments: l
     assert world.answered == 0
 
 
+def outputs(at: Path) -> tuple[dsl.HTML, dsl.Markdown, dsl.Metrics]:
+    return dsl.HTML(uri=f"{at}.html"), dsl.Markdown(uri=f"{at}.md"), dsl.Metrics()
+
+
 def test_a_step_of_many_notes_its_fault_and_the_last_one_is_red(world: Many, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rules = {"record_requests": 100}
     for number in range(MODELS - 1):  # the pod of the last one was lost
         given = rules | ({"golden_set": "file:///nowhere/golden.jsonl"} if number == 0 else {})
-        runtime.revalidate(name(number), NAMESPACE, RAYSERVICE, given, MODELS, "run-1", str(tmp_path / f"{number}.html"), red=False)
+        runtime.revalidate(name(number), NAMESPACE, RAYSERVICE, given, MODELS, "run-1", *outputs(tmp_path / str(number)), red=False)
     assert "unreachable: golden set file:///nowhere/golden.jsonl: " in capsys.readouterr().out
     assert "golden set file:///nowhere" in (tmp_path / "0.html").read_text()
+    counts = outputs(tmp_path / "page")
+    runtime.collect_revalidations(NAMESPACE, RAYSERVICE, "", "run-1", *counts, red=False)
+    assert counts[2].metadata == {"decayed": 0, "unreachable": 2, "not_enough": 2, "healthy": 0}
     with pytest.raises(errors.Unreachable, match=f"2 of {MODELS} champion.s. could not be asked: ") as caught:
-        runtime.collect_revalidations(NAMESPACE, RAYSERVICE, "run-1", str(tmp_path / "all.html"))
+        runtime.collect_revalidations(NAMESPACE, RAYSERVICE, "", "run-1", *outputs(tmp_path / "all"), red=True)
     assert f"{name(0)}: golden set file:///nowhere" in str(caught.value) and f"{name(MODELS - 1)}: its step noted nothing" in str(caught.value)
-    assert "2 unreachable, 2 not enough" in (tmp_path / "all.html").read_text()
+    assert "2 unreachable, 2 not enough" in (tmp_path / "page.html").read_text()
+    assert (tmp_path / "page.html").read_text() == (tmp_path / "all.html").read_text()
+    assert (tmp_path / "page.md").read_text().startswith("## Re-validation: 2 unreachable, 2 not enough\n")
+    with pytest.raises(errors.Unreachable, match=rf"1 of 1 champion.s. could not be asked: {NAMESPACE}/nobody: its step noted nothing"):
+        runtime.collect_revalidations(NAMESPACE, RAYSERVICE, "nobody", "run-1", *outputs(tmp_path / "one"), red=True)
     with pytest.raises(errors.NotFound):
-        runtime.revalidate(name(0), NAMESPACE, RAYSERVICE, {"golden_set": "file:///nowhere/golden.jsonl"}, 1, "run-2", "", red=True)
+        runtime.revalidate(
+            name(0), NAMESPACE, RAYSERVICE, {"golden_set": "file:///nowhere/golden.jsonl"}, 1, "run-2", *outputs(tmp_path / "red"), red=True
+        )
 
 
 def test_what_was_found_is_one_document_whatever_the_end_is(world: Many, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import ast
 import os
 import re
-import shutil
 import subprocess
 import sys
 import warnings
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import built_wheel
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -23,32 +23,7 @@ HEAVY = ("ray", "kfp", "kubernetes", "mlflow", "kserve", "starlette", "torch")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
-    """Built from a copy, so that no build folder is left in the checkout; offline, with the setuptools that is installed."""
-    place = tmp_path_factory.mktemp("wheel")
-    source = place / "source"
-    source.mkdir()
-    for name in ("kfp_components", "pipelines"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "VERSION", "README.md"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, source)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-index",
-        "--no-deps",
-        "--no-build-isolation",
-        "--wheel-dir",
-        str(place),
-        str(source),
-    ]
-    built = subprocess.run(command, capture_output=True, text=True, timeout=seconds(120))
-    assert built.returncode == 0, built.stderr[-3000:]
-    (found,) = place.glob("*.whl")
-    with zipfile.ZipFile(found) as opened:
+    with zipfile.ZipFile(built_wheel.build(tmp_path_factory.mktemp("wheel"))) as opened:
         yield opened
 
 
@@ -65,6 +40,11 @@ def test_the_distribution_has_a_name_of_its_own(wheel: zipfile.ZipFile) -> None:
     metadata = wheel.read(f"{folder}/METADATA").decode()
     assert f"\nName: kfp-serving-components\nVersion: {version}\n" in metadata
     assert "kfp-serving = kfp_components.cli:main" in wheel.read(f"{folder}/entry_points.txt").decode()
+
+
+def test_what_is_said_of_each_component_is_in_it(wheel: zipfile.ZipFile) -> None:
+    inside = {Path(name).stem for name in wheel.namelist() if name.startswith("kfp_components/ops/metadata/")}
+    assert inside == {path.stem for path in (ROOT / "compiled" / "components").iterdir()}
 
 
 def test_the_package_init_is_a_docstring_only(wheel: zipfile.ZipFile) -> None:
