@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kfp import compiler
 from patience import seconds
 
 from kfp_components import cli
@@ -239,3 +240,12 @@ def test_what_makes_a_run_over_many_models_red_is_no_exit_hook() -> None:
     assert not any("triggerPolicy" in task for task in tasks.values())
     (step,) = document["components"]["comp-for-loop-1"]["dag"]["tasks"].values()
     assert step["inputs"]["parameters"]["red"] == {"runtimeValue": {"constant": False}}
+
+
+def test_the_pipeline_of_the_how_to_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "how-to-ui.md").read_text(), re.DOTALL)
+    space: dict[str, Any] = {}
+    exec(compile(snippet, "how-to-ui.md", "exec"), space)
+    compiler.Compiler().compile(space["after_training"], str(tmp_path / "pipeline.yaml"))
+    assert "comp-revalidate-model" in (tmp_path / "pipeline.yaml").read_text()
