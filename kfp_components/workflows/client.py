@@ -209,7 +209,16 @@ class Pipelines:
             raise errors.RequestInvalid(f"{kfp.Client._LOCAL_KFP_CONTEXT}: not a context of kfp's client; mend or delete it") from None
         rest = client._run_api.api_client.rest_client
         plain = rest.request
-        rest.request = lambda *args, **options: plain(*args, **{**options, "_request_timeout": options.get("_request_timeout") or TIMEOUT_S})
+
+        def asked(*args: Any, **options: Any) -> Any:
+            answer = plain(*args, **{**options, "_request_timeout": options.get("_request_timeout") or TIMEOUT_S})
+            if answer.data.lstrip()[:1] == b"<":  # it would be read as an answer that says nothing
+                raise errors.RequestInvalid(
+                    f"Kubeflow Pipelines {self.host}: a web page answers: correct --host (https://kubeflow.example/pipeline), or {LOG_IN}"
+                )
+            return answer
+
+        rest.request = asked
         return client
 
     def page(self, run_id: str) -> str:
@@ -409,10 +418,7 @@ class Pipelines:
             else:
                 raised = errors.Unreachable(f"{what}: {type(reason).__name__}; is it running, and reachable from here?")
         else:
-            if isinstance(answer, str) or answer is None:
-                raised = errors.RequestInvalid(f"{what}: what answers is not Kubeflow Pipelines; correct --host (https://kubeflow.example/pipeline)")
-            else:
-                return answer
+            return answer
         raise raised from None
 
     def _refused(self, what: str, status: int, body: Any) -> errors.KfpServingError:

@@ -20,6 +20,7 @@ LEAST: tuple[dict[str, list[str]], ...] = (
     {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "create", "update"]},
     {"apiGroups": [""], "resources": ["services"], "verbs": ["get"]},
     {"apiGroups": ["ray.io"], "resources": ["rayservices"], "verbs": ["get"]},
+    {"apiGroups": ["serving.kserve.io"], "resources": ["inferenceservices"], "verbs": ["get"]},
 )
 """All that a re-validation in the cluster asks of Kubernetes where it does not demote; what deploy/rbac.yaml grants is more."""
 
@@ -101,7 +102,7 @@ class Job:
                     "spec": {
                         "backoffLimit": 0,
                         "activeDeadlineSeconds": int(self.models * each_s + (DEMOTION_S if rules.demote else 0)),
-                        "template": {"metadata": {"labels": meta["labels"]}, "spec": pod},
+                        "template": {"metadata": {"labels": {**meta["labels"]}}, "spec": pod},
                     }
                 },
             },

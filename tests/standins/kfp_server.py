@@ -75,14 +75,14 @@ class Outcome:
 
 @dataclass
 class KfpServer:
-    """Its state, to look at. ``away``: so many answers are 503. ``door``: what who is not let in gets. ``together``: where two requests wait for each
-    other before they look for a name."""
+    """Its state, to look at. ``away``: so many answers are 503. ``door``: what who is not let in gets. ``together``: lists (``pipelines``,
+    ``versions``, ...) whose first requests wait for each other."""
 
     url: str = ""
     multi_user: bool = False
     door: str = "401"
     away: int = 0
-    together: threading.Barrier | None = None
+    together: dict[str, threading.Barrier] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     pipelines: dict[str, dict[str, Any]] = field(default_factory=dict)
     versions: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -97,8 +97,9 @@ class KfpServer:
 
     def answer(self, method: str, path: str, query: dict[str, str], body: bytes, kind: str) -> Any:
         """To one request that was let in. Raises `Refused`."""
-        if method == "GET" and query.get("filter") and self.together is not None and "pipelines" in path:
-            self.together.wait(30)
+        if method == "GET" and (barrier := self.together.get(path.rpartition("/")[2])) is not None:
+            barrier.wait(30)
+            self.together.pop(path.rpartition("/")[2], None)
         with self.lock:
             for verb, pattern, act, model in self._routes():
                 if verb == method and (found := re.fullmatch(pattern, path)):
@@ -172,7 +173,12 @@ class KfpServer:
         outcome.looked(run_id, look)
         ended = look >= len(outcome.states) - 1
         details = [
-            {"task_id": _id(), "display_name": name, "state": end if ended else "RUNNING", **({"error": {"code": 2, "message": said}} if ended and said else {})}
+            {
+                "task_id": _id(),
+                "display_name": name,
+                "state": end if ended else "RUNNING",
+                **({"error": {"code": 2, "message": said}} if ended and said else {}),
+            }
             for name, end, said in (("root", "SUCCEEDED", ""), *outcome.tasks)
         ]
         return {**run, "run_details": {"task_details": details}}
@@ -183,7 +189,13 @@ class KfpServer:
         if wrong := _cron_fault(body["trigger"]["cron_schedule"]["cron"]):
             raise Refused(400, 3, f"Schedule cron is not a supported format(https://godoc.org/github.com/robfig/cron). Error: {wrong}")
         experiment = self._assert_parameters(body)
-        made = {**body, "recurring_run_id": _id(), "status": f"{body['mode']}D", "namespace": experiment.get("namespace", ""), "created_at": self._now()}
+        made = {
+            **body,
+            "recurring_run_id": _id(),
+            "status": f"{body['mode']}D",
+            "namespace": experiment.get("namespace", ""),
+            "created_at": self._now(),
+        }
         return self.recurring.setdefault(made["recurring_run_id"], made)
 
     def _mode(self, recurring_id: str, mode: str) -> Any:
@@ -206,7 +218,11 @@ class KfpServer:
         return experiment
 
     def _list(self, what: str, there: list[dict[str, Any]], query: dict[str, str]) -> Any:
-        token = json.loads(base64.b64decode(query["page_token"])) if query.get("page_token") else {"from": 0, "filter": query.get("filter"), "sort": query.get("sort_by")}
+        token = (
+            json.loads(base64.b64decode(query["page_token"]))
+            if query.get("page_token")
+            else {"from": 0, "filter": query.get("filter"), "sort": query.get("sort_by")}
+        )
         for predicate in json.loads(token["filter"])["predicates"] if token["filter"] else []:
             there = [one for one in there if _matches(one, predicate)]
         there = sorted(there, key=lambda one: one["created_at"], reverse=(token["sort"] or "").endswith(" desc"))
@@ -257,7 +273,11 @@ def kfp_server() -> Iterator[KfpServer]:
             try:
                 return self._json(200, found.answer(self.command, parts.path.removeprefix(API), query, body, self.headers.get("content-type", "")))
             except Refused as error:
-                told = {"error_message": str(error), "error_details": str(error)} if "/upload" in parts.path else {"code": error.code, "message": str(error)}
+                told = (
+                    {"error_message": str(error), "error_details": str(error)}
+                    if "/upload" in parts.path
+                    else {"code": error.code, "message": str(error)}
+                )
                 return self._json(error.status, told)
 
         do_POST = do_DELETE = do_GET
