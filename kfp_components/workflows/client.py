@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import re
@@ -49,6 +48,9 @@ FOLLOW_PATIENCE_S = 300.0
 """For how long an API that is away is asked again: a run does not mind who looks."""
 
 FOLLOW_S = 2.0
+SETTLE_S = 1.0
+"""After a schedule is made, until whoever did not see it yet has made another one of its name."""
+
 LOG_IN = "give --token or --cookie (env:NAME or file:/path) of somebody who may, and --kfp-namespace of a profile that is theirs"
 
 
@@ -229,7 +231,7 @@ class Pipelines:
         """The version of exactly this content, which is uploaded where it is not there. Its name is its digest, so two that race make one."""
         pipeline = pipeline_name(package)
         name = f"sha256-{hashlib.sha256(package.read_bytes()).hexdigest()[:16]}"
-        api = self._client._pipelines_api
+        api, told = self._client._pipelines_api, {"description": description} if description else {}
         about = self._client.api_models.V2beta1Pipeline(name=pipeline, display_name=pipeline, namespace=self.namespace)
         owner = self._made_once(
             f"pipeline {pipeline}", lambda: self._named("pipelines", pipeline), lambda: api.pipeline_service_create_pipeline(about)
@@ -237,22 +239,21 @@ class Pipelines:
         found = self._made_once(
             f"version {name} of pipeline {pipeline}",
             lambda: self._named("pipeline_versions", name, owner.pipeline_id),
-            lambda: self._client.upload_pipeline_version(str(package), name, pipeline_id=owner.pipeline_id, description=description or None),
+            lambda: self._client._upload_api.upload_pipeline_version(str(package), name=name, pipelineid=owner.pipeline_id, **told),
         )
         return Version(pipeline, owner.pipeline_id, found.pipeline_version_id, name)
 
     def start(self, version: Version, parameters: Mapping[str, Any], *, experiment: str, name: str) -> str:
         """Start a run; its id."""
-        experiment_id = self._experiment(experiment)
-        return str(
-            self._asked(
-                f"starting {name}",
-                lambda: self._client.run_pipeline(
-                    experiment_id, name, params=dict(parameters), pipeline_id=version.pipeline_id, version_id=version.id
-                ),
-                once=True,
-            ).run_id
+        models = self._client.api_models
+        run = models.V2beta1Run(
+            experiment_id=self._experiment(experiment),
+            display_name=name,
+            pipeline_version_reference=models.V2beta1PipelineVersionReference(version.pipeline_id, version.id),
+            runtime_config=models.V2beta1RuntimeConfig(parameters=dict(parameters)),
         )
+        start = partial(self._client._run_api.run_service_create_run, run)
+        return str(self._asked(f"starting {name}", start, once=True).run_id)
 
     def state(self, run_id: str, *, patience: Patience | None = None) -> RunState:
         """The run as it is now."""
@@ -274,13 +275,13 @@ class Pipelines:
     def schedule(self, version: Version, parameters: Mapping[str, Any], *, name: str, cron: Cron, experiment: str) -> tuple[Schedule, bool]:
         """A recurring run, and whether it was made now: one run at a time, missed ones are not caught up with. The same again is what is there.
 
-        The server takes the same name twice, so of two that are made at the same moment the later one takes itself away. Raises `NameTaken` where the
+        The server takes the same name twice, so of those that are made at the same moment all but one take themselves away. Raises `NameTaken` where the
         name has another content, saying what differs.
         """
         wanted = Schedule("", name, cron.kubeflow, True, version.pipeline, version.pipeline_id, version.id, whole_numbers(dict(parameters)))
+        experiment_id = self._experiment(experiment)
         if there := self._schedules_named(name):
             return self._same(there, wanted), False
-        experiment_id = self._experiment(experiment)
         made = self._asked(
             f"scheduling {name}",
             lambda: self._client.create_recurring_run(
@@ -295,6 +296,7 @@ class Pipelines:
             ),
             once=True,
         )
+        self.clock.sleep(SETTLE_S)
         first = self._schedules_named(name)[0]
         if first.id == made.recurring_run_id:
             return first, True
@@ -309,9 +311,8 @@ class Pipelines:
     def pipelines(self, names: Iterator[str] | list[str]) -> dict[str, str]:
         """Id -> name of the uploaded ones among these."""
         query = _filter("IN", "name", {"stringValues": {"values": sorted(names)}})
-        found = self._pages(
-            "listing pipelines", "pipelines", lambda **page: self._client.list_pipelines(namespace=self.namespace, filter=query, **page)
-        )
+        ask = partial(self._client.list_pipelines, namespace=self.namespace)
+        found = self._pages("listing pipelines", "pipelines", ask, filter=query)
         return {one.pipeline_id: one.name or one.display_name for one in found}
 
     def change(self, name: str, verb: str) -> Schedule:
@@ -349,8 +350,8 @@ class Pipelines:
         return sorted(found, key=lambda one: (one.created_at, one.id))
 
     def _recurring(self, doing: str, query: str | None = None) -> list[Any]:
-        about = {"namespace": self.namespace, "filter": query, "sort_by": "created_at"}
-        return self._pages(doing, "recurring_runs", lambda **page: self._client.list_recurring_runs(**about, **page))
+        ask = partial(self._client.list_recurring_runs, namespace=self.namespace)
+        return self._pages(doing, "recurring_runs", ask, sort_by="created_at", filter=query)
 
     def _last_run(self, schedule_id: str) -> str | None:
         query = _filter("EQUALS", "recurring_run_id", {"stringValue": schedule_id})
@@ -386,15 +387,16 @@ class Pipelines:
                 raise errors.NameTaken(f"{error}; who asks may not see it") from None
             return found
 
-    def _pages(self, doing: str, what: str, ask: Callable[..., Any]) -> list[Any]:
+    def _pages(self, doing: str, what: str, ask: Callable[..., Any], **first: Any) -> list[Any]:
+        """All there are. A page's token holds filter and order: a server that is told them again finds that they do not match."""
         found: list[Any] = []
-        token = ""
+        about: dict[str, Any] = first
         while True:
-            answer = self._asked(doing, partial(ask, page_token=token, page_size=PAGE))
+            answer = self._asked(doing, partial(ask, page_size=PAGE, **about))
             found += getattr(answer, what) or []
-            token = answer.next_page_token or ""
-            if not token:
+            if not answer.next_page_token:
                 return found
+            about = {"page_token": answer.next_page_token}
 
     def _asked(self, doing: str, call: Callable[[], Any], *, once: bool = False, patience: Patience | None = None) -> Any:
         """The answer. A server that is away is asked again, unless asking twice could do it twice."""
@@ -407,8 +409,7 @@ class Pipelines:
 
         what = f"Kubeflow Pipelines {self.host}: {doing}"
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints links; our output may be one JSON document
-                answer: Any = call()
+            return call()
         except ApiException as error:  # what is raised instead has no part of it: its text holds the headers of the answer
             raised = self._refused(what, int(error.status or 0), error.body or error.reason)
         except (HTTPError, OSError) as error:
@@ -417,8 +418,6 @@ class Pipelines:
                 raised = errors.RequestInvalid(f"{what}: its certificate cannot be verified; give --ca-file, or correct the address")
             else:
                 raised = errors.Unreachable(f"{what}: {type(reason).__name__}; is it running, and reachable from here?")
-        else:
-            return answer
         raise raised from None
 
     def _refused(self, what: str, status: int, body: Any) -> errors.KfpServingError:

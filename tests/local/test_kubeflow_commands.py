@@ -58,6 +58,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KfpServe
         monkeypatch.setenv("KFP_SERVING_IMAGE", "registry.example/kfp-serving-components-python:0.1.0")
         monkeypatch.setattr("kfp.Client._LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
         monkeypatch.setattr(client, "FOLLOW_S", 0.02)
+        monkeypatch.setattr(client, "SETTLE_S", 0.0)
         yield found
         assert not found.strange, f"bodies that the contract does not know: {found.strange}"
         assert not (tmp_path / "context.json").exists(), "kfp's client wrote to the home folder"
@@ -347,7 +348,8 @@ def test_schedules_are_made_once_listed_paused_resumed_and_deleted(server: KfpSe
     assert "it does not exist; there are theirs" in refused(errors.NotFound, "schedule", "delete", made["name"])
 
 
-def test_two_that_make_the_same_schedule_at_once_leave_one(server: KfpServer) -> None:
+def test_two_that_make_the_same_schedule_at_once_leave_one(server: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "SETTLE_S", seconds(0.5))
     server.together["recurringruns"] = threading.Barrier(2)
     pipelines = [Pipelines(Access(token="env:THE_TOKEN")) for _ in range(2)]
     version = pipelines[0].upload(Path("compiled/revalidate_namespace.yaml"))

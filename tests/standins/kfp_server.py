@@ -218,11 +218,11 @@ class KfpServer:
         return experiment
 
     def _list(self, what: str, there: list[dict[str, Any]], query: dict[str, str]) -> Any:
-        token = (
-            json.loads(base64.b64decode(query["page_token"]))
-            if query.get("page_token")
-            else {"from": 0, "filter": query.get("filter"), "sort": query.get("sort_by")}
-        )
+        token = {"from": 0, "filter": query.get("filter"), "sort": query.get("sort_by")}
+        if query.get("page_token"):
+            if "IN" in query.get("filter", ""):  # it compares what it reads in the token with what it is told, and lists of values differ
+                raise Refused(400, 3, "page token does not match the supplied sort by and/or filtering criteria")
+            token = json.loads(base64.b64decode(query["page_token"]))
         for predicate in json.loads(token["filter"])["predicates"] if token["filter"] else []:
             there = [one for one in there if _matches(one, predicate)]
         there = sorted(there, key=lambda one: one["created_at"], reverse=(token["sort"] or "").endswith(" desc"))
