@@ -275,8 +275,8 @@ class Pipelines:
     def schedule(self, version: Version, parameters: Mapping[str, Any], *, name: str, cron: Cron, experiment: str) -> tuple[Schedule, bool]:
         """A recurring run, and whether it was made now: one run at a time, missed ones are not caught up with. The same again is what is there.
 
-        The server takes the same name twice, so of those that are made at the same moment all but one take themselves away. Raises `NameTaken` where the
-        name has another content, saying what differs.
+        The server takes the same name twice, so of those that are made at the same moment all but one take themselves away. Raises `NameTaken` where
+        the name has another content, saying what differs.
         """
         wanted = Schedule("", name, cron.kubeflow, True, version.pipeline, version.pipeline_id, version.id, whole_numbers(dict(parameters)))
         experiment_id = self._experiment(experiment)

@@ -22,6 +22,7 @@ from kfp_components.cluster import Ref
 from kfp_components.cluster.kubernetes import KubernetesCluster
 from kfp_components.kube_api.access import ADMIN, Account, Rule
 from kfp_components.local.apiserver.server import ApiServer, write_kubeconfig
+from kfp_components.registry.memory import MemoryRegistry
 from kfp_components.release import Failure, Held, Release, ReleaseStore
 from kfp_components.release.revalidation import Look, Revalidations, RevalidationStore
 from kfp_components.request import RevalidateRules, parse
@@ -366,6 +367,11 @@ def test_two_that_make_the_same_schedule_at_once_leave_one(server: KfpServer, mo
     assert len(server.recurring) == 1 and sorted(made for _, made in found) == [False, True] and found[0][0].id == found[1][0].id
 
 
+def test_kfp_is_not_imported_before_a_command_needs_it() -> None:
+    code = "import sys, kfp_components.cli; print([name for name in ('kfp', 'kfp_server_api', 'kubernetes', 'mlflow') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 def test_the_stand_in_refuses_what_the_contract_does_not_have() -> None:
     assert faults({"display_name": "x", "no_catch_up": True}, "V2beta1RecurringRun", "body") == [
         "body.no_catch_up: V2beta1RecurringRun has no such field"
@@ -431,7 +437,7 @@ def test_a_revalidation_needs_the_rights_that_the_cronjob_names_and_no_others(tm
             try:
                 for _ in range(2):
                     (target,) = rollout.champions(cluster, NAMESPACE)
-                    found = rollout.revalidate_model(rollout.open_rollback(target, cluster), rules)
+                    found = rollout.revalidate_model(rollout.open_rollback(target, cluster, registry=MemoryRegistry()), rules)
                     told = "" if found.outcome != "unreachable" else found.sentence
             except errors.PermissionDenied as error:
                 told = str(error)
