@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,7 +33,7 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 
 from kfp_components import names, rollout
 from kfp_components.cluster.kubernetes import KubernetesCluster
-from kfp_components.kube_api.access import ADMIN
+from kfp_components.kube_api.access import ADMIN, Account
 from kfp_components.local.apiserver.server import ApiServer, write_kubeconfig
 from kfp_components.release import Release, ReleaseStore
 from kfp_components.request import RevalidateRules, parse, parse_target
@@ -90,9 +90,9 @@ def name(number: int) -> str:
 
 
 @contextmanager
-def many(folder: Path, number: int, seed: int = 1) -> Iterator[Many]:
-    """``number`` models, each with a version v1 that an earlier release promoted."""
-    server = ApiServer(":memory:", {"admin": ADMIN})
+def many(folder: Path, number: int, seed: int = 1, accounts: Mapping[str, Account] | None = None) -> Iterator[Many]:
+    """``number`` models, each with a version v1 that an earlier release promoted. ``accounts``: tokens that may do less than the admin's."""
+    server = ApiServer(":memory:", {"admin": ADMIN, **(accounts or {})})
     server.start()
     http: ThreadingHTTPServer | None = None
     try:

@@ -2,7 +2,7 @@
 
 Exit codes: 0 done, 1 the demo did not go as it should or users are not served (status), 2 bad input (nothing was touched), 3 try again,
 4 taken back (stable serves), 5 held: too little evidence, or not approved (stable serves), 6 held: the meter is broken (stable serves),
-7 a champion decayed (revalidate).
+7 a champion decayed (revalidate), 8 a run in Kubeflow Pipelines failed and nobody says why (submit).
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-import yaml
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from kfp_components import errors, names, request, rollout
+from kfp_components import cli_kubeflow, errors, names, request, rollout
+from kfp_components.cli_shared import Json, Kubeconfig
+from kfp_components.cli_shared import cluster as _cluster
+from kfp_components.cli_shared import summary as _summary
+from kfp_components.cli_shared import told as _told
+from kfp_components.cli_shared import values as _values
 from kfp_components.cluster import Cluster
 from kfp_components.release import Previous, Release, ReleaseStore, Watcher, records
 from kfp_components.rollout.registered import attach_report
@@ -32,12 +36,11 @@ from kfp_components.rollout.run import nobody
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False, rich_markup_mode=None)
 local_app = typer.Typer(no_args_is_help=True, help="The embedded cluster: a small Kubernetes API, a real Ray, stand-in controllers, on loopback.")
 app.add_typer(local_app, name="local")
+cli_kubeflow.add_to(app)
 
 RequestFile = Annotated[
     Path, typer.Argument(help="YAML or JSON with the request: model, version, uri, namespace, rayservice, import_path, steps, options")
 ]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")]
-Kubeconfig = Annotated[Path | None, typer.Option(help="default: KUBECONFIG, the pod's service account, or ~/.kube/config")]
 Home = Annotated[Path | None, typer.Option(help="folder of the embedded cluster; default KFP_SERVING_HOME or .kfp-serving")]
 Model = Annotated[str, typer.Argument(help="name of the model")]
 OneRayService = Annotated[str, typer.Argument(metavar="RAYSERVICE", help="name of the RayService")]
@@ -652,12 +655,6 @@ def local_status(home: Home = None, as_json: Json = False) -> None:
         print(f"  {name}: pid {part['pid']}, {'alive' if part['alive'] else 'gone'}")
 
 
-def _cluster(kubeconfig: Path | None) -> Cluster:
-    from kfp_components.cluster.kubernetes import KubernetesCluster
-
-    return KubernetesCluster(kubeconfig)
-
-
 def _open(model: str, namespace: str, rayservice: str | None, kubeconfig: Path | None, watch: Watcher = nobody) -> rollout.Run:
     """A run for what steers a release; the RayService is the release's own unless it is named."""
     cluster = _cluster(kubeconfig)
@@ -669,18 +666,6 @@ def _target(cluster: Cluster, model: str, namespace: str, rayservice: str | None
     if rayservice is None and (record := ReleaseStore(cluster, model, namespace).load_record()) is not None:
         target = target.model_copy(update={"rayservice": record.rayservice})
     return target
-
-
-def _values(file: Path, *, empty: bool = False) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise errors.RequestInvalid(f"{file}: {error}") from error
-    if empty and values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise errors.RequestInvalid(f"{file}: expected a mapping with keys such as model, version, uri; found {type(values).__name__}")
-    return values
 
 
 def _read(file: Path, adopt_first: bool) -> request.PromoteRequest:
@@ -705,20 +690,6 @@ def _row(record: Release, status: rollout.Status) -> dict[str, Any]:
         **status.as_dict(),
         **record.summary(),
     }
-
-
-def _summary(record: Release) -> dict[str, Any]:
-    rollback = record.rollback.model_dump() if record.rollback else None
-    return {"model": record.model, "namespace": record.namespace, "rollback": rollback, **record.summary()}
-
-
-def _told(record: Release, as_json: bool, console: Console) -> None:
-    if as_json:
-        print(json.dumps(_summary(record)))
-    else:
-        serves = f" ({record.stable_version} serves all requests)" if record.phase == "rolled_back" and record.rollback else ""
-        phase = f"{record.phase.replace('_', ' ')}{serves}"
-        console.print(f"{record.model} {record.candidate_version}: {f'{phase}. {record.sentence}'.rstrip()}", soft_wrap=True, markup=False)
 
 
 def _write_report(store: ReleaseStore, path: Path) -> None:

@@ -22,6 +22,7 @@
     │   ├── ReleaseLeft                      the surroundings stopped it; the same command goes on where it stood
     │   └── WaitTimeout                      not ready in time
     ├── Decayed                          7   a version that users have is worse than it was when it was promoted
+    ├── RunFailed                        8   a run in Kubeflow Pipelines failed, and nothing that can be read from here says why
     └── RolloutStopped                       users are on the stable version
         ├── RolledBack                   4   the candidate is bad
         │   ├── DeployFailed                 it did not start
@@ -123,6 +124,12 @@ class Decayed(KfpServingError):
     """A version that users have answers worse than it did when it was promoted; it still serves."""
 
     exit_code = 7
+
+
+class RunFailed(KfpServingError):
+    """A run in Kubeflow Pipelines failed or was ended, and neither a release record nor a step's error that can be read says why."""
+
+    exit_code = 8
 
 
 class RolloutStopped(KfpServingError):

@@ -41,6 +41,7 @@ EXIT_CODES = {
     "SmokeFailed": 4,
     "CanaryFailed": 4,
     "Decayed": 7,
+    "RunFailed": 8,
     "Aborted": 4,
     "Inconclusive": 5,
     "NotApproved": 5,
