@@ -1,5 +1,7 @@
 """Every notebook from top to bottom, as a reader runs it: a kernel each, on the session's embedded cluster instead of one of its own."""
 
+import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,3 +64,43 @@ def test_01_promotes_by_hand(lent: KubernetesCluster) -> None:
     assert (record["phase"], record["candidate_version"]) == ("promoted", "v2")
     assert "failed {}" in printed, "no request of a user was lost"
     assert_shown(rich, "Plan", "Release", "Verdict", plots=1)
+
+
+def test_02_runs_the_pipeline_and_reads_it(lent: KubernetesCluster) -> None:
+    printed, rich = run("02_run_and_read_the_pipeline")
+    record = record_of(lent, "search")
+    assert (record["phase"], record["candidate_version"]) == ("promoted", "v2") and "failed {}" in printed
+    boxes = ("register-model", "smoke-inference", "canary-step-2", "promote-model", "finish-release")
+    assert [box for box in boxes if f"Task '{box}' finished with status SUCCESS" not in printed] == [], printed
+    assert_shown(rich, "Release", plots=1)
+
+
+def test_03_reads_a_release_and_compares_rules(lent: KubernetesCluster) -> None:
+    printed, rich = run("03_read_a_release")
+    record = record_of(lent, "faulty")
+    assert (record["phase"], record["candidate_version"], record["failure"]["error"]) == ("rolled_back", "v3", "CanaryFailed")
+    assert record["past"][-1]["candidate_version"] == "v2"
+    told = {
+        line[:20].strip(): line[20:54].strip() + " | " + line[54:] for line in printed.splitlines() if re.match("the judge|so far > .*s|each", line)
+    }
+    judged_at = next(point for point in record["timeline"] if point["e_fail"] >= 100)
+    assert told["the judge, 100 : 1"].endswith(f" s, {judged_at['requests']['candidate']} requests")
+    assert len(told) == 7 and all(re.fullmatch(r"((back after|not in) [\d.]+ s, \d+ requests( \| )?){2}", line) for line in told.values()), told
+    assert_shown(rich, "Release", "Verdict", plots=2)
+
+
+def test_04_finds_the_champion_that_decayed(lent: KubernetesCluster) -> None:
+    printed, rich = run("04_revalidation_and_scheduling")
+    record = record_of(lent, "nightly")
+    assert record["phase"] == "rolled_back" and "users have v1" in printed and "demoted, users get v1" in printed
+    (failed,) = re.findall(r"failed (\{.*\})$", printed, re.MULTILINE)
+    assert all(kind.startswith(("v2 ", "unnamed ")) for kind in ast.literal_eval(failed)), failed
+    assert_shown(rich, "Revalidation", plots=1)
+
+
+def test_05_brings_a_model_of_its_own(lent: KubernetesCluster) -> None:
+    printed, rich = run("05_bring_your_own_model")
+    record = record_of(lent, "tickets")
+    assert (record["candidate_version"], record["failure"]["error"], record["stable_version"]) == ("v3", "SmokeFailed", "v2")
+    assert "not on the allow-list" in printed and "failed {}" in printed and "sha256:" in printed
+    assert_shown(rich, "Plan", "Release", plots=1)
