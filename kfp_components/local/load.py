@@ -105,7 +105,7 @@ async def send(url: str, host: str, rate_per_s: float, requests: int, clients: i
 
 
 class Users:
-    """A process that sends requests while a block runs; `tally` is what users saw so far."""
+    """A process that sends requests, while a block runs or from `start` to `stop`; `tally` is what users saw so far."""
 
     def __init__(
         self,
@@ -129,6 +129,10 @@ class Users:
         ]
 
     def __enter__(self) -> Users:
+        return self.start()
+
+    def start(self) -> Users:
+        """Begin to send; until `stop`, or the end of this process. As a context manager it does so by itself."""
         self._report.unlink(missing_ok=True)
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
