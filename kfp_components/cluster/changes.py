@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import LiteralScalarString
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from kfp_components import errors, names
+from kfp_components import errors, markup, names
 from kfp_components.clock import Clock, SystemClock
 from kfp_components.cluster import Cluster, Manifest, Ref
 from kfp_components.serving import ownership, rayservice
@@ -181,7 +181,18 @@ class Plan:
         return "\n".join([*map(str, self.owners), *(told or ["nothing to do"])])
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(str(self))}</pre>"
+        parts = [f'<p class="told bad"><span>{escape(str(self.refused))}</span></p>'] if self.refused else []
+        if self.owners:
+            rows = [f"<tr><td>{escape(str(one.ref))}</td><td>{one.mode}</td><td>{escape(one.follows)}</td></tr>" for one in self.owners]
+            parts.append(f"<table><tr><th>who applies it</th><th>mode</th><th>what follows</th></tr>{''.join(rows)}</table>")
+        seen = set[Ref]()
+        for change, before, _ in self.played():
+            told = change.diff(before)
+            what = f'<b>{escape(str(change).removesuffix(f": {change.why}"))}</b> <span class="quiet">{escape(change.why)}</span>'
+            shown = markup.diff(told) if told else "<p>as it is already</p>"
+            parts.append(f"<details{'' if change.ref in seen else ' open'}><summary>{what}</summary>{shown}</details>")
+            seen.add(change.ref)
+        return markup.framed("\n".join(parts) if seen else "\n".join([*parts, "<p>nothing to do</p>"]))
 
 
 def write(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any, Literal
 
+from kfp_components import markup
 from kfp_components.judge import batch, error_rate, latency, split, stuck
 from kfp_components.judge.counts import ArmCounts, Tick, pack, pack_bounds, quantile_s, unpack, unpack_bounds
 from kfp_components.request import JudgeRules
@@ -31,6 +33,7 @@ BY_WEIGHT_SHARE = 2 / 3
 """A rate's FAIL is two parts by the weight, which is quicker, and one by the counted requests, which is right however the split came about."""
 
 NAMES = {"errors": "errors", "client_errors": "client errors (4xx)", "disconnects": "clients that give up", "latency": "latency"}
+STYLES = {"pass": "good", "fail": "bad"}
 RATES = ("errors", "client_errors", "disconnects")
 COUNTED = ("requests", "failures", "client_errors", "disconnects")
 
@@ -53,7 +56,19 @@ class Verdict:
         return asdict(self)
 
     def _repr_html_(self) -> str:
-        return f"<p><b>{self.kind}</b> {escape(self.sentence)}</p>"
+        return shown(self.kind, self.sentence, {**self.metrics, "together": {"e_fail": self.e_fail, "e_pass": self.e_pass}})
+
+
+def shown(kind: str, sentence: str, metrics: Mapping[str, Mapping[str, float | None]]) -> str:
+    """A verdict as HTML for a notebook, with the evidence of each metric."""
+    rows = [
+        f'<tr><td>{escape(NAMES.get(name, name))}</td><td class="number">{markup.odds(found.get("e_fail"))}</td>'
+        f'<td class="number">{markup.odds(found.get("e_pass"))}</td></tr>'
+        for name, found in metrics.items()
+    ]
+    head = '<tr><th>evidence that the candidate is</th><th class="number">worse</th><th class="number">not worse</th></tr>'
+    told = f'<p><span class="pill {STYLES.get(kind, "open")}">{escape(kind)}</span>{escape(sentence)}</p>'
+    return markup.framed(f"{told}<table>{head}{''.join(rows)}</table>")
 
 
 class Judge:

@@ -5,6 +5,7 @@ Its Kubernetes API is the embedded one, or that of a real cluster by a kubeconfi
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import secrets
@@ -21,12 +22,15 @@ from typing import Any
 import httpx
 import psutil
 
-from kfp_components import errors
+from kfp_components import errors, names
 from kfp_components.cluster import Ref
+from kfp_components.cluster.changes import Edit, write
 from kfp_components.cluster.kubernetes import KubernetesCluster
 from kfp_components.local import controllers
 from kfp_components.local.apiserver.server import certificate_path, write_atomically, write_kubeconfig
 from kfp_components.local.ray_process import Detached, RayProcess, ServeClient, stop_session
+from kfp_components.release import ReleaseStore
+from kfp_components.serving import rayservice
 
 START_TIMEOUT_S = 180.0
 DEFAULT_NAMESPACE = "ai-ml"
@@ -71,6 +75,11 @@ class Embedded:
         """How to reach the Kubernetes API."""
         return Path(self._elsewhere.get("kubeconfig") or self.home / "kubeconfig")
 
+    @property
+    def modules(self) -> Path:
+        """A folder whose modules its Ray imports, as those in the image of a RayService."""
+        return self.home / "modules"
+
     def up(self, say: Say = lambda _message: None, *, namespace: str = DEFAULT_NAMESPACE) -> None:
         """Start what is not running. Raises `Unreachable` with the end of the log of what did not start; nothing is left running then.
 
@@ -81,7 +90,8 @@ class Embedded:
             say(f"already up: KUBECONFIG={self.kubeconfig}")
             return
         self.down(say)
-        (self.home / "logs").mkdir(parents=True, exist_ok=True)
+        for folder in (self.home / "logs", self.modules):
+            folder.mkdir(parents=True, exist_ok=True)
         try:
             self._start(say, namespace)
         except BaseException:
@@ -99,7 +109,7 @@ class Embedded:
             say("starting the embedded Kubernetes API")
             token = self._start_api(parts)
         say("starting Ray (token authentication on, loopback)")
-        ray = RayProcess(python_path=str(Path.cwd()), log=self.home / "logs" / "ray.log")
+        ray = RayProcess(python_path=f"{Path.cwd()}{os.pathsep}{self.modules}", log=self.home / "logs" / "ray.log")
         ray.start(on_spawn=lambda: self._remember(parts, "ray", ray.pid))
         if not self._elsewhere:
             port = self._wait("apiserver", lambda: (self.home / "port").read_text().strip())
@@ -162,6 +172,22 @@ class Embedded:
         """Serve's REST API of the embedded Ray."""
         facts = self._load()["facts"]
         return ServeClient(facts["dashboard_url"], facts["ray_token"])
+
+    def forget(self, model: str, namespace: str = DEFAULT_NAMESPACE) -> None:
+        """Take a model away, whatever state its release is in: what runs of it, its alias and stub, its records. The registry keeps its versions."""
+        cluster = self.cluster()
+        record = ReleaseStore(cluster, model, namespace).load_record()
+        if record is not None:
+            versions = {record.candidate_version, record.stable_version} - {None}
+            gone = frozenset({*(record.application(str(version)) for version in versions), names.router_application(model)})
+            ref = Ref("RayService", record.rayservice, namespace)
+            if cluster.get(ref) is not None:
+                write(cluster, Edit(ref, lambda text: functools.reduce(rayservice.without_application, gone, text), gone, "begin anew"))
+            cluster.delete(Ref("Service", record.address.alias, namespace))
+        cluster.delete(Ref("InferenceService", model, namespace))
+        for kind, name in (("ConfigMap", names.canary(model)), ("ConfigMap", names.revalidation(model)), ("Lease", names.release(model))):
+            cluster.delete(Ref(kind, name, namespace))
+        cluster.delete(Ref("ConfigMap", names.release(model), namespace))  # last: without it nobody knows what else there is
 
     def environment(self) -> dict[str, str]:
         """Variables for a process that is to use this cluster: the CLI, kubectl, KFP components under kfp.local."""

@@ -1,6 +1,6 @@
 """Users, for demos and tests: a steady, bounded stream of requests to one model through its alias, with every answer accounted for.
 
-    python -m kfp_components.local.load --url http://127.0.0.1:9123/bge --host bge-predictor... --rate 40 --requests 5000 --report users.json
+    python -m kfp_components.local.load --url http://127.0.0.1:9123/bge/embed --host bge-predictor... --rate 40 --requests 5000 --report users.json
 
 Loopback only. Requests start on schedule, whether or not the last one was answered, as long as fewer than ``--clients`` wait: a machine that cannot
 keep up gets fewer requests, not a growing queue. Ends after ``--requests``, on SIGTERM, or with the process that began it.
@@ -72,7 +72,7 @@ async def send(url: str, host: str, rate_per_s: float, requests: int, clients: i
         async def one() -> None:
             version = "nobody"
             try:
-                async with session.post(f"{url}/embed", json={"texts": texts(source)}) as answer:
+                async with session.post(url, json={"texts": texts(source)}) as answer:
                     version = answer.headers.get("x-model-version", "unnamed")
                     body = await answer.read()
                     if answer.status == 200:
@@ -105,20 +105,34 @@ async def send(url: str, host: str, rate_per_s: float, requests: int, clients: i
 
 
 class Users:
-    """A process that sends requests while a block runs; `tally` is what users saw so far."""
+    """A process that sends requests, while a block runs or from `start` to `stop`; `tally` is what users saw so far."""
 
     def __init__(
-        self, endpoint: Endpoint, route: str, report: Path, *, rate_per_s: float = 40.0, requests: int = MAX_REQUESTS, clients: int = MAX_CLIENTS
+        self,
+        endpoint: Endpoint,
+        route: str,
+        report: Path,
+        *,
+        path: str = "/embed",
+        rate_per_s: float = 40.0,
+        requests: int = MAX_REQUESTS,
+        clients: int = MAX_CLIENTS,
     ) -> None:
-        """The tally is written to ``report``, what the process prints to a ``.log`` beside it; at most ``clients`` requests wait at once."""
+        """They post ``{"texts": [...]}`` to ``path`` below the model's ``route``.
+
+        The tally is written to ``report``, what the process prints to a ``.log`` beside it; at most ``clients`` requests wait at once."""
         self._report = report
         self.log = report.with_suffix(".log")
         self._command = [
-            *(sys.executable, "-m", "kfp_components.local.load", "--url", endpoint.base_url + route, "--host", endpoint.host),
+            *(sys.executable, "-m", "kfp_components.local.load", "--url", endpoint.base_url + route + path, "--host", endpoint.host),
             *("--rate", str(rate_per_s), "--requests", str(requests), "--clients", str(clients), "--report", str(report)),
         ]
 
     def __enter__(self) -> Users:
+        return self.start()
+
+    def start(self) -> Users:
+        """Begin to send; until `stop`, or the end of this process. As a context manager it does so by itself."""
         self._report.unlink(missing_ok=True)
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(

@@ -126,6 +126,11 @@ class Evidence(_Part):
     e_pass: float | None = None
     metrics: dict[str, dict[str, float | None]] = {}
 
+    def _repr_html_(self) -> str:
+        from kfp_components.judge import verdict
+
+        return verdict.shown(self.kind, self.sentence, {**self.metrics, "together": {"e_fail": self.e_fail, "e_pass": self.e_pass}})
+
 
 class JudgeState(_Part):
     """With this a judge goes on exactly where another one stopped.
@@ -296,7 +301,7 @@ class Release(BaseModel):
     def _repr_html_(self) -> str:
         from kfp_components import report
 
-        return report.render(self.model_dump(mode="json"))
+        return report.render(self.model_dump(mode="json"), whole=False)
 
 
 def parse(raw: Mapping[str, Any]) -> Release:

@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from kfp_components import names, phases
+from kfp_components import markup, names, phases
 from kfp_components.clock import utc
 from kfp_components.phases import Phase
 from kfp_components.report import svg
@@ -51,12 +51,15 @@ EVIDENCE_FLOOR, EVIDENCE_CEILING = 1e-4, 1e6
 """Evidence beyond these is drawn at the edge of the plot; tooltips and tables tell the true value."""
 
 
-def render(release: Mapping[str, Any]) -> str:
-    """The page as HTML text. Whatever the record holds is escaped; values of environment variables are left out."""
+def render(release: Mapping[str, Any], *, whole: bool = True) -> str:
+    """The page as HTML text; not ``whole``: to be put into another page, as a notebook does.
+
+    Whatever the record holds is escaped; values of environment variables are left out."""
     return (
         templates()
         .get_template("page.html.j2")
         .render(
+            whole=whole,
             title=_title(release),
             outcome=_outcome(release),
             phase=_phase(release).replace("_", " "),
@@ -125,8 +128,8 @@ def _evidence_sentence(release: Mapping[str, Any]) -> str:
         return ""
     fail_bound, pass_bound = _bounds(release)
     return (
-        f"{_evidence(worse)} that the candidate is worse (taken back at {fail_bound:g} : 1), "
-        f"{_evidence(not_worse)} that it is not (enough at {pass_bound:g} : 1)"
+        f"{markup.odds(worse)} that the candidate is worse (taken back at {fail_bound:g} : 1), "
+        f"{markup.odds(not_worse)} that it is not (enough at {pass_bound:g} : 1)"
     )
 
 
@@ -353,8 +356,8 @@ def _metrics(release: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": METRICS.get(name, name),
-                "e_fail": _evidence(worse),
-                "e_pass": _evidence(not_worse),
+                "e_fail": markup.odds(worse),
+                "e_pass": markup.odds(not_worse),
                 "failed": worse is not None and worse >= fail_bound,
                 "passed": not_worse is not None and not_worse >= pass_bound,
             }
@@ -416,12 +419,6 @@ def _number(point: Mapping[str, Any], *keys: str) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _evidence(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f} : 1" if 1000 <= value < 1e7 else f"{value:.3g} : 1"
-
-
 def _arm_name(release: Mapping[str, Any], arm: str) -> str:
     version = release.get(f"{arm}_version")
     return f"{arm} {version}" if version else arm
@@ -468,10 +465,12 @@ def plain(text: str) -> str:
 @cache
 def templates() -> jinja2.Environment:
     """Of the pages; whatever is put into one is escaped."""
-    return jinja2.Environment(
+    found = jinja2.Environment(
         loader=jinja2.PackageLoader("kfp_components.report", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    found.globals["colours"] = Markup(markup.colours("release-report"))
+    return found

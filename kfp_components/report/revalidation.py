@@ -26,13 +26,14 @@ SHOWN_PLOTS = 30
 FLOOR, CEILING = 1e-3, 1e6
 
 
-def render(found: Sequence[Mapping[str, Any]]) -> str:
-    """The page as HTML text, of `Revalidation.as_dict` of each model. Whatever that holds is escaped."""
+def render(found: Sequence[Mapping[str, Any]], *, whole: bool = True) -> str:
+    """The page as HTML text, of `Revalidation.as_dict` of each model; not ``whole``: to be put into another page. Whatever it holds is escaped."""
     ordered = _ordered(found)
     return (
         templates()
         .get_template("revalidation.html.j2")
         .render(
+            whole=whole,
             title=f"Re-validation of {ordered[0]['namespace']}/{ordered[0]['model']}"
             if len(ordered) == 1
             else f"Re-validation of {len(ordered)} models",

@@ -82,7 +82,7 @@ class Revalidation:
     def _repr_html_(self) -> str:
         from kfp_components.report import revalidation
 
-        return revalidation.render([self.as_dict()])
+        return revalidation.render([self.as_dict()], whole=False)
 
 
 def champions(cluster: Cluster, namespace: str, rayservice: str | None = None) -> list[ModelTarget]:

@@ -13,9 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from kfp_components import live, report
-from kfp_components.release import Release
+from kfp_components import errors, live, report
+from kfp_components.cluster import Ref
+from kfp_components.cluster.changes import Apply, Delete, Owner, Plan
+from kfp_components.judge.verdict import Verdict
+from kfp_components.release import Evidence, Release
+from kfp_components.release.revalidation import Look
 from kfp_components.report import svg
+from kfp_components.rollout import Revalidation
 
 VOID = {"meta", "br", "hr", "img", "line", "link", "input"}
 
@@ -332,3 +337,57 @@ def test_an_adoption_is_told_as_what_it_is() -> None:
     assert [box["name"] for box in report.flow(adopted)] == ["adopt"]
     later = report.render({**adopted, "candidate_version": "v2", "stable_version": "found-1", "stable_application": "embed"})
     assert "bge found-1 to v2" in later
+
+
+# --- in a notebook ----------------------------------------------------------------------------------------------------------------
+
+HOSTILE = "<script>alert(1)</script>"
+STUB = {"kind": "A", "metadata": {"name": "a", "namespace": "n"}, "spec": {"version": "v1", "uri": HOSTILE}}
+PLAN = Plan(
+    (Apply({**STUB, "spec": {"version": "v2", "uri": HOSTILE}}, f"why {HOSTILE}"), Delete(Ref("B", "b", "n"), "no longer wanted")),
+    {Ref("A", "a", "n"): STUB, Ref("B", "b", "n"): {"kind": "B", "metadata": {"name": "b"}, "spec": "-- old"}},
+    (Owner(Ref("A", "a", "n"), "commit", "flux", f"commit it {HOSTILE}"),),
+    errors.ManagedElsewhere(f"A n/a: it is managed by Flux {HOSTILE}"),
+)
+METRICS = {"client_errors": {"e_fail": 0.5, "e_pass": 1234.0}}
+LOOK = Look(unix_s=1.0, outcome="decayed", sentence=f"v1 decayed {HOSTILE}", requests=100, failures=33, evidence=200.0)
+VALUES = [
+    (Release(**{"request_digest": "d", **{key: value for key, value in release(holder=HOSTILE).items()}}), "release-report"),
+    (Revalidation("m", "n", "r", "v1", LOOK, (LOOK, LOOK)), "release-report"),
+    (PLAN, "kfp-serving"),
+    (Verdict("fail", f"worse {HOSTILE}", 0.25, 1234.0, METRICS), "kfp-serving"),
+    (Evidence(kind="fail", sentence=f"worse {HOSTILE}", e_pass=1234.0, metrics={**METRICS}), "kfp-serving"),
+]
+
+
+@pytest.mark.parametrize(("value", "name"), VALUES, ids=lambda value: type(value).__name__)
+def test_a_notebook_gets_a_piece_whose_style_stays_inside(value: Any, name: str) -> None:
+    html = value._repr_html_()
+    page = Page(html)
+    assert not {"html", "head", "body", "meta", "script", "img"} & set(page.tags) and page.fetched == []
+    assert HOSTILE in page.text
+    (style,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    rules = re.findall(r"([^{}]+)\{[^{}]*\}", re.sub(r"@media[^{]*\{", "", style))
+    assert len(rules) > 10
+    for selector in ",".join(rules).split(","):
+        themed = selector.strip().removeprefix(".vscode-dark ").removeprefix(".vscode-light ")
+        assert re.match(rf"(\[data-jp-theme-light=\w+\] )?\.{name}\b", themed), selector
+    assert f'class="{name}' in html, "and there is something that it is for"
+
+
+def test_a_plan_shows_what_is_done_with_each_object_and_whose_it_is() -> None:
+    html = PLAN._repr_html_()
+    assert [found for found in re.findall(r"<b>([^<]*)</b>", html)] == ["apply A n/a", "delete B n/b"]
+    changed = re.findall(r'<span class="(plus|minus)">([^<]*)</span>', html)
+    assert ("minus", "-  version: v1") in changed and ("plus", "+  version: v2") in changed and ("minus", "-spec: -- old") in changed
+    text = Page(html).text
+    assert "it is managed by Flux" in text and "commit it" in text and "no longer wanted" in text
+
+
+@pytest.mark.parametrize("kind", ["Verdict", "Evidence"])
+def test_a_verdict_shows_the_evidence_for_and_against(kind: str) -> None:
+    html = next(value for value, _ in VALUES if type(value).__name__ == kind)._repr_html_()
+    together = "0.25 : 1" if kind == "Verdict" else "-"
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(<td.*?)</tr>", html)]
+    assert rows == [["client errors (4xx)", "0.5 : 1", "1,234 : 1"], ["together", together, "1,234 : 1"]]
+    assert '<span class="pill bad">fail</span>' in html

@@ -280,7 +280,7 @@ def test_plans_are_values() -> None:
     one, nothing = Plan((change,)), Plan()
     assert not nothing and str(nothing) == "nothing to do" and one and (nothing + one) == one
     assert [found.ref.kind for found in one + one] == ["A", "A"]
-    assert "<pre>" in one._repr_html_() and "&lt;b&gt;" in one._repr_html_()
+    assert "&lt;b&gt;" in one._repr_html_() and "<b></b>" not in one._repr_html_() and "nothing to do" in nothing._repr_html_()
 
 
 # --- probes -----------------------------------------------------------------------------------------------------------------------
