@@ -36,6 +36,7 @@ code. Look for the words that do not change; what stands in CAPITALS is a name o
 | 5 | who decides: more traffic, wider margins, or `kfp-serving approve` | stable; the candidate is kept |
 | 6 | who runs the cluster: the counts cannot be trusted, the version is not accused | stable; the candidate is kept |
 | 7 | who owns the model: a champion decayed | the champion, unless it was demoted |
+| 8 | `submit`: a run in Kubeflow failed, and nothing that can be read says why: read the log of its red box | look: `kfp-serving status` |
 
 A release that stands still: `kfp-serving status -n NAMESPACE` says what is written and what the router does. A red run in Kubeflow: the report
 of its last box (`finish-release`) says why, and so does `kfp-serving status`. `notify.N: ... not delivered` in a log is about a webhook only.

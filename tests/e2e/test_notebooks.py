@@ -93,6 +93,7 @@ def test_04_finds_the_champion_that_decayed(lent: KubernetesCluster) -> None:
     printed, rich = run("04_revalidation_and_scheduling")
     record = record_of(lent, "nightly")
     assert record["phase"] == "rolled_back" and "users have v1" in printed and "demoted, users get v1" in printed
+    assert "kind: CronJob" in printed and "schedule: 0 3 * * *" in printed
     (failed,) = re.findall(r"failed (\{.*\})$", printed, re.MULTILINE)
     assert all(kind.startswith(("v2 ", "unnamed ")) for kind in ast.literal_eval(failed)), failed
     assert_shown(rich, "Revalidation", plots=1)

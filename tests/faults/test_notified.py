@@ -54,6 +54,7 @@ def test_what_was_not_delivered_stands_in_the_record(world: World) -> None:
         rollout.register_model(run)
         assert run.notifier.drain(60)
         rollout.promote_with_canary(run)
+        assert run.notifier.drain(60)
     told = [event for event in world.record().events if event.step == "notify"]
     assert told[0].message == "notify.0: start not delivered: 127.0.0.1 answers 404" and not told[0].ok
     assert world.record().phase == "promoted"

@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text()
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 YAML = [(page.name, text) for page in PAGES for text in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)]
 PYTHON = [(page.name, text) for page in PAGES for text in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
-COMMANDS = sorted(set(re.findall(r"kfp-serving ((?:local )?[a-z]+(?:-[a-z]+)*)", README)) - {"components"})
+COMMANDS = sorted(set(re.findall(r"kfp-serving ((?:(?:local|schedule) )?[a-z]+(?:-[a-z]+)*)", README)) - {"components"})
 
 
 def test_the_request_of_the_readme_is_valid() -> None:
