@@ -45,7 +45,7 @@ def lent(embedded: Embedded) -> Iterator[KubernetesCluster]:
 def run(name: str) -> tuple[str, list[dict[str, str]]]:
     """The text that the notebook printed, and what it shows richly: MIME type -> content of each output."""
     book = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    NotebookClient(book, timeout=seconds(280), resources={"metadata": {"path": str(FOLDER)}}).execute()
+    NotebookClient(book, timeout=int(seconds(280)), resources={"metadata": {"path": str(FOLDER)}}).execute()
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     return "".join(output.get("text", "") for output in outputs), [output["data"] for output in outputs if "data" in output]
 
