@@ -60,7 +60,7 @@ def assert_shown(rich: list[dict[str, str]], *values: str, plots: int) -> None:
 @pytest.mark.core
 def test_01_promotes_by_hand(lent: KubernetesCluster) -> None:
     printed, rich = run("01_promote_by_hand")
-    record = record_of(lent, "bge")
+    record = record_of(lent, "minilm")
     assert (record["phase"], record["candidate_version"]) == ("promoted", "v2")
     assert "failed {}" in printed, "no request of a user was lost"
     assert_shown(rich, "Plan", "Release", "Verdict", plots=1)
@@ -91,7 +91,7 @@ def test_03_reads_a_release_and_compares_rules(lent: KubernetesCluster) -> None:
 
 def test_04_finds_the_champion_that_decayed(lent: KubernetesCluster) -> None:
     printed, rich = run("04_revalidation_and_scheduling")
-    record = record_of(lent, "nightly")
+    record = record_of(lent, "retriever")
     assert record["phase"] == "rolled_back" and "users have v1" in printed and "demoted, users get v1" in printed
     assert "kind: CronJob" in printed and "schedule: 0 3 * * *" in printed
     (failed,) = re.findall(r"failed (\{.*\})$", printed, re.MULTILINE)
