@@ -446,11 +446,14 @@ def test_the_cronjob_is_one_that_kubernetes_takes(monkeypatch: pytest.MonkeyPatc
     bound = yaml.safe_load_all(Path("deploy/rbac.yaml").read_text())
     accounts = [subject["name"] for one in bound for subject in one.get("subjects", [])]
     assert pod["serviceAccountName"] in accounts
-    (alone,) = json.loads(run(*create, "revalidate", "--model", "bge", "--rayservice", "shared", "--image", "x/y:1", "--json", login=()).stdout)
-    assert alone["metadata"]["name"] == "revalidate-bge"
+    found = json.loads(run(*create, "revalidate", "--model", "bge", "--rayservice", "shared", "--image", "x/y:1", "--json", login=()).stdout)
+    (alone,) = found["items"]
+    assert alone["metadata"]["name"] == "revalidate-bge" and found["kind"] == "List", "kubectl takes no array"
     for words, more in (
         ("Kubernetes takes five fields", ["--cron", "5 0 6 * * 1"]),
         ("a CronJob's is of a-z", ["--name", "Nightly"]),
+        ("--service-account: it is no name of an object", ["--service-account", "Some Body"]),
+        ("--registry-secret: it is no name of an object", ["--registry-secret", "https://me:pass@registry"]),
         ("it carries a credential", ["--registry-uri", "https://me:pass@registry"]),
         ("--cronjob runs a re-validation, not rollback", ["rollback", "--model", "bge", "--rayservice", "shared"]),
     ):
