@@ -188,7 +188,7 @@ def create(
         if not image and (warning := submitting.image_warning()):
             _warn(warning.replace("pipeline runs", "CronJob runs"))
         job = cronjobs.Job(called, when, asked, image, service_account, registry_uri, registry_secret, models)
-        print(json.dumps(job.manifests()) if as_json else job.text(), end="\n" if as_json else "")
+        print(json.dumps(job.listed()) if as_json else job.text(), end="\n" if as_json else "")
         return
     pipelines, version = _uploaded(asked, package, (host, kfp_namespace, token, cookie, ca_file))
     found, made = pipelines.schedule(version, asked.parameters, name=called, cron=when, experiment=experiment or asked.experiment)

@@ -29,8 +29,14 @@ def values(file: Path, *, empty: bool = False) -> dict[str, Any]:
     """A YAML or JSON file that holds a mapping. Raises `RequestInvalid`."""
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise errors.RequestInvalid(f"{file}: {error}") from error
+    except OSError as error:
+        raise errors.RequestInvalid(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise errors.RequestInvalid(f"{file}: byte {error.start} is not UTF-8; save it as UTF-8") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # whose text repeats the line, which may hold a secret
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else type(error).__name__
+        raise errors.RequestInvalid(f"{file}: it is no YAML: {where}: {getattr(error, 'problem', None) or 'it cannot be read'}") from None
     if empty and values is None:
         return {}
     if not isinstance(values, dict):

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import json
 import logging
 import os
+import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -299,17 +301,48 @@ class _Destination:
             signed = sign(self._read(self.wanted.sign_with), told.id, int(time.time()), body) if self.wanted.sign_with else {}
         except errors.TemporaryError as error:
             raise _Try(str(error)) from error
-        host = urlsplit(address).hostname  # of an address that is a secret, no more than that is ever told
+        began, host = time.monotonic(), urlsplit(address).hostname  # of an address that is a secret, no more than that is ever told
         try:
             headers = {"content-type": content_type, "user-agent": "kfp-serving", **signed}
-            with httpx.stream("POST", address, content=body, headers=headers, timeout=self.wanted.timeout_s) as answer:
+            with (
+                _cut_after(self.wanted.timeout_s) as trace,
+                httpx.Client(timeout=self.wanted.timeout_s) as client,
+                client.stream("POST", address, content=body, headers=headers, extensions={"trace": trace}) as answer,
+            ):
                 status, after_s = answer.status_code, _retry_after(answer.headers.get("retry-after", ""))
-        except httpx.HTTPError as error:
-            raise _Try(f"{host}: {type(error).__name__}") from None
+        except (httpx.HTTPError, TimeoutError) as error:
+            late = time.monotonic() - began >= self.wanted.timeout_s  # what httpx says of a connection that was cut depends on where it was
+            raise _Try(f"{host}: {f'no answer within {self.wanted.timeout_s:g} s' if late else type(error).__name__}") from None
         if status in (408, 425, 429) or status >= 500:
             raise _Try(f"{host} answers {status}", after_s)
         if not 200 <= status < 300:
             raise ValueError(f"{host} answers {status}")
+
+
+@contextlib.contextmanager
+def _cut_after(timeout_s: float) -> Iterator[Callable[[str, Mapping[str, Any]], None]]:
+    """Ends what is done inside after a time; httpx's timeouts are of one read, and who answers byte by byte meets them for ever. Gives a trace
+    for httpx, which is told the connection."""
+    end, connections = time.monotonic() + timeout_s, list[socket.socket]()
+
+    def trace(event: str, about: Mapping[str, Any]) -> None:
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            connections.append(about["return_value"].get_extra_info("socket"))
+            if time.monotonic() >= end:
+                raise TimeoutError
+
+    def cut() -> None:
+        for one in connections[-1:]:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(one, socket.SHUT_RDWR)  # not SSLSocket's own, which takes TLS off under the reader
+
+    timer = threading.Timer(timeout_s, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield trace
+    finally:
+        timer.cancel()
 
 
 _growing = wait_random_exponential(multiplier=0.3, max=MOST_WAIT_S)

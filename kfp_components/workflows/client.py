@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -182,6 +183,7 @@ class Pipelines:
         import kfp_server_api
         import urllib3
         from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
+        from kfp_server_api.exceptions import ApiException
 
         class Client(kfp.Client):  # type: ignore[misc]
             def _load_config(self, *args: Any, **options: Any) -> Any:
@@ -213,11 +215,16 @@ class Pipelines:
         plain = rest.request
 
         def asked(*args: Any, **options: Any) -> Any:
-            answer = plain(*args, **{**options, "_request_timeout": options.get("_request_timeout") or TIMEOUT_S})
-            if answer.data.lstrip()[:1] == b"<":  # it would be read as an answer that says nothing
-                raise errors.RequestInvalid(
-                    f"Kubeflow Pipelines {self.host}: a web page answers: correct --host (https://kubeflow.example/pipeline), or {LOG_IN}"
-                )
+            try:
+                answer = plain(*args, **{**options, "_request_timeout": options.get("_request_timeout") or TIMEOUT_S})
+            except ApiException as error:  # the client takes its body for UTF-8, whatever a proxy answers
+                error.body = (error.body or b"").decode(errors="replace").encode()
+                raise
+            if not _is_mapping(answer.data):  # it would be read as an answer that says nothing
+                correct = f"correct --host (https://kubeflow.example/pipeline), or {LOG_IN}"
+                if answer.data.lstrip()[:1] == b"<":
+                    raise errors.RequestInvalid(f"Kubeflow Pipelines {self.host}: a web page answers: {correct}")
+                raise errors.RequestInvalid(f"Kubeflow Pipelines {self.host}: what answers is not its API: {correct}")
             return answer
 
         rest.request = asked
@@ -477,7 +484,7 @@ def _spec(package: Path) -> dict[str, Any]:
             return dict(found)
     except OSError as error:
         raise errors.NotFound(f"{package}: {error.strerror}; `kfp-serving compile` writes the pipelines") from error
-    except (yaml.YAMLError, KeyError, TypeError, StopIteration, UnicodeDecodeError):
+    except (yaml.YAMLError, KeyError, TypeError, StopIteration, ValueError, RecursionError):
         pass
     raise errors.RequestInvalid(f"{package}: not a compiled pipeline; `kfp-serving compile` writes them")
 
@@ -494,7 +501,12 @@ def _host(access: Access) -> tuple[str, bool]:
         )
     if "@" in given or any(character.isspace() for character in given) or "?" in given or "#" in given:
         raise errors.RequestInvalid("--host: give scheme, host and path only; a login goes by --token or --cookie")
-    return (given if "://" in given else f"https://{given}").rstrip("/"), False
+    host = (given if "://" in given else f"https://{given}").rstrip("/")
+    with contextlib.suppress(ValueError):  # a port or a bracket that is none
+        parts = urlsplit(host)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return host, False
+    raise errors.RequestInvalid(f"--host {host}: it is no address; expected https://host/path, such as https://kubeflow.example/pipeline")
 
 
 def _filter(operation: str, key: str, value: Mapping[str, Any]) -> str:
@@ -517,6 +529,14 @@ def _schedule(found: Any, pipelines: Mapping[str, str]) -> Schedule:
         no_catchup=bool(found.no_catchup),
         created_at=found.created_at.isoformat() if found.created_at else "",
     )
+
+
+def _is_mapping(data: bytes) -> bool:
+    """Whether it is JSON as each answer of the API is."""
+    try:
+        return isinstance(json.loads(data), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _is_plumbing(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ LEAST: tuple[dict[str, list[str]], ...] = (
 )
 """All that a re-validation in the cluster asks of Kubernetes where it does not demote; what deploy/rbac.yaml grants is more."""
 
+OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 MOST_NAME = 52
 """Of a CronJob: its Jobs have eleven characters more."""
 
@@ -64,6 +66,10 @@ class Job:
         ]
         return "\n".join(told) + "\n" + yaml.safe_dump_all(self.manifests(), sort_keys=False)
 
+    def listed(self) -> Manifest:
+        """The same as one object: of JSON, kubectl takes no array."""
+        return {"apiVersion": "v1", "kind": "List", "items": self.manifests()}
+
     def _assert_possible(self) -> None:
         if self.asked.word not in ("revalidate", "revalidate-namespace"):
             raise errors.RequestInvalid(
@@ -71,6 +77,9 @@ class Job:
             )
         if not names.DNS_1123.fullmatch(self.name) or len(self.name) > MOST_NAME:
             raise errors.RequestInvalid(f"--name {self.name!r}: a CronJob's is of a-z, 0-9 and -, and of at most {MOST_NAME} characters")
+        for option, name in (("--service-account", self.service_account), ("--registry-secret", self.registry_secret)):
+            if name is not None and not OBJECT_NAME.fullmatch(name):  # it is not repeated: it may be what belongs into that Secret
+                raise errors.RequestInvalid(f"{option}: it is no name of an object in Kubernetes (a-z, 0-9, - and .)")
         if self.registry_uri and self.registry_secret:
             raise errors.RequestInvalid("--registry-uri and --registry-secret say the same thing; give one of them")
         if self.registry_uri and (found := uris.credential_in(self.registry_uri)):

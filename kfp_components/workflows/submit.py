@@ -90,7 +90,7 @@ def asked_of(pipeline: str, values: Mapping[str, Any]) -> Asked:
         boxes = len(asked.steps) if word == "promote" else 0
         return Asked(word, parameters, asked.namespace, asked.model, boxes, tuple(request.plain_secrets(asked)))
     known = {"namespace", "rayservice"} | ({"model"} if word != "revalidate-namespace" else set()) | ({"reason"} if word == "rollback" else {"rules"})
-    if strange := sorted(set(values) - known):
+    if strange := sorted(map(str, set(values) - known)):
         raise errors.RequestInvalid(f"{word}: {', '.join(strange)} is not a known key; known are {', '.join(sorted(known))}")
     parameters = {key: value for key, value in values.items() if value not in (None, "")}
     if "rules" in parameters:

@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "standins"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import many_models
 from kfp_server import COOKIE, TOKEN, KfpServer, Outcome, faults, kfp_server
+from loopback import Answering, served
 
 NAMESPACE = "ai-ml"
 REQUEST: dict[str, Any] = {
@@ -309,6 +310,50 @@ def test_what_is_no_server_of_kubeflow_is_said_at_once(server: KfpServer, monkey
     assert "kubectl port-forward" in refused(errors.RequestInvalid, "schedule", "list")
 
 
+@pytest.mark.parametrize(
+    "status,body,kind,said",
+    [
+        (200, b"OK", errors.RequestInvalid, "what answers is not its API"),
+        (200, b"[1]", errors.RequestInvalid, "what answers is not its API"),
+        (200, b"null", errors.RequestInvalid, "what answers is not its API"),
+        (200, b"\xff\xfe", errors.RequestInvalid, "what answers is not its API"),
+        (502, b"g\xe9ant", errors.Unreachable, "502 g"),
+    ],
+)
+def test_what_speaks_otherwise_is_not_a_server_without_schedules(
+    server: KfpServer, status: int, body: bytes, kind: type[errors.KfpServingError], said: str
+) -> None:
+    class Other(Answering):
+        def do_GET(self) -> None:
+            self.answer(status, body, "text/plain")
+
+    with served(Other) as host:
+        assert said in refused(kind, "schedule", "list", "--host", f"http://{host}")
+
+
+@pytest.mark.parametrize("host", ["ftp://kubeflow.example", "http://", "http://kubeflow.example:99999", "http://[::1"])
+def test_an_address_that_is_none_is_refused(server: KfpServer, host: str) -> None:
+    assert "it is no address" in refused(errors.RequestInvalid, "schedule", "list", "--host", host)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"model: b\xe9ge", b"model: [\nuri: https://me:hunter2@x", b"a: " + b"[" * 5000, b"at: 2026-13-45"],
+    ids=["latin", "open", "deep", "date"],
+)
+def test_a_file_that_is_no_yaml_is_refused_and_not_repeated(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "request.yaml").write_bytes(content)
+    told = refused(errors.RequestInvalid, "submit", "promote", str(tmp_path / "request.yaml"))
+    assert str(tmp_path / "request.yaml") in told and "hunter2" not in told and len(told) < 400
+    told = refused(errors.RequestInvalid, *ROLLBACK, "--package", str(tmp_path / "request.yaml"))
+    assert "not a compiled pipeline" in told
+
+
+def test_keys_that_are_no_words_are_named(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text("1: 2\n")
+    assert "1 is not a known key" in refused(errors.RequestInvalid, "submit", "revalidate", str(tmp_path / "rules.yaml"), "--model", "bge")
+
+
 def test_where_there_are_many_users_everything_is_of_one_profile(server: KfpServer) -> None:
     server.multi_user = True
     assert "say whose namespace by --kfp-namespace" in refused(errors.RequestInvalid, *ROLLBACK)
@@ -401,11 +446,14 @@ def test_the_cronjob_is_one_that_kubernetes_takes(monkeypatch: pytest.MonkeyPatc
     bound = yaml.safe_load_all(Path("deploy/rbac.yaml").read_text())
     accounts = [subject["name"] for one in bound for subject in one.get("subjects", [])]
     assert pod["serviceAccountName"] in accounts
-    (alone,) = json.loads(run(*create, "revalidate", "--model", "bge", "--rayservice", "shared", "--image", "x/y:1", "--json", login=()).stdout)
-    assert alone["metadata"]["name"] == "revalidate-bge"
+    found = json.loads(run(*create, "revalidate", "--model", "bge", "--rayservice", "shared", "--image", "x/y:1", "--json", login=()).stdout)
+    (alone,) = found["items"]
+    assert alone["metadata"]["name"] == "revalidate-bge" and found["kind"] == "List", "kubectl takes no array"
     for words, more in (
         ("Kubernetes takes five fields", ["--cron", "5 0 6 * * 1"]),
         ("a CronJob's is of a-z", ["--name", "Nightly"]),
+        ("--service-account: it is no name of an object", ["--service-account", "Some Body"]),
+        ("--registry-secret: it is no name of an object", ["--registry-secret", "https://me:pass@registry"]),
         ("it carries a credential", ["--registry-uri", "https://me:pass@registry"]),
         ("--cronjob runs a re-validation, not rollback", ["rollback", "--model", "bge", "--rayservice", "shared"]),
     ):

@@ -1,10 +1,12 @@
 """Notifications to real receivers on loopback: good, failing, silent, gone; signed, tried again, never waited for."""
 
 import base64
+import contextlib
 import logging
 import socket
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -164,6 +166,30 @@ def test_a_silent_receiver_holds_nobody_up_and_its_queue_is_bounded() -> None:
         assert not sending.drain(0)
         got.open.set()
         assert sending.drain(60) and len(got.bodies) == notify.QUEUE
+
+
+def test_who_answers_byte_by_byte_is_cut_off() -> None:
+    """Each byte comes in time, the answer never."""
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with connection, contextlib.suppress(OSError):
+                        connection.sendall(b"HTTP/1.1 200 OK\r\nx-never: ")
+                        while not over.wait(0.05):
+                            connection.sendall(b"x")
+
+        threading.Thread(target=drip, daemon=True).start()
+        sending = notifier({"url": f"http://127.0.0.1:{listening.getsockname()[1]}/hook", "timeout_s": 1, "give_up_after_s": 2})
+        sending.tell(told("start"))
+        try:
+            assert sending.drain(patience.seconds(20)), "it is waited for as long as it drips"
+        finally:
+            over.set()
+    assert sending.undelivered() == ["notify.0: start not delivered: 127.0.0.1: no answer within 1 s"]
 
 
 def test_those_behind_a_slow_one_do_not_begin_to_wait_anew() -> None:
