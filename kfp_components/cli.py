@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -144,16 +145,19 @@ def export(
     namespace: Namespace,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="write it here instead of printing it")] = None,
     kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
 ) -> None:
     """The RayService as it should stand in git now, without what the server and other tools put there; serveConfigV2 to the letter."""
     found = rollout.export(_cluster(kubeconfig), namespace, rayservice)
     if found.note:
         print(found.note, file=sys.stderr)
-    if output is None:
+    if output is not None:
+        output.write_text(found.text, encoding="utf-8", newline="")
+        print(f"wrote {output}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"text": found.text, "note": found.note or None, "output": str(output) if output else None}))
+    elif output is None:
         print(found.text, end="")
-        return
-    output.write_text(found.text, encoding="utf-8", newline="")
-    print(f"wrote {output}", file=sys.stderr)
 
 
 @app.command(name="router-package")
@@ -593,6 +597,7 @@ def compile_command(
         list[str] | None, typer.Option(help="with --packages: where pip finds them; may be repeated, the further ones are extra indexes")
     ] = None,
     base_image: Annotated[str | None, typer.Option(help="with --packages: an image with Python 3.11 to 3.13 and pip; else python:3.11-slim")] = None,
+    as_json: Json = False,
 ) -> None:
     """Write every component and pipeline as YAML for the Kubeflow UI. KFP_SERVING_IMAGE names your image; --packages does without one."""
     from kfp_components.workflows import compile as compiling
@@ -611,33 +616,48 @@ def compile_command(
         different = compiling.differences(output, parsed, at_start)
         if different:
             raise errors.RequestInvalid(f"{output}: {', '.join(different)} differ from the sources; run `kfp-serving compile` and commit")
-        print(f"{output}: as the sources compile")
-        return
-    compiling.compile_all(output, parsed, at_start)
-    print(f"wrote {output}")
+    else:
+        compiling.compile_all(output, parsed, at_start)
+    files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*.yaml"))
+    if as_json:
+        print(json.dumps({"output": str(output), "files": files, "wrote": not check}))
+    else:
+        print(f"{output}: as the sources compile" if check else f"wrote {output}")
 
 
 @local_app.command()
-def up(home: Home = None) -> None:
+def up(home: Home = None, as_json: Json = False) -> None:
     """Start the embedded cluster and print how to use it."""
     from kfp_components.local import controllers, environment
     from kfp_components.local.apiserver import server
 
     embedded = environment.Embedded(home)
-    embedded.up(print)
+    embedded.up(_say(as_json))
+    not_supported = [*server.NOT_SUPPORTED, *controllers.NOT_SUPPORTED]
+    if as_json:
+        print(json.dumps({"home": str(embedded.home), "environment": embedded.environment(), "not_supported": not_supported}))
+        return
     for name, value in embedded.environment().items():
         print(f"export {name}={value}")
     print("What the embedded cluster does not do (it refuses, never fakes):")
-    for line in (*server.NOT_SUPPORTED, *controllers.NOT_SUPPORTED):
+    for line in not_supported:
         print(f"  - {line}")
 
 
 @local_app.command()
-def down(home: Home = None) -> None:
+def down(home: Home = None, as_json: Json = False) -> None:
     """Stop the embedded cluster and forget its contents; logs stay."""
     from kfp_components.local.environment import Embedded
 
-    Embedded(home).down(print)
+    embedded = Embedded(home)
+    embedded.down(_say(as_json))
+    if as_json:
+        print(json.dumps({"home": str(embedded.home), "running": embedded.running()}))
+
+
+def _say(as_json: bool) -> Callable[[str], None]:
+    """Where what is being done is told: beside a document."""
+    return partial(print, file=sys.stderr if as_json else sys.stdout)
 
 
 @local_app.command(name="status")

@@ -1,10 +1,13 @@
 """What a command ends with, whoever ends it."""
 
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from kfp_components import cli, errors
 
@@ -41,3 +44,23 @@ def test_a_word_in_place_of_a_step_is_bad_input(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
+
+
+def every_command(found: Any = None, *above: str) -> list[tuple[tuple[str, ...], Any]]:
+    """Words and command of each, groups gone into."""
+    found = found or typer.main.get_command(cli.app)
+    inner = getattr(found, "commands", None)
+    return [(above, found)] if inner is None else [one for name, command in inner.items() for one in every_command(command, *above, name)]
+
+
+def test_every_command_gives_one_document_where_it_is_asked_for() -> None:
+    assert [words for words, command in every_command() if not any("--json" in parameter.opts for parameter in command.params)] == []
+
+
+def test_down_where_nothing_runs_and_compile_say_it_as_json(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.app, ["local", "down", "--home", str(tmp_path / "home"), "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout) == {"home": str(tmp_path / "home"), "running": False}
+    done = CliRunner().invoke(cli.app, ["compile", "--output", str(tmp_path / "out"), "--json"])
+    found = json.loads(done.stdout)
+    assert found["wrote"] and {"promote_with_canary.yaml", "components/promote_model.yaml"} <= set(found["files"])
+    assert all((tmp_path / "out" / name).is_file() for name in found["files"])
