@@ -425,6 +425,9 @@ def test_from_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert yaml.safe_load(told.out)["spec"]["serveConfigV2"] == world.text() and "Flux applies this object without serveConfigV2" in told.err
     assert command(world, monkeypatch, "export", *where, "-o", str(tmp_path / "rayservice.yaml")) == 0
     assert (tmp_path / "rayservice.yaml").read_text() == told.out
+    capsys.readouterr()
+    assert command(world, monkeypatch, "export", *where, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["text"] == told.out
 
     assert command(world, monkeypatch, "yield", *where, "--undo") == 2
     flux.git = yaml.safe_load(told.out)
