@@ -44,6 +44,9 @@ TOLERANCE_S = 300.0
 """Older, or from further in the future, a signature says nothing."""
 MOST_WAIT_S = 10.0
 
+THREADS = "kfp-serving-notify-"
+"""How the names of the threads that send begin."""
+
 Read = Callable[[SecretRef], str]
 
 
@@ -213,6 +216,7 @@ class Notifier:
 
     def __init__(self, wanted: Sequence[Notification] = (), read: Read | None = None) -> None:
         self.read = read or _unreadable
+        logging.getLogger("httpx").addFilter(_not_ours)
         self._destinations = [_Destination(index, one, self.read) for index, one in enumerate(wanted)]
 
     def tell(self, told: Message) -> None:
@@ -234,6 +238,11 @@ def _unreadable(reference: SecretRef) -> str:
     raise errors.NotFound(f"{reference}: there is nobody to read it")
 
 
+def _not_ours(record: logging.LogRecord) -> bool:
+    """Whether a line of httpx's log is not of a thread that sends: it repeats addresses, which are secrets, and KFP prints what is logged."""
+    return not (record.threadName or "").startswith(THREADS)
+
+
 class _Try(Exception):
     """One delivery failed, and another one may succeed, ``after_s`` from now at the earliest."""
 
@@ -250,7 +259,7 @@ class _Destination:
         self.waiting: list[Future[None]] = []
         self._what = f"notify.{index}"
         self._read = read
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=self._what)  # the interpreter waits for it before it exits
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"{THREADS}{index}")  # the interpreter waits for it before it exits
         self._given_up: list[str] = []
         self._lock = threading.Lock()
 

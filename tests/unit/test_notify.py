@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import patience
 import pytest
 from patience import until
@@ -111,6 +112,19 @@ def test_slack_takes_its_address_from_a_secret_and_text_stays_text(monkeypatch: 
         assert sending.drain(60) and not sending.undelivered()
     text = "*ai-ml/bge v2*: approval: decide: &lt;!channel&gt; &amp; more (<https://kf.example/#/runs/details/r-1|run>)"
     assert got.events == [{"text": text}] and got.headers[0]["content-type"] == "application/json"
+
+
+def test_an_address_is_in_no_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Not where everything is logged either: KFP prints what is of INFO, as httpx's line with the address is."""
+    with receiver(404) as got, caplog.at_level(logging.DEBUG):
+        monkeypatch.setenv("SLACK_URL", f"{got.url}/hush-hush")
+        sending = notifier({"url_from": {"env": "SLACK_URL"}, "format": "slack"})
+        sending.tell(told("hold"))
+        sending.tell(told("rollback"))
+        assert sending.drain(60) and len(got.paths) == 2
+        httpx.get(got.url)
+    assert "hush-hush" not in caplog.text and "hold not delivered" in caplog.text
+    assert any(record.name == "httpx" for record in caplog.records), "what others send is logged as before"
 
 
 def test_the_signature_is_that_of_standard_webhooks() -> None:
