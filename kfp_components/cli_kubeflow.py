@@ -162,7 +162,7 @@ def create(
     service_account: Annotated[str, typer.Option(help="with --cronjob: an account that deploy/rbac.yaml gives its Role to")] = "default-editor",
     registry_uri: Annotated[str | None, typer.Option(help="with --cronjob: KFP_SERVING_REGISTRY_URI; default: what the image has")] = None,
     registry_secret: Annotated[str | None, typer.Option(help="with --cronjob: the Secret whose key KFP_SERVING_REGISTRY_URI holds it")] = None,
-    models: Annotated[int, typer.Option(min=1, help="with --cronjob: how many models it is given time for")] = 20,
+    models: Annotated[int, typer.Option(min=1, max=10_000, help="with --cronjob: how many models it is given time for")] = 20,
     host: Host = None,
     kfp_namespace: KfpNamespace = None,
     token: Token = None,

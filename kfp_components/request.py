@@ -194,7 +194,9 @@ class Notification(_Part):
         None, description="base64 of at least 16 random bytes, whsec_ before it or not: signs as Standard Webhooks does"
     )
     timeout_s: float = Field(5.0, gt=0, le=60, description="of one try")
-    give_up_after_s: float = Field(30.0, gt=0, le=600, description="tries end so long after it happened")
+    give_up_after_s: float = Field(
+        15.0, gt=0, le=600, description="tries end so long after it happened; with timeout_s within the 30 s that Kubernetes leaves a pod to end"
+    )
 
     @field_validator("url")
     @classmethod

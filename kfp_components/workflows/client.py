@@ -304,7 +304,10 @@ class Pipelines:
             once=True,
         )
         self.clock.sleep(SETTLE_S)
-        first = self._schedules_named(name)[0]
+        there = self._schedules_named(name)
+        if not there:
+            raise errors.NotFound(f"schedule {name}: it was made, and is gone again: somebody else deleted it")
+        first = there[0]
         if first.id == made.recurring_run_id:
             return first, True
         self._delete(made.recurring_run_id, name)

@@ -103,6 +103,13 @@ def test_a_change_of_the_record_is_at_most_one_occasion(before: dict[str, Any], 
     assert notify.occasion_of(record(**before), record(**after)) == occasion
 
 
+def test_what_smoke_cases_ask_and_expect_stays_in_the_report() -> None:
+    said = "1 of 1 smoke case(s) failed: case: POST /embed: expected /diagnosis = 'PRIVATE'"
+    found = told("rollback", f"all traffic back to v1: {said}", phase="rolling_back", failure=Failure(error="SmokeFailed", message=said))
+    assert "PRIVATE" not in f"{found}" and found.data["message"] == f"all traffic back to v1: {notify.SMOKE_FAILED}"
+    assert found.data["failure"] == {"error": "SmokeFailed", "message": notify.SMOKE_FAILED}
+
+
 def test_slack_takes_its_address_from_a_secret_and_text_stays_text(monkeypatch: pytest.MonkeyPatch) -> None:
     with receiver() as got:
         monkeypatch.setenv("SLACK_URL", got.url)
@@ -111,7 +118,7 @@ def test_slack_takes_its_address_from_a_secret_and_text_stays_text(monkeypatch: 
         sending.tell(told("approval", "decide: <!channel> & more"))
         assert sending.drain(60) and not sending.undelivered()
     text = "*ai-ml/bge v2*: approval: decide: &lt;!channel&gt; &amp; more (<https://kf.example/#/runs/details/r-1|run>)"
-    assert got.events == [{"text": text}] and got.headers[0]["content-type"] == "application/json"
+    assert got.events == [{"text": text, "unfurl_links": False, "unfurl_media": False}] and got.headers[0]["content-type"] == "application/json"
 
 
 def test_an_address_is_in_no_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
