@@ -256,6 +256,34 @@ class RevalidateRules(_Part):
         return value
 
 
+class QualityRules(_Part):
+    """How good the answers are: both versions answer the golden set of `provenance`, pinned, so no user is involved (see `rollout.golden`)."""
+
+    margin_percent: float | None = Field(
+        None, gt=0, le=50, description="how much lower the mean score may be, in points of 100; default 1, for asr, tts and llm 2"
+    )
+    garbage_margin_percent: float | None = Field(
+        None, gt=0, le=50, description="how much more often an answer may be useless, in points of 100; default 1, for asr, tts and llm 2"
+    )
+    latency_margin_percent: float = Field(
+        25.0, gt=0, le=1000, description="how much longer the median golden answer may take, where golden requests alone decide"
+    )
+    concurrency: int = Field(2, ge=1, le=64, description="pairs asked at the same time")
+    pairs_per_minute: float = Field(600.0, gt=0, le=60_000, description="at most")
+    max_pairs: int = Field(5000, ge=0, le=100_000, description="budget of the whole canary; 0: the golden set is not asked")
+    few_user_requests: int = Field(
+        1500,
+        ge=0,
+        description="where the candidate is to expect fewer of users' requests within judge.max_minutes, golden requests alone may decide; 0: never",
+    )
+
+    def margins(self, family: str | None) -> tuple[float, float, float]:
+        """Of score and garbage (fractions) and of the median latency (percent), for a family of models."""
+        default = 2.0 if family in ("asr", "tts", "llm") else 1.0
+        score, useless = (default if given is None else given for given in (self.margin_percent, self.garbage_margin_percent))
+        return score / 100, useless / 100, self.latency_margin_percent
+
+
 class Approval(_Part):
     """Where a release waits until somebody approves."""
 
@@ -379,6 +407,7 @@ class Options(_Part):
     skip_smoke: bool = Field(False, description="what `smoke: none` sets")
     protocol: Literal["v2", "json"] = Field("v2", description="v2: the health endpoints of the Open Inference Protocol are checked too")
     judge: JudgeRules = JudgeRules()
+    quality: QualityRules = QualityRules()
     on_inconclusive: Literal["hold", "roll_back", "promote"] = Field(
         "hold",
         description="when a step's budget is spent without enough evidence: hold it at 0 %, take it back, or go on as if it passed",

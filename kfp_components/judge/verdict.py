@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any, Literal
 
 from kfp_components import markup
-from kfp_components.judge import batch, error_rate, latency, split, stuck
+from kfp_components.judge import batch, error_rate, golden, latency, split, stuck
 from kfp_components.judge.counts import ArmCounts, Tick, pack, pack_bounds, quantile_s, unpack, unpack_bounds
+from kfp_components.judge.golden import Answered, Margins
 from kfp_components.request import JudgeRules
 
 Kind = Literal["pass", "fail", "inconclusive", "error"]
@@ -25,14 +26,21 @@ and rates of 10 to 30 % are common, where a narrow margin would take ten thousan
 MARGIN_HISTORY = 200
 """Stable requests before its own rate may widen a margin."""
 
-FAIL_SHARES = {"errors": 0.45, "latency": 0.4, "client_errors": 0.075, "disconnects": 0.075}
-"""Each metric's part in the average that FAIL asks for, fixed beforehand (any such average of e-values is one). The two last see faults that are
-mostly gross, and a gross one makes up for its small part with one to three requests more; equal parts would cost that for every fault."""
+FAIL_SHARES = {
+    **{"errors": 0.45, "latency": 0.4, "client_errors": 0.075, "disconnects": 0.075},
+    **{"quality": 0.4, "garbage": 0.4, "paired_latency": 0.1},
+}
+"""Each metric's part in the average that FAIL asks for, of the parts of those that are judged; fixed beforehand (any such average of e-values is
+one). 4xx and disconnects see faults that are mostly gross, and a gross one makes up for its small part with one to three requests more; equal parts
+would cost that for every fault. With a golden set the others' parts are half of what they are without, which costs them a request or two."""
 
 BY_WEIGHT_SHARE = 2 / 3
 """A rate's FAIL is two parts by the weight, which is quicker, and one by the counted requests, which is right however the split came about."""
 
-NAMES = {"errors": "errors", "client_errors": "client errors (4xx)", "disconnects": "clients that give up", "latency": "latency"}
+NAMES = {
+    **{"errors": "errors", "client_errors": "client errors (4xx)", "disconnects": "clients that give up", "latency": "latency"},
+    **{"quality": "quality of its answers", "garbage": "useless answers", "paired_latency": "latency of golden requests"},
+}
 STYLES = {"pass": "good", "fail": "bad"}
 RATES = ("errors", "client_errors", "disconnects")
 COUNTED = ("requests", "failures", "client_errors", "disconnects")
@@ -74,11 +82,16 @@ def shown(kind: str, sentence: str, metrics: Mapping[str, Mapping[str, float | N
 class Judge:
     """Compares two versions by the rules of a request. ``state`` is JSON; a judge made from it goes on exactly where the other stopped."""
 
-    def __init__(self, rules: JudgeRules, state: dict[str, Any] | None = None, history: ArmCounts | None = None) -> None:
-        """``history``: what stable did before the canary; it fixes the margins where none are given."""
+    def __init__(
+        self, rules: JudgeRules, state: dict[str, Any] | None = None, history: ArmCounts | None = None, margins: Margins | None = None
+    ) -> None:
+        """``history``: what stable did before the canary; it fixes the margins where none are given. ``margins``: those of answers to a golden set,
+        which are judged from now on; the state keeps those that it began with."""
         self.rules = rules
         if state is not None:
             self.state = state if "rates" in state else _of_older_version(state, rules)
+            if margins is not None and "golden" not in self.state:
+                self.state = {**self.state, "golden": golden.start(margins)}
             return
         empty = {**dict.fromkeys(COUNTED, 0), "latency_counts": pack(())}
         self.state = {
@@ -91,15 +104,42 @@ class Judge:
             "stable": empty,
             "candidate": dict(empty),
             "bounds_s": [],
+            **({"golden": golden.start(margins)} if margins is not None else {}),
         }
+
+    @property
+    def pairs(self) -> int:
+        """Golden requests that both versions answered, judged so far."""
+        return golden.pairs(self.state["golden"]) if "golden" in self.state else 0
+
+    @property
+    def golden_cases(self) -> str | None:
+        """Digest of the golden set whose answers are judged; None while none are."""
+        return str(self.state["golden"]["margins"]["cases"]) if "golden" in self.state else None
+
+    @property
+    def pairs_suffice(self) -> bool:
+        """Whether more golden requests would say nothing that is asked for: what they can show is shown."""
+        return "golden" in self.state and min(found["e_pass"] for found in self._golden().values()) >= 1 / self.rules.alpha_pass
 
     @property
     def candidate_requests(self) -> int:
         """Requests of the candidate judged so far."""
         return int(self.state["candidate"]["requests"])
 
-    def observe(self, tick: Tick, *, weight_percent: float, sticky: bool = False, unwatched: bool = False) -> Verdict:
-        """Add a tick and say what is known now.
+    def observe(
+        self,
+        tick: Tick,
+        *,
+        weight_percent: float,
+        sticky: bool = False,
+        unwatched: bool = False,
+        pairs: Sequence[Answered] = (),
+        few_users: bool = False,
+    ) -> Verdict:
+        """Add a tick, and ``pairs`` of answers to golden requests, and say what is known now.
+
+        With ``few_users`` PASS may rest on the golden requests alone: users send too little for a verdict in time. It needs their latency too then.
 
         Ticks are judged in batches that hold requests of both versions (see `batch`); what a batch lacks is kept in the state until the next look.
         A tick may hold requests of another weight when it is the first one with a new weight, or follows a time when nobody renewed the weight's
@@ -140,8 +180,14 @@ class Judge:
         state["weight_percent"] = weight_percent
         waits = stuck.looks_stuck(tick.candidate.waiting, tick.stable.waiting, weight_percent) or self._looks_hung(state, tick)
         state["stuck_looks"] = state.get("stuck_looks", 0) + 1 if waits else 0
+        if pairs and "golden" in state:
+            state["golden"] = golden.update(state["golden"], pairs)
         self.state = state
-        return self._verdict(tick, weight_percent)
+        return self._verdict(tick, weight_percent, few_users)
+
+    def _golden(self) -> dict[str, dict[str, float]]:
+        found = golden.evidence(self.state["golden"])
+        return found if self.rules.judge_latency else {name: found[name] for name in ("quality", "garbage")}
 
     def _looks_hung(self, state: dict[str, Any], tick: Tick) -> bool:
         stable, candidate = _total(state["stable"]), _total(state["candidate"])
@@ -182,6 +228,7 @@ class Judge:
             "client_errors": {arm: self.state[arm].get("client_errors", 0) for arm in arms},
             "disconnects": {arm: self.state[arm].get("disconnects", 0) for arm in arms},
             "latency_ms": {arm: self._quantiles_ms(arm) for arm in arms},
+            **(golden.totals(self.state["golden"]) if "golden" in self.state else {}),
         }
 
     def _quantiles_ms(self, arm: str) -> dict[str, float | None]:
@@ -189,16 +236,23 @@ class Judge:
         found = {f"p{round(q * 100)}": quantile_s(counted, bounds_s, q) for q in latency.QUANTILES}
         return {name: None if value is None else round(value * 1000, 2) for name, value in found.items()}
 
-    def _verdict(self, tick: Tick, weight_percent: float) -> Verdict:
+    def _verdict(self, tick: Tick, weight_percent: float, few_users: bool) -> Verdict:
         metrics = {name: _evidence(self.state["rates"][name]) for name in RATES}
         if self.rules.judge_latency:
             rows = self.state["latency"]
             worse = error_rate.mixed([value for row in rows["fail"] for value in row])
             not_worse = min(error_rate.mixed(rows["pass"][row]) for row in range(len(latency.QUANTILES)))
             metrics["latency"] = {"e_fail": worse, "e_pass": not_worse}
+        e_pass, alone = min(found["e_pass"] for found in metrics.values()), False
+        if "golden" in self.state:
+            answers = self._golden()
+            e_pass = min(e_pass, answers["quality"]["e_pass"], answers["garbage"]["e_pass"])
+            e_golden = min(found["e_pass"] for found in answers.values())
+            alone = few_users and e_golden > e_pass
+            e_pass = e_golden if alone else e_pass
+            metrics |= answers
         shares = {name: FAIL_SHARES[name] for name in metrics}
         e_fail = sum(shares[name] * found["e_fail"] for name, found in metrics.items()) / sum(shares.values())
-        e_pass = min(found["e_pass"] for found in metrics.values())
         wrong_split = error_rate.mixed(self.state["split"]) >= 1 / self.rules.alpha_split
         counts = self._counts_sentence()
         if tick.broken:
@@ -206,6 +260,8 @@ class Judge:
         elif wrong_split:
             seen = self.state["candidate"]["requests"] / max(1, self.state["candidate"]["requests"] + self.state["stable"]["requests"])
             kind, why = "error", f"the router was told {weight_percent:g} %, but {seen:.1%} of the requests went to the candidate; the split is wrong"
+        elif "golden" in self.state and (unfit := golden.unfit(self.state["golden"])):
+            kind, why = "error", unfit
         elif self.state["stuck_looks"] * self.rules.tick_s >= stuck.PERSISTENCE_S:
             kind = "fail"
             why = f"the candidate hangs: {tick.candidate.waiting:,} of its requests wait for an answer, {tick.stable.waiting:,} of stable's; {counts}"
@@ -219,20 +275,23 @@ class Judge:
             kind, why = "fail", f"{what}: {counts}; evidence {e_fail:,.0f} : 1, bound {1 / self.rules.alpha_fail:,.0f} : 1"
         elif e_pass >= 1 / self.rules.alpha_pass:
             bound = f"evidence {e_pass:,.0f} : 1, bound {1 / self.rules.alpha_pass:,.0f} : 1"
-            kind, why = "pass", f"the candidate is not worse {self._margins_sentence()}: {counts}; {bound}"
+            kind, why = "pass", f"the candidate is not worse {self._margins_sentence(alone)}: {counts}; {bound}"
         else:
             kind, why = (
                 "inconclusive",
-                (f"undecided so far: {counts}; for worse {e_fail:.2g} : 1, for not worse {self._margins_sentence()} {e_pass:.2g} : 1"),
+                (f"undecided so far: {counts}; for worse {e_fail:.2g} : 1, for not worse {self._margins_sentence(alone)} {e_pass:.2g} : 1"),
             )
         return Verdict(kind, why, e_fail, e_pass, metrics)  # type: ignore[arg-type]
 
-    def _margins_sentence(self) -> str:
-        """The margins that PASS is about."""
+    def _margins_sentence(self, alone: bool) -> str:
+        """The margins that PASS is about; ``alone``: it rests on golden requests only."""
+        answers = golden.margins_sentence(self.state["golden"], latency=alone and self.rules.judge_latency) if "golden" in self.state else ""
+        if alone:
+            return f"by more than {answers}, by golden requests alone (users send too few for a verdict in time)"
         points = ", ".join(f"{100 * self.state['rates'][name]['margin']:.3g} in {NAMES[name]}" for name in RATES)
         p50, p95, p99 = self.rules.latency_margins_percent
         slow = f", {p50:g} % in p50, {p95:g} % in p95, {p99:g} % in p99" if self.rules.judge_latency else ""
-        return f"by more than {points.replace(' in ', ' points in ', 1)}{slow}"
+        return f"by more than {points.replace(' in ', ' points in ', 1)}{slow}{f', {answers}' if answers else ''}"
 
     def _counts_sentence(self) -> str:
         parts = []
@@ -244,7 +303,7 @@ class Judge:
             p95 = quantile_s(total.latency_counts, unpack_bounds(self.state["bounds_s"]), 0.95) if self.rules.judge_latency else None
             slow = f", p95 {round(p95 * 1000, 2):g} ms" if p95 is not None else ""
             parts.append(f"{arm} failed {total.failures:,} of {total.requests:,} requests{rate}{refused}{gave_up}{slow}")
-        return ", ".join(parts)
+        return ", ".join([*parts, *([golden.sentence(self.state["golden"])] if self.pairs else [])])
 
 
 def _margins(rules: JudgeRules, history: ArmCounts) -> dict[str, float]:

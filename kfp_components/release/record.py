@@ -52,6 +52,9 @@ class Point(_Part):
     client_errors: dict[str, int] = {}
     disconnects: dict[str, int] = {}
     latency_ms: dict[str, dict[str, float | None]] = {}
+    pairs: int | None = Field(None, description="golden requests that both versions answered")
+    scores: dict[str, float] = Field({}, description="mean score of those answers, of 1")
+    garbage: dict[str, int] = Field({}, description="how many of them were useless")
     e_fail: float | None = None
     e_pass: float | None = None
 

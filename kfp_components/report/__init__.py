@@ -39,7 +39,10 @@ SHARES: Mapping[Phase, tuple[float, tuple[str, ...]]] = {
     **dict.fromkeys(phases.BACK, (0.0, ("roll back",))),
 }
 """The candidate's share where the phase fixes it, in percent, and the steps whose events say since when."""
-METRICS = {"client_errors": "client errors (4xx)", "disconnects": "clients that give up"}
+METRICS = {
+    **{"client_errors": "client errors (4xx)", "disconnects": "clients that give up"},
+    **{"quality": "quality of its answers", "garbage": "useless answers", "paired_latency": "latency of golden requests"},
+}
 MARGINS = (
     ("error_margin_percent", "fails", 0.5, 2),
     ("client_error_margin_percent", "answers 4xx", 1, 5),
@@ -69,6 +72,7 @@ def render(release: Mapping[str, Any], *, whole: bool = True) -> str:
             facts=_facts(release),
             versions=_versions(release),
             metrics=_metrics(release),
+            golden=_golden(release),
             plots=[Markup(plot) for plot in plots(release)],
             events=[_event(release, event) for event in release.get("events") or []],
             past=[_past(entry) for entry in reversed(release.get("past") or [])],
@@ -95,6 +99,10 @@ def markdown(release: Mapping[str, Any], since_unix_s: float | None = None) -> s
         lines += ["", "| version | requests | failed | 4xx | gave up | p50 ms | p95 ms | p99 ms |", "|---|---|---|---|---|---|---|---|"]
         for row in versions:
             lines.append(f"| {plain(row['name'])} | " + " | ".join(row[key] for key in ("requests", "failed", *OTHERS, *QUANTILES)) + " |")
+    golden = _golden(release)
+    if golden:
+        lines += ["", f"{golden['told']}:", "", "| version | mean score | useless answers |", "|---|---|---|"]
+        lines += [f"| {plain(row['name'])} | {row['score']} | {row['garbage']} |" for row in golden["rows"]]
     metrics = _metrics(release)
     if metrics:
         fail_bound, pass_bound = _bounds(release)
@@ -253,6 +261,9 @@ def plots(release: Mapping[str, Any]) -> list[str]:
         lines = per_arm(key)
         if any(value for series in lines for _, value in series.points):
             found.append(svg.line_plot(title, lines))
+    scores = per_arm("scores")
+    if any(value is not None for series in scores for _, value in series.points):
+        found.append(svg.line_plot("Mean score of the answers to golden requests", scores))
     for quantile in QUANTILES:
         pairs = [
             line(_arm_name(release, arm), arm, [_number(point, "latency_ms", arm, quantile) for point in timeline], dashed=arm == "candidate")
@@ -342,6 +353,21 @@ def _versions(release: Mapping[str, Any]) -> list[dict[str, str]]:
             row[quantile] = "-" if value is None else f"{value:,.1f}"
         rows.append(row)
     return rows
+
+
+def _golden(release: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What both versions answered to the golden set, and the answers side by side of which the candidate lost most; None where none were asked."""
+    last = (release.get("timeline") or [{}])[-1]
+    pairs = _number(last, "pairs")
+    if not pairs:
+        return None
+    rows = []
+    for arm in ARMS:
+        score, garbage = _number(last, "scores", arm), _number(last, "garbage", arm) or 0
+        share = f"{garbage:,.0f} ({100 * garbage / pairs:.2f} %)"
+        rows.append({"name": _arm_name(release, arm), "arm": arm, "score": "-" if score is None else f"{score:.4f}", "garbage": share})
+    state = ((release.get("judge") or {}).get("state") or {}).get("golden") or {}
+    return {"told": f"{pairs:,.0f} golden requests, answered by both versions", "rows": rows, "examples": state.get("examples") or []}
 
 
 def _metrics(release: Mapping[str, Any]) -> list[dict[str, Any]]:

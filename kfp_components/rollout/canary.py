@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kfp_components import errors
 from kfp_components.judge import counts
 from kfp_components.release import Evidence, JudgeState, Point, Release
-from kfp_components.rollout import journal, listen, manifests, routes, weights
+from kfp_components.request import SmokeCase
+from kfp_components.rollout import golden_set, journal, listen, manifests, routes, weights
+from kfp_components.rollout.pairs import Pairs, assert_same
 from kfp_components.rollout.run import PATIENCE_S, Run
 from kfp_components.rollout.step import step
 from kfp_components.traffic import Split
 
 if TYPE_CHECKING:
+    from kfp_components.judge.golden import Answered, Margins
     from kfp_components.judge.verdict import Verdict
 
 HISTORY_S = 10.0
@@ -21,6 +25,9 @@ HISTORY_S = 10.0
 
 METER_PATIENCE_S = 15.0
 """How long the counts may be unreadable before the verdict is `error`: a restarted replica is back by then."""
+
+LOOKS = 10
+"""How many looks it takes to say how many of users' requests a step is to expect."""
 
 SAVE_S = 120.0
 """How often the judge's state is written down; what came since stands in the router's counts."""
@@ -167,6 +174,14 @@ def _begin(run: Run, record: Release, stable: str) -> JudgeState:
     return JudgeState(state=judge.state, cursor=counts.start(page), step=None)
 
 
+def _margins(run: Run, cases: Sequence[SmokeCase]) -> Margins | None:
+    """What the answers to the golden set are judged by; None without one."""
+    if not cases:
+        return None
+    score, garbage, latency_percent = run.request.options.quality.margins(run.request.family)
+    return {"score": score, "garbage": garbage, "latency_percent": latency_percent, "cases": golden_set.digest_of(cases)}
+
+
 class _Look:
     """Renews the weight, reads the counts and judges, look after look."""
 
@@ -178,7 +193,11 @@ class _Look:
         self.run, self.index, self.rules = run, index, run.request.options.judge
         self.stable, self.candidate = record.stable_version, record.candidate_version
         self.weight_percent = run.request.steps[index] if weight_percent is None else weight_percent
-        self.judge = Judge(self.rules, record.judge.state)
+        cases = run.persist(lambda: golden_set.of_request(run.request))
+        self.judge = Judge(self.rules, record.judge.state, margins=_margins(run, cases))
+        assert_same(self.judge.golden_cases, golden_set.digest_of(cases))
+        self.pairs = Pairs(run, cases, asked_before=self.judge.pairs)
+        self.looks, self.looked_s, self.began_requests = 0, 0.0, self.judge.candidate_requests
         self.cursor = record.judge.cursor
         self.watched_s = record.judge.watched_s if record.judge.step == index else 0.0
         self.requests_before = record.judge.requests_before
@@ -192,17 +211,18 @@ class _Look:
         from kfp_components.judge import weight
 
         run, steps = self.run, self.run.request.steps
-        while True:
-            verdict = self._next()
-            if verdict is None or listen.stands(run):
-                continue
-            over = self._budget_spent()
-            on_promote = over is not None and run.request.options.on_inconclusive == "promote"
-            if weight.may_advance(steps, self.index, verdict) or on_promote:
-                self._pass(verdict, over if on_promote else None)
-                return
-            if over:
-                raise errors.Inconclusive(f"model {run.request.model}: {over}; {verdict.sentence}")
+        with self.pairs:
+            while True:
+                verdict = self._next()
+                if verdict is None or listen.stands(run):
+                    continue
+                over = self._budget_spent()
+                on_promote = over is not None and run.request.options.on_inconclusive == "promote"
+                if weight.may_advance(steps, self.index, verdict) or on_promote:
+                    self._pass(verdict, over if on_promote else None)
+                    return
+                if over:
+                    raise errors.Inconclusive(f"model {run.request.model}: {over}; {verdict.sentence}")
 
     def while_it_stands(self) -> None:
         """Watch at the weight as it is, until it goes on. Raises as `until_decided`, and as `listen.stands`."""
@@ -241,15 +261,41 @@ class _Look:
         passed_s = self.rules.tick_s if self.looked_at is None else min(now - self.looked_at, 3 * self.rules.tick_s)
         self.looked_at = now
         sticky = run.request.options.sticky_header is not None
-        seen = self.judge.candidate_requests
-        verdict = self.judge.observe(tick, weight_percent=self.weight_percent, sticky=sticky, unwatched=self.unwatched)
-        if journal.current(run).standing:  # budgets do not run
+        seen, stands = self.judge.candidate_requests, bool(journal.current(run).standing)
+        verdict = self.judge.observe(
+            tick,
+            weight_percent=self.weight_percent,
+            sticky=sticky,
+            unwatched=self.unwatched,
+            pairs=[] if stands else self._answered(),
+            few_users=self._few_users(),
+        )
+        self.pairs.wanted = not stands and not self.judge.pairs_suffice
+        if stands:  # budgets do not run
             self.requests_before += self.judge.candidate_requests - seen
+            self.looks, self.looked_s, self.began_requests = 0, 0.0, self.judge.candidate_requests
         else:
             self.watched_s += passed_s
+            self.looked_s += passed_s
+            self.looks += 1
         self.cursor, self.unwatched = cursor, False
         self._show(verdict)
         return verdict
+
+    def _answered(self) -> list[Answered]:
+        """Golden requests that both versions answered since the last look. Raises `MeterBroken` where they cannot be scored."""
+        try:
+            return self.pairs.take()
+        except errors.InputError as error:
+            raise errors.MeterBroken(f"model {self.run.request.model}: the answers to the golden set cannot be scored: {error}") from error
+
+    def _few_users(self) -> bool:
+        """Whether users are to send the candidate too few requests within the step's budget for a verdict, as far as they sent any in these looks."""
+        if self.looks < LOOKS:
+            return False
+        seen = self.judge.candidate_requests - self.began_requests
+        expected = seen / self.looked_s * 60 * self.rules.max_minutes
+        return expected < self.run.request.options.quality.few_user_requests
 
     def _renew(self) -> None:
         """One heartbeat, and a write only when that is refused: this process is new, or somebody else has written.

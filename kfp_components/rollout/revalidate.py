@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import hashlib
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from random import Random
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from kfp_components import artifact, errors, names, notify, probes, uris
-from kfp_components.artifact.content import Away, Reading, Unreadable
+from kfp_components import errors, names, notify, probes, uris
 from kfp_components.clock import SystemClock
 from kfp_components.cluster import Cluster
 from kfp_components.judge import decay
@@ -29,14 +24,13 @@ from kfp_components.probes import golden
 from kfp_components.registry import ModelVersion
 from kfp_components.release import Release, ReleaseStore, records
 from kfp_components.release.revalidation import Look, Outcome, Recorded, Revalidations, RevalidationStore
-from kfp_components.request import ArtifactRules, ModelTarget, RevalidateRules, SmokeCase, parse_target
-from kfp_components.rollout import journal
+from kfp_components.request import ModelTarget, RevalidateRules, SmokeCase, parse_target
+from kfp_components.rollout import golden_set, journal
 from kfp_components.rollout.registered import request_of
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.status import read_status
 from kfp_components.router.ledger import LATENCY_BOUNDS_S
 
-MOST_GOLDEN_MIB = 64
 SETTLE_S = 30.0
 """Ray calls every application of a RayService DEPLOYING for a moment when another one is written, and it goes on answering."""
 
@@ -247,10 +241,8 @@ def _assert_serves(run: Run, record: Release) -> None:
 
 
 def _recorded(cases: tuple[SmokeCase, ...], where: str, rules: RevalidateRules) -> Recorded:
-    lines = sorted(case.model_dump_json(exclude={"timeout_s"}) for case in cases)
-    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     margins = {"error_margin_percent": rules.error_margin_percent, "latency_margin_percent": rules.latency_margin_percent}
-    return Recorded(cases=digest, cases_from=where, **margins)
+    return Recorded(cases=golden_set.digest_of(cases), cases_from=where, **margins)
 
 
 def _assert_comparable(store: RevalidationStore, known: Revalidations, wanted: Recorded) -> None:
@@ -357,7 +349,7 @@ def _cases(record: Release, registered: ModelVersion | None, version: str, rules
     uri = rules.golden_set or told.get("golden_set")
     if uri is not None:
         digest = told.get("golden_set_digest") if uri == told.get("golden_set") else None
-        return _in_time(golden.parse(_text(uri, digest), uri), rules), uris.shown(uri)
+        return _in_time(golden_set.read(uri, digest), rules), uris.shown(uri)
     found = (*asked.options.smoke, *probes.health_cases(record.model, asked.options.protocol)) if asked else ()
     if not found:
         raise errors.RequestInvalid(
@@ -369,33 +361,6 @@ def _cases(record: Release, registered: ModelVersion | None, version: str, rules
 
 def _in_time(cases: tuple[SmokeCase, ...], rules: RevalidateRules) -> tuple[SmokeCase, ...]:
     return cases if rules.timeout_s is None else tuple(case.model_copy(update={"timeout_s": rules.timeout_s}) for case in cases)
-
-
-def _text(uri: str, digest: str | None) -> str:
-    """What is there. Raises `NotFound` where nothing is or it cannot be read from here, `Unreachable` when nobody can say, `RequestInvalid`."""
-    shown, what = uris.shown(uri), f"golden set {uris.shown(uri)}"
-    reader = artifact.READERS.get(urlsplit(uri).scheme)
-    if reader is None or urlsplit(uri).scheme == "oci":
-        raise errors.RequestInvalid(f"{what}: it is read from file:///, https:// or s3://")
-    reading = Reading(shown, ArtifactRules(max_download_mib=MOST_GOLDEN_MIB))
-    try:
-        with tempfile.TemporaryDirectory(prefix="kfp-serving-golden-") as folder:
-            there = reader.find(uri, reading)
-            if not there.single:
-                raise errors.RequestInvalid(f"{what}: it is a folder; name the file")
-            kept = Path(folder) / "golden.jsonl"
-            seen = reading.digest_of(there, kept)
-            content = kept.read_bytes()
-    except Away as error:
-        raise errors.Unreachable(f"{what}: {error}") from error
-    except Unreadable as error:
-        raise errors.NotFound(f"{what}: {error}") from error
-    if digest is not None and seen != digest:
-        raise errors.RequestInvalid(f"{what}: its digest is {seen}, and {digest} was registered; a changed set says nothing about the version")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise errors.RequestInvalid(f"{what}: it is not text ({error.reason} at byte {error.start})") from error
 
 
 def _tell_the_registry(run: Run, version: str, look: Look) -> None:

@@ -1,0 +1,102 @@
+"""What the judge knows of the answers to a golden set: the tests of `quality`, totals, and the pairs of which the candidate lost most. JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
+
+from kfp_components.judge import quality
+from kfp_components.judge.quality import Pair
+
+ARMS = ("stable", "candidate")
+EXAMPLES = 6
+UNFIT_PAIRS = 20
+"""After so many pairs of which stable's own answer to half is useless, the golden set is no measure."""
+
+WARM_UP_PAIRS = 3
+"""The first ones' latency is not judged: the candidate has just started."""
+
+
+class Margins(TypedDict):
+    """How much worse the candidate may be: ``score`` and ``garbage`` are fractions of 1. ``cases`` is the digest of the golden set."""
+
+    score: float
+    garbage: float
+    latency_percent: float
+    cases: str
+
+
+class Answered(NamedTuple):
+    """A pair, and what of it is worth to be shown: `kfp_components.quality.example`, which has ``lost``."""
+
+    pair: Pair
+    example: Mapping[str, Any]
+
+
+def start(margins: Margins) -> dict[str, Any]:
+    """State at the beginning; the margins stay as they are."""
+    return {"margins": dict(margins), "tests": quality.start(), "examples": [], "useless_stable": ""}
+
+
+def update(state: Mapping[str, Any], answered: Sequence[Answered]) -> dict[str, Any]:
+    """With more pairs. Raises `ValueError` as `quality.update`."""
+    if not answered:
+        return dict(state)
+    margins, seen = state["margins"], state["tests"]["pairs"]
+    pairs = [one.pair if seen + index >= WARM_UP_PAIRS else one.pair._replace(stable_s=None) for index, one in enumerate(answered)]
+    tests = quality.update(
+        state["tests"],
+        pairs,
+        margin=margins["score"],
+        garbage_margin=margins["garbage"],
+        latency_margin_percent=margins["latency_percent"],
+        latency_fail_margin_percent=margins["latency_percent"] / 2,
+    )
+    useless = next((str(one.example["stable"]["note"]) for one in answered if one.pair.stable_garbage), "")
+    worst = {one["case"]: one for one in sorted([*state["examples"], *(one.example for one in answered)], key=lambda one: float(one["lost"]))}
+    kept = sorted((one for one in worst.values() if one["lost"] > 0), key=lambda one: -float(one["lost"]))[:EXAMPLES]
+    return {**state, "tests": tests, "examples": kept, "useless_stable": state["useless_stable"] or useless}
+
+
+def evidence(state: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """``e_fail`` and ``e_pass`` of quality, garbage and paired_latency."""
+    return quality.evidence(state["tests"])
+
+
+def pairs(state: Mapping[str, Any]) -> int:
+    """How many were judged."""
+    return int(state["tests"]["pairs"])
+
+
+def totals(state: Mapping[str, Any]) -> dict[str, Any]:
+    """``pairs``, and of each version the mean score (of 1) and the number of useless answers."""
+    number, sums = pairs(state), state["tests"]["sums"]
+    scores = {arm: round(total / number, 6) for arm, total in zip(ARMS, sums[:2], strict=True)} if number else {}
+    return {"pairs": number, "scores": scores, "garbage": {arm: int(total) for arm, total in zip(ARMS, sums[2:], strict=True)}}
+
+
+def unfit(state: Mapping[str, Any]) -> str | None:
+    """Why the golden set says nothing, where stable itself does not answer it: two versions that answer nothing right would be equally good."""
+    number, useless = pairs(state), int(state["tests"]["sums"][2])
+    if number < UNFIT_PAIRS or 2 * useless < number:
+        return None
+    return f"the golden set does not fit: stable's own answer to {useless:,} of {number:,} requests is useless ({state['useless_stable']}); mend its cases"
+
+
+def sentence(state: Mapping[str, Any]) -> str:
+    """What was seen; empty without pairs."""
+    found = totals(state)
+    if not found["pairs"]:
+        return ""
+    scores, useless = found["scores"], found["garbage"]
+    return (
+        f"of {found['pairs']:,} golden requests the candidate's mean score is {scores['candidate']:.4f}, stable's {scores['stable']:.4f}, and "
+        f"{useless['candidate']:,} of its answers are useless, {useless['stable']:,} of stable's"
+    )
+
+
+def margins_sentence(state: Mapping[str, Any], *, latency: bool) -> str:
+    """The margins of PASS: ``1 points in the score of its answers, ...``."""
+    margins = state["margins"]
+    slow = f", {margins['latency_percent']:g} % in their median latency" if latency else ""
+    return f"{100 * margins['score']:g} points in the score of its answers, {100 * margins['garbage']:g} in useless ones{slow}"

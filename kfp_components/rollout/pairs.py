@@ -1,0 +1,138 @@
+"""Golden requests beside the canary: cases of the golden set, each to both versions, pinned, and how good the answers are.
+
+Cases are drawn at random, with replacement: what the tests of `judge.quality` assert is about the set as it is drawn from. Which version is asked
+first is drawn too, since the second may find warm caches. The draws follow from the release and the number of the pair, so a run that goes on
+where another was killed asks what that would have asked.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from random import Random
+from types import TracebackType
+
+from kfp_components import errors, names, quality
+from kfp_components.judge.golden import Answered
+from kfp_components.judge.quality import Pair
+from kfp_components.probes import Prober, ProbeResult
+from kfp_components.request import SmokeCase
+from kfp_components.rollout import journal
+from kfp_components.rollout.run import Run
+
+IDLE_S = 0.05
+"""How often a thread that has nothing to do looks whether it has."""
+
+
+class Pairs:
+    """Sends pairs while it is entered, in threads of its own, and stops at its end; ``take`` hands out what was answered.
+
+    In a simulation (a run with a transport of its own) there are no threads: ``take`` sends what is due by the run's clock.
+    """
+
+    def __init__(self, run: Run, cases: Sequence[SmokeCase], *, asked_before: int) -> None:
+        """``asked_before``: pairs of this canary that were judged before, which count against the budget."""
+        record = journal.current(run)
+        assert record.stable_version is not None
+        self.rules, self.cases, self.family = run.request.options.quality, cases, run.request.family
+        self.versions = (record.stable_version, record.candidate_version)
+        self.wanted = True
+        """Set by who judges: none are sent while it is not."""
+        self._clock, self._identity = run.clock, record.identity
+        self._simulated = run.transport is not None
+        endpoint = run.cluster.endpoint(run.address.alias, record.namespace, names.SERVE_PORT)
+        self._prober = Prober(endpoint, record.model, run.address.prefix, run.transport)
+        self._number, self._credit, self._paid_at = asked_before, 0.0, run.clock.monotonic()
+        self._answered: list[Answered] = []
+        self._failed: BaseException | None = None
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Pairs:
+        if self.cases and not self._simulated:
+            self._threads = [
+                threading.Thread(target=self._work, name=f"golden requests {number}", daemon=True) for number in range(self.rules.concurrency)
+            ]
+            for thread in self._threads:
+                thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Nobody waits for what is under way: its answer is not judged any more."""
+        self._stop.set()
+        self._prober.__exit__(kind, error, trace)
+
+    def take(self) -> list[Answered]:
+        """The pairs that were answered since the last call. Raises `RequestInvalid` where an evaluator cannot take a case."""
+        if self._simulated:
+            while (number := self._next()) is not None:
+                self._one(number)
+        with self._lock:
+            found, self._answered = self._answered, []
+        if self._failed is not None:
+            raise self._failed
+        return found
+
+    def _next(self) -> int | None:
+        """The number of the pair that is due, None when none is."""
+        with self._lock:
+            now = self._clock.monotonic()
+            rate_per_s = self.rules.pairs_per_minute / 60
+            self._credit = min(self._credit + rate_per_s * (now - self._paid_at), max(1.0, self.rules.concurrency, 2 * rate_per_s))
+            self._paid_at = now
+            if not (self.cases and self.wanted) or self._credit < 1 or self._number >= self.rules.max_pairs:
+                return None
+            self._credit -= 1
+            self._number += 1
+            return self._number - 1
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            number = self._next()
+            if number is None:
+                self._stop.wait(IDLE_S)
+            else:
+                self._one(number)
+
+    def _one(self, number: int) -> None:
+        draw = Random(f"{self._identity}/{number}")
+        case, candidate_first = draw.choice(self.cases), draw.random() < 0.5
+        try:
+            answers = [self._ask(case, version) for version in (reversed(self.versions) if candidate_first else self.versions)]
+            if any(answer is None for answer in answers):
+                return  # nobody was there to be asked
+            stable, candidate = reversed(answers) if candidate_first else answers
+            found = self._scored(case, stable, candidate)
+        except BaseException as error:
+            if not self._stop.is_set():
+                self._failed = error
+            return
+        with self._lock:
+            self._answered.append(found)
+
+    def _ask(self, case: SmokeCase, version: str) -> ProbeResult | None:
+        (answer,) = self._prober.run([case], version=version)
+        if answer.unreachable:
+            time.sleep(0 if self._simulated else IDLE_S)
+            return None
+        return answer
+
+    def _scored(self, case: SmokeCase, stable: ProbeResult, candidate: ProbeResult) -> Answered:
+        was, now = (self._score(case, answer) for answer in (stable, candidate))
+        example = quality.example(case, stable.value, candidate.value, was, now)
+        return Answered(Pair(was.value, now.value, was.garbage, now.garbage, stable.seconds or None, candidate.seconds or None), example)
+
+    def _score(self, case: SmokeCase, answer: ProbeResult) -> quality.Score:
+        if answer.problem is not None:
+            return quality.garbage(answer.problem)
+        return quality.Score(1.0) if case.reference is None else quality.score(case, answer.value, self.family)
+
+
+def assert_same(kept: str | None, digest: str) -> None:
+    """Raise `MeterBroken` where the golden set is not what the canary began with."""
+    if kept is not None and kept != digest:
+        raise errors.MeterBroken(
+            f"the golden set changed since the canary began (its cases have the digest {digest}, not {kept}): answers to both cannot be judged "
+            "together; put it back and run the same again, or begin a new release"
+        )
