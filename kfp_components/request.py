@@ -96,6 +96,8 @@ class SmokeCase(_Part):
     expect: dict[str, Any] = Field(default_factory=dict, description="JSON pointer into the answer -> the value there")
     expect_shape: dict[str, list[int]] = Field(default_factory=dict, description="JSON pointer -> lengths of the nested lists there")
     tolerance: float = Field(1e-3, ge=0, description="absolute, for numbers in `expect`")
+    family: str | None = Field(None, max_length=100, description="whose evaluator scores the answer: asr, tts, embedding, llm; default the request's")
+    reference: Any = Field(None, description="what that evaluator compares the answer with; without one the answer is not scored")
     timeout_s: float = Field(30.0, gt=0, le=600)
 
     @field_validator("path")

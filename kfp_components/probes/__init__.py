@@ -20,27 +20,37 @@ EXCERPT_CHARACTERS = 300
 class ProbeResult:
     """What one case gave. ``problem`` is None when all was as expected, else one line: request, answer, what was expected.
 
-    ``unreachable``: nobody was there to answer, which says nothing about the version.
+    ``unreachable``: nobody was there to answer, which says nothing about the version. ``value`` is what assertions read of the answer, parsed JSON,
+    text or bytes by its content type; None without one. ``version`` is the one that the answer says it is from.
     """
 
     case: str
     seconds: float
     problem: str | None
     unreachable: bool = False
+    value: Any = None
+    version: str | None = None
 
 
 class Prober:
-    """Sends cases to one model through its alias: to the route prefix ``prefix``, which is the public one or a version's own."""
+    """Sends cases to one model through its alias: to the route prefix ``prefix``, which is the public one or a version's own.
 
-    def __init__(self, endpoint: Endpoint, model: str, prefix: str, transport: httpx.BaseTransport | None = None) -> None:
+    With ``version`` each request is pinned to it, where the router has that route: an answer that does not say it is of that version is a problem.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, model: str, prefix: str, transport: httpx.BaseTransport | None = None, *, version: str | None = None
+    ) -> None:
         self.endpoint = endpoint
         self.model = model
         self.prefix = prefix
+        self.version = version
         import httpx  # its import brings rich and click: a step that sends nothing need not pay for it
 
         self._errors = ((httpx.ConnectError, httpx.ConnectTimeout), httpx.TimeoutException, httpx.HTTPError)
         verify = endpoint.base_url.startswith("https:")  # else the certificates would be loaded for nothing, which takes longer than all else
-        self._client = httpx.Client(base_url=endpoint.base_url, headers={"host": endpoint.host}, trust_env=False, transport=transport, verify=verify)
+        headers = {"host": endpoint.host} | ({names.VERSION_HEADER: version} if version else {})
+        self._client = httpx.Client(base_url=endpoint.base_url, headers=headers, trust_env=False, transport=transport, verify=verify)
 
     def __enter__(self) -> Prober:
         return self
@@ -53,7 +63,7 @@ class Prober:
         return [self._one(case) for case in cases]
 
     def version_that_answers(self, case: SmokeCase) -> str | None:
-        """Who answers an unpinned request; None when nobody does or the server does not say."""
+        """Who answers such a request; None when nobody does or the server does not say."""
         path = self.prefix + PROTOCOLS[case.protocol](case, self.model)
         try:
             answer = self._client.request(case.method, path, timeout=case.timeout_s)
@@ -74,7 +84,11 @@ class Prober:
             return ProbeResult(case.name, case.timeout_s, f"{sent}: no whole answer within {case.timeout_s:g} s")
         except self._errors[2] as error:
             return ProbeResult(case.name, 0.0, f"{sent}: {type(error).__name__}: {error}")
-        return ProbeResult(case.name, answer.elapsed.total_seconds(), _problem(case, sent, answer))
+        value, told = _value(answer), answer.headers.get(names.VERSION_HEADER)
+        problem = _problem(case, sent, answer, value)
+        if problem is None and self.version not in (None, told):
+            problem = f"{sent}: asked for version {self.version}, and {told or 'a server that does not say its version'} answered"
+        return ProbeResult(case.name, answer.elapsed.total_seconds(), problem, value=value, version=told)
 
 
 def assert_passed(results: Iterable[ProbeResult], what: str) -> None:
@@ -103,16 +117,29 @@ PROTOCOLS: Mapping[str, Callable[[SmokeCase, str], str]] = {
 """Protocol -> path below the public route."""
 
 
-def _problem(case: SmokeCase, sent: str, answer: httpx.Response) -> str | None:
+def _value(answer: httpx.Response) -> Any:
+    """Parsed JSON, text or bytes, by what the answer says it is; JSON where it says nothing, if it is any."""
+    kind = answer.headers.get("content-type", "").lower()
+    if not kind or "json" in kind:
+        try:
+            return answer.json()
+        except (ValueError, RecursionError):  # text that is no JSON, bytes that are no text, numbers and depths beyond reason
+            pass
+    return answer.content if kind and not kind.startswith("text/") and "json" not in kind else answer.text
+
+
+def _problem(case: SmokeCase, sent: str, answer: httpx.Response, value: Any) -> str | None:
     excerpt = answer.text[:EXCERPT_CHARACTERS]
     if answer.status_code != case.expect_status:
         return f"{sent}: expected status {case.expect_status}, got {answer.status_code}: {excerpt}"
     if not case.expect and not case.expect_shape:
         return None
-    try:
-        body = answer.json()
-    except (ValueError, RecursionError):  # text that is no JSON, bytes that are no text, numbers and depths beyond reason
-        return f"{sent}: expected JSON, got {excerpt!r}"
+    body = value
+    if isinstance(value, str | bytes):
+        try:
+            body = answer.json()
+        except (ValueError, RecursionError):
+            return f"{sent}: expected JSON, got {excerpt!r}"
     for pointer, wanted in case.expect.items():
         found = resolve(body, pointer)
         if not matches(found, wanted, case.tolerance):

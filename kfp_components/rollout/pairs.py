@@ -42,7 +42,9 @@ class Pairs:
         self._clock, self._identity = run.clock, record.identity
         self._simulated = run.transport is not None
         endpoint = run.cluster.endpoint(run.address.alias, record.namespace, names.SERVE_PORT)
-        self._prober = Prober(endpoint, record.model, run.address.prefix, run.transport)
+        self._probers = {
+            version: Prober(endpoint, record.model, run.address.prefix, run.transport, version=version) for version in self.versions if cases
+        }
         self._number, self._credit, self._paid_at = asked_before, 0.0, run.clock.monotonic()
         self._answered: list[Answered] = []
         self._failed: BaseException | None = None
@@ -61,7 +63,8 @@ class Pairs:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Nobody waits for what is under way: its answer is not judged any more."""
         self._stop.set()
-        self._prober.__exit__(kind, error, trace)
+        for prober in self._probers.values():
+            prober.__exit__(kind, error, trace)
 
     def take(self) -> list[Answered]:
         """The pairs that were answered since the last call. Raises `RequestInvalid` where an evaluator cannot take a case."""
@@ -112,7 +115,7 @@ class Pairs:
             self._answered.append(found)
 
     def _ask(self, case: SmokeCase, version: str) -> ProbeResult | None:
-        (answer,) = self._prober.run([case], version=version)
+        (answer,) = self._probers[version].run([case])
         if answer.unreachable:
             time.sleep(0 if self._simulated else IDLE_S)
             return None
