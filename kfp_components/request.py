@@ -656,6 +656,11 @@ class PromoteRequest(ModelTarget):
         return names.address(self.model, alias_name=self.options.alias, route=self.options.route)
 
     @property
+    def family(self) -> str | None:
+        """INTERIM"""
+        return self.options.provenance.family
+
+    @property
     def application(self) -> str:
         """Name of the version's Serve application."""
         return self.options.application or names.application(self.model, self.version)

@@ -80,7 +80,8 @@ def unfit(state: Mapping[str, Any]) -> str | None:
     number, useless = pairs(state), int(state["tests"]["sums"][2])
     if number < UNFIT_PAIRS or 2 * useless < number:
         return None
-    return f"the golden set does not fit: stable's own answer to {useless:,} of {number:,} requests is useless ({state['useless_stable']}); mend its cases"
+    told = f"stable's own answer to {useless:,} of {number:,} requests is useless ({state['useless_stable']})"
+    return f"the golden set does not fit: {told}; mend its cases"
 
 
 def sentence(state: Mapping[str, Any]) -> str:

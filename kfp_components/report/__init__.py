@@ -357,11 +357,11 @@ def _versions(release: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _golden(release: Mapping[str, Any]) -> dict[str, Any] | None:
     """What both versions answered to the golden set, and the answers side by side of which the candidate lost most; None where none were asked."""
-    last = (release.get("timeline") or [{}])[-1]
-    pairs = _number(last, "pairs")
-    if not pairs:
+    known = (point for point in reversed(release.get("timeline") or []) if _number(point, "pairs"))  # after the switch nobody asks
+    last = next(known, None)
+    if last is None:
         return None
-    rows = []
+    rows, pairs = [], _number(last, "pairs") or 0
     for arm in ARMS:
         score, garbage = _number(last, "scores", arm), _number(last, "garbage", arm) or 0
         share = f"{garbage:,.0f} ({100 * garbage / pairs:.2f} %)"

@@ -11,7 +11,6 @@ from kfp_components.judge import counts
 from kfp_components.release import Evidence, JudgeState, Point, Release
 from kfp_components.request import SmokeCase
 from kfp_components.rollout import golden_set, journal, listen, manifests, routes, weights
-from kfp_components.rollout.pairs import Pairs, assert_same
 from kfp_components.rollout.run import PATIENCE_S, Run
 from kfp_components.rollout.step import step
 from kfp_components.traffic import Split
@@ -174,6 +173,14 @@ def _begin(run: Run, record: Release, stable: str) -> JudgeState:
     return JudgeState(state=judge.state, cursor=counts.start(page), step=None)
 
 
+def _assert_same(run: Run, begun_with: str | None, digest: str) -> None:
+    if begun_with not in (None, digest):
+        raise errors.MeterBroken(
+            f"model {run.request.model}: the golden set changed since the canary began (its cases have the digest {digest[:12]}, not "
+            f"{begun_with[:12]}): answers to both cannot be judged together; put it back and run the same again, or begin another release"
+        )
+
+
 def _margins(run: Run, cases: Sequence[SmokeCase]) -> Margins | None:
     """What the answers to the golden set are judged by; None without one."""
     if not cases:
@@ -187,6 +194,7 @@ class _Look:
 
     def __init__(self, run: Run, index: int, weight_percent: float | None = None) -> None:
         from kfp_components.judge.verdict import Judge
+        from kfp_components.rollout.pairs import Pairs
 
         record = journal.current(run)
         assert record.stable_version is not None and record.judge is not None  # the step has set the weight
@@ -195,7 +203,7 @@ class _Look:
         self.weight_percent = run.request.steps[index] if weight_percent is None else weight_percent
         cases = run.persist(lambda: golden_set.of_request(run.request))
         self.judge = Judge(self.rules, record.judge.state, margins=_margins(run, cases))
-        assert_same(self.judge.golden_cases, golden_set.digest_of(cases))
+        _assert_same(run, self.judge.golden_cases, golden_set.digest_of(cases))
         self.pairs = Pairs(run, cases, asked_before=self.judge.pairs)
         self.looks, self.looked_s, self.began_requests = 0, 0.0, self.judge.candidate_requests
         self.cursor = record.judge.cursor

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from kfp_components import artifact, errors, quality, uris
+from kfp_components import artifact, errors, uris
 from kfp_components.artifact.content import Away, Reading, Unreadable
 from kfp_components.probes import golden
 from kfp_components.request import ArtifactRules, PromoteRequest, SmokeCase
@@ -24,6 +24,8 @@ def of_request(asked: PromoteRequest) -> tuple[SmokeCase, ...]:
     told = asked.options.provenance
     if told.golden_set is None or not asked.options.quality.max_pairs:
         return ()
+    from kfp_components import quality  # numpy: only a step that has a golden set pays for it
+
     cases = read(told.golden_set, told.golden_set_digest)
     quality.assert_references(cases, asked.family)
     return cases

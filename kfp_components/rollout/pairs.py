@@ -8,12 +8,11 @@ where another was killed asks what that would have asked.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from random import Random
 from types import TracebackType
 
-from kfp_components import errors, names, quality
+from kfp_components import names, quality
 from kfp_components.judge.golden import Answered
 from kfp_components.judge.quality import Pair
 from kfp_components.probes import Prober, ProbeResult
@@ -41,10 +40,7 @@ class Pairs:
         """Set by who judges: none are sent while it is not."""
         self._clock, self._identity = run.clock, record.identity
         self._simulated = run.transport is not None
-        endpoint = run.cluster.endpoint(run.address.alias, record.namespace, names.SERVE_PORT)
-        self._probers = {
-            version: Prober(endpoint, record.model, run.address.prefix, run.transport, version=version) for version in self.versions if cases
-        }
+        self._run, self._probers = run, dict[str, Prober]()
         self._number, self._credit, self._paid_at = asked_before, 0.0, run.clock.monotonic()
         self._answered: list[Answered] = []
         self._failed: BaseException | None = None
@@ -52,7 +48,14 @@ class Pairs:
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Pairs:
-        if self.cases and not self._simulated:
+        if not self.cases:
+            return self
+        run = self._run
+        endpoint = run.cluster.endpoint(run.address.alias, run.request.namespace, names.SERVE_PORT)
+        self._probers = {
+            version: Prober(endpoint, run.request.model, run.address.prefix, run.transport, version=version) for version in self.versions
+        }
+        if not self._simulated:
             self._threads = [
                 threading.Thread(target=self._work, name=f"golden requests {number}", daemon=True) for number in range(self.rules.concurrency)
             ]
@@ -102,11 +105,11 @@ class Pairs:
         draw = Random(f"{self._identity}/{number}")
         case, candidate_first = draw.choice(self.cases), draw.random() < 0.5
         try:
-            answers = [self._ask(case, version) for version in (reversed(self.versions) if candidate_first else self.versions)]
-            if any(answer is None for answer in answers):
+            answers = {version: self._ask(case, version) for version in (reversed(self.versions) if candidate_first else self.versions)}
+            if any(answer.unreachable for answer in answers.values()):
+                self._stop.wait(0 if self._simulated else IDLE_S)
                 return  # nobody was there to be asked
-            stable, candidate = reversed(answers) if candidate_first else answers
-            found = self._scored(case, stable, candidate)
+            found = self._scored(case, *(answers[version] for version in self.versions))
         except BaseException as error:
             if not self._stop.is_set():
                 self._failed = error
@@ -114,28 +117,22 @@ class Pairs:
         with self._lock:
             self._answered.append(found)
 
-    def _ask(self, case: SmokeCase, version: str) -> ProbeResult | None:
+    def _ask(self, case: SmokeCase, version: str) -> ProbeResult:
         (answer,) = self._probers[version].run([case])
-        if answer.unreachable:
-            time.sleep(0 if self._simulated else IDLE_S)
-            return None
         return answer
 
     def _scored(self, case: SmokeCase, stable: ProbeResult, candidate: ProbeResult) -> Answered:
         was, now = (self._score(case, answer) for answer in (stable, candidate))
-        example = quality.example(case, stable.value, candidate.value, was, now)
+        example = {
+            "case": case.name,
+            "request": "",
+            "lost": was.value - now.value,
+            "stable": {"score": was.value, "garbage": was.garbage, "note": was.note, "answer": ""},
+            "candidate": {"score": now.value, "garbage": now.garbage, "note": now.note, "answer": ""},
+        }
         return Answered(Pair(was.value, now.value, was.garbage, now.garbage, stable.seconds or None, candidate.seconds or None), example)
 
     def _score(self, case: SmokeCase, answer: ProbeResult) -> quality.Score:
         if answer.problem is not None:
             return quality.garbage(answer.problem)
         return quality.Score(1.0) if case.reference is None else quality.score(case, answer.value, self.family)
-
-
-def assert_same(kept: str | None, digest: str) -> None:
-    """Raise `MeterBroken` where the golden set is not what the canary began with."""
-    if kept is not None and kept != digest:
-        raise errors.MeterBroken(
-            f"the golden set changed since the canary began (its cases have the digest {digest}, not {kept}): answers to both cannot be judged "
-            "together; put it back and run the same again, or begin a new release"
-        )

@@ -9,6 +9,7 @@ from kfp_components import errors, names, notify, request
 from kfp_components.cluster import Cluster, Manifest, Permission, Ref
 from kfp_components.cluster.changes import Apply, refuse_gitops, refuse_written_back
 from kfp_components.cluster.fields import refuse_taken
+from kfp_components.rollout import golden_set
 from kfp_components.rollout.run import Run
 from kfp_components.serving import alias, inference_service, ownership, rayservice
 from kfp_components.traffic.router_source import Source
@@ -81,6 +82,7 @@ def check(run: Run, *, found: Manifest | None, serving: Serving | None, first_ve
             "mend the RayService first"
         )
     if serving is not None:
+        golden_set.of_request(asked)
         _try_the_switch(asked.model, text, serving, address.route)
     service = cluster.get(Ref("Service", address.alias, asked.namespace))
     stub = cluster.get(Ref("InferenceService", asked.model, asked.namespace))

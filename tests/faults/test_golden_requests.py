@@ -1,0 +1,173 @@
+"""A golden set in the canary: both versions answer it, pinned; better or worse is judged by the scores, and with few users by them alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from memory_world import MODEL, World, asked, live
+from stand_in import Behaviour
+
+from kfp_components import errors, report
+from kfp_components.release import Point, Release
+from kfp_components.request import PromoteRequest
+
+QUERY, NEAR, FAR = [1.0, 0.0], [0.9, 0.1], [0.0, 1.0]
+GOOD = {"ok": True, "embeddings": [QUERY, NEAR, FAR]}
+SHUFFLED = {"ok": True, "embeddings": [QUERY, FAR, NEAR]}
+CASE = {"name": "near is near", "path": "/embed", "body": {"texts": ["q", "near", "far"]}, "reference": {"relevant": [0], "k": 1}}
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> Path:
+    file = tmp_path / "golden.jsonl"
+    file.write_text("\n".join(json.dumps({**CASE, "name": f"case {number}"}) for number in range(4)))
+    return file
+
+
+def wanted(golden: Path, quality: dict[str, Any] | None = None, **options: Any) -> PromoteRequest:
+    told = {"golden_set": golden.as_uri(), "family": "embedding"}
+    return asked(provenance=told, quality=quality or {}, **options)
+
+
+def world(candidate: dict[str, Any], rate_per_s: float = 0.0, stable: dict[str, Any] = GOOD) -> World:
+    there = World(rate_per_s=rate_per_s)
+    there.rayservice(live())
+    there.serve.behaviours = {f"{MODEL}-v1": Behaviour(smoke=stable), f"{MODEL}-v2": Behaviour(smoke=candidate)}
+    return there
+
+
+def judged(record: Release) -> Point:
+    """The last look of the canary; those of the watch after it ask nothing."""
+    return next(point for point in reversed(record.timeline) if point.pairs is not None)
+
+
+def test_without_users_a_good_version_is_promoted_on_golden_requests_alone(golden: Path) -> None:
+    there = world(GOOD)
+    record = there.promote(wanted(golden))
+    assert record.phase == "promoted" and not there.serve.served
+    told = record.verdict.sentence if record.verdict else ""
+    assert "by golden requests alone" in told and "1 points in the score of its answers, 1 in useless ones" in told
+    last = judged(record)
+    assert last.pairs and last.pairs >= 300 and last.scores == {"stable": 1.0, "candidate": 1.0} and last.garbage == {"stable": 0, "candidate": 0}
+    minutes = (last.unix_s - record.timeline[0].unix_s) / 60
+    assert minutes < 10
+    page, text = report.render(record.model_dump(mode="json")), report.markdown(record.model_dump(mode="json"))
+    assert "golden requests, answered by both versions" in page and "| mean score |" in text and "by golden requests alone" in text
+
+
+@pytest.mark.parametrize("rate_per_s", [0.0, 100.0])
+def test_one_that_is_worse_only_in_quality_is_taken_back(golden: Path, rate_per_s: float) -> None:
+    there = world(SHUFFLED, rate_per_s)
+    end = there.process().outcome(lambda: there.promote(wanted(golden)))
+    assert isinstance(end.error, errors.CanaryFailed), str(end)
+    assert "the candidate is worse in" in end.words and "mean score is 0.0000, stable's 1.0000" in end.words
+    assert there.users_get() == ("v1",) and there.record().phase == "rolled_back"
+    assert f"{MODEL}-v2" not in there.serve.applications()
+    page = report.render(there.record().model_dump(mode="json"))
+    assert "Answers that lost most" in page and "case 0" in page
+
+
+def test_users_requests_alone_do_not_pass_it(golden: Path) -> None:
+    there = world(GOOD, rate_per_s=100.0)
+    judge = {"judge_latency": False, "error_margin_percent": 5.0, "tick_s": 1.0, "max_minutes": 5.0}
+    end = there.process().outcome(lambda: there.promote(wanted(golden, {"max_pairs": 40}, judge=judge)))
+    assert isinstance(end.error, errors.Inconclusive), str(end)
+    record = there.record()
+    assert record.phase == "held" and judged(record).pairs == 40
+    assert record.verdict is not None and (record.verdict.metrics["errors"]["e_pass"] or 0) > 20 > (record.verdict.metrics["quality"]["e_pass"] or 0)
+
+
+def test_golden_requests_alone_do_not_decide_where_users_send_enough(golden: Path) -> None:
+    there = world(GOOD, rate_per_s=20.0)
+    record = there.promote(wanted(golden))
+    assert record.phase == "promoted" and record.verdict is not None
+    assert "by golden requests alone" not in record.verdict.sentence
+    assert (record.verdict.metrics["errors"]["e_pass"] or 0) >= 20
+    pairs = [point.pairs for point in record.timeline if point.pairs is not None]
+    assert len(set(pairs[-5:])) == 1, "none are asked once they have shown what they can"
+
+
+def test_a_set_that_stable_does_not_answer_is_no_measure(golden: Path) -> None:
+    there = world({"ok": True}, stable={"ok": True})
+    end = there.process().outcome(lambda: there.promote(wanted(golden)))
+    assert isinstance(end.error, errors.MeterBroken) and "the golden set does not fit: stable's own answer to" in end.words, str(end)
+    assert there.record().phase == "held" and there.users_get() == ("v1",)
+
+
+def test_users_are_in_no_golden_request(golden: Path) -> None:
+    there = world(GOOD, rate_per_s=100.0)
+    record = there.promote(wanted(golden))
+    point = judged(record)
+    served = sum(there.serve.served.values())
+    assert sum(point.requests.values()) <= served and not there.serve.failed and not there.serve.lost
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({**CASE, "reference": {"relevant": "far"}}, "case 'near is near'"),
+        ({**CASE, "family": "swimming"}, "evaluator 'swimming' is not known"),
+        ({**CASE, "refrence": 1}, "did you mean reference?"),
+    ],
+)
+def test_a_bad_set_is_refused_before_anything_is_touched(golden: Path, line: dict[str, Any], told: str) -> None:
+    golden.write_text(json.dumps(line))
+    there = world(GOOD)
+    before = there.text()
+    end = there.process().outcome(lambda: there.promote(wanted(golden)))
+    assert isinstance(end.error, errors.RequestInvalid) and told in end.words, str(end)
+    assert there.text() == before and there.record().candidate_version == "v1"
+
+
+def test_a_set_that_is_not_there_is_refused_before_anything_is_touched(golden: Path) -> None:
+    golden.unlink()
+    there = world(GOOD)
+    end = there.process().outcome(lambda: there.promote(wanted(golden)))
+    assert isinstance(end.error, errors.NotFound) and "golden set" in end.words, str(end)
+    assert there.record().candidate_version == "v1"
+
+
+def test_a_set_that_changes_under_way_breaks_the_meter(golden: Path) -> None:
+    there = world(GOOD, rate_per_s=100.0)
+    request = wanted(golden)
+    there.killed_when(lambda record: record.step_index == 1 and record.weight_percent == 50.0, request)
+    there.clock.sleep(120.0)  # the Lease of the killed one lapses
+    golden.write_text(json.dumps(CASE))
+    end = there.process().outcome(lambda: there.promote(request))
+    assert isinstance(end.error, errors.MeterBroken) and "the golden set changed since the canary began" in end.words, str(end)
+    assert there.record().phase == "held"
+
+
+def test_a_killed_run_goes_on_with_the_pairs_that_were_judged(golden: Path) -> None:
+    there = world(GOOD)
+    request = wanted(golden)
+    there.killed_when(lambda record: record.step_index == 1, request)
+    before = there.record()
+    there.clock.sleep(120.0)
+    record = there.promote(request)
+    assert record.phase == "promoted" and before.judge is not None
+    assert (judged(record).pairs or 0) >= 300
+
+
+def test_nothing_is_asked_while_it_is_paused(golden: Path) -> None:
+    there = world(GOOD, rate_per_s=20.0)
+    seen: list[int | None] = []
+
+    def watch(record: Any) -> None:
+        if record.timeline and (record.timeline[-1].pairs or 0) > 20 and not seen:
+            there.kubectl("pause")
+        if record.paused and record.timeline:
+            seen.append(record.timeline[-1].pairs)
+            if len(seen) == 20:
+                there.kubectl("resume")
+
+    record = there.promote(wanted(golden), watch=watch)
+    assert record.phase == "promoted" and len(seen) >= 20 and len(set(seen[2:20])) == 1
+
+
+def test_no_pairs_where_none_are_wanted(golden: Path) -> None:
+    golden.unlink()  # it is not even read
+    there = world(SHUFFLED, rate_per_s=100.0)
+    record = there.promote(wanted(golden, {"max_pairs": 0}))
+    assert record.phase == "promoted" and {point.pairs for point in record.timeline} == {None}
