@@ -71,7 +71,8 @@ class _Lines:
                 for arm, version in (("stable", record.stable_version), ("candidate", record.candidate_version))
             )
             evidence = f"worse {_evidence(point.e_fail):.2g} : 1, not worse {_evidence(point.e_pass):.2g} : 1"
-            self.console.print(f"  {_clock(point.unix_s)} {point.weight_percent:g} % | {counts} | {evidence}", soft_wrap=True, markup=False)
+            told = " | ".join(part for part in (f"{point.weight_percent:g} %", counts, _golden(point), evidence) if part)
+            self.console.print(f"  {_clock(point.unix_s)} {told}", soft_wrap=True, markup=False)
 
 
 def render(record: Release) -> RenderableType:
@@ -79,6 +80,8 @@ def render(record: Release) -> RenderableType:
     parts: list[RenderableType] = [_steps(record)]
     if record.timeline:
         parts += [_versions(record), _evidence_bars(record)]
+        if golden := _golden(record.timeline[-1]):
+            parts.append(Text(golden))
     events = Text()
     for event in record.events[-EVENTS:]:
         events.append(f"{_clock(event.unix_s)} ", "dim")
@@ -172,6 +175,14 @@ def _milliseconds(value: float | None) -> str:
 def _others(point: Point, arm: str) -> str:
     refused, gave_up = point.client_errors.get(arm, 0), point.disconnects.get(arm, 0)
     return (f", {refused} refused (4xx)" if refused else "") + (f", {gave_up} gave up" if gave_up else "")
+
+
+def _golden(point: Point) -> str:
+    """What both versions answered to the golden set; empty where none was asked."""
+    if not point.pairs:
+        return ""
+    scores = ", ".join(f"{arm}'s mean score {point.scores.get(arm, math.nan):.3f}, {point.garbage.get(arm, 0):,} useless" for arm in point.scores)
+    return f"golden requests {point.pairs:,}: {scores}"
 
 
 def _clock(unix_s: float) -> str:
