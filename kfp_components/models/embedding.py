@@ -1,222 +1,180 @@
-"""An embedding model as a Serve application: V2 inference, OpenAI embeddings and plain JSON on one route.
+"""Embeddings (BGE and the like) as a Serve application: OpenAI embeddings, rerank, plain JSON, V1 and V2 on one route.
 
-``build(args)`` takes model, version, max_tokens and, for demos and tests, a declared ``fault``: errors, slow_tail, garbage or fails_to_start.
+``build(args)`` takes model, version, `kit.Settings` and the engine's own, such as ``max_tokens``. V2: input ``text`` BYTES [n], output ``embedding``
+FP32 [n, dimensions].
 """
 
 from __future__ import annotations
 
-import asyncio
+import base64
 import hashlib
 import random
-import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ray import serve
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, StrictStr
 from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import Route
+from starlette.responses import JSONResponse, Response
 
+from kfp_components.models import kit, tensors
+from kfp_components.models.tensors import Infer, Refused, Tensor, validated
+
+Floats = NDArray[np.float32]
 MAX_TEXTS = 256
 LONG_TEXT_TOKENS = 24
 """The demo's slow tail begins here: about a tenth of its texts are longer."""
 
 
-class Settings(BaseModel):
-    """What ``build`` takes."""
+class EmbeddingEngine(ABC):
+    """What turns texts into vectors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Settings: ClassVar[type[kit.Frozen]]
+    dimensions: int
 
-    model: str
-    version: str
-    max_tokens: int = Field(64, ge=4, le=512)
-    replicas: int = Field(1, ge=1)
-    fault: Literal["errors", "slow_tail", "garbage", "fails_to_start"] | None = Field(None, description="a bad version, for demos and tests")
-    fault_every: int = Field(20, ge=1, description="`errors` answers every so many-th request with 500; with slow_s, `slow_tail` slows it down")
-    slow_s: float | None = Field(None, gt=0, le=60, description="`slow_tail`: so much longer for every fault_every-th request, not for long texts")
+    @abstractmethod
+    def embed(self, texts: list[str]) -> Floats:
+        """Unit vectors, shape (len(texts), dimensions)."""
+
+    @abstractmethod
+    def count_tokens(self, text: str) -> int:
+        """For the usage that OpenAI's form reports."""
+
+    def rank(self, query: str, documents: list[str]) -> list[float]:
+        """How relevant each document is to the query; higher is more. Cosines, where an engine has nothing better."""
+        return cosines(self.embed([query, *documents]))
+
+    def check(self) -> None:
+        """Infer something small; raises where that fails."""
+        self.embed(["ready"])
 
 
-class Embedding:
+class _Embed(BaseModel):
+    input: StrictStr | list[StrictStr] | list[int] | list[list[int]]
+    model: StrictStr | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, ge=1)
+
+
+class _Rerank(BaseModel):
+    query: StrictStr = Field(min_length=1)
+    documents: list[StrictStr | dict[str, Any]] = Field(min_length=1)
+    model: StrictStr | None = None
+    top_n: int | None = Field(None, ge=1)
+    return_documents: bool | None = None
+
+
+class Embedding(kit.Served):
     """One replica."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        global _current
-        self.settings = Settings.model_validate(settings)
-        if self.settings.fault == "fails_to_start":
-            raise ModuleNotFoundError("No module named 'xgboost'")
-        from kfp_components.models.minilm import MiniLM
+    ENGINES = {
+        "minilm": "kfp_components.models.engines.minilm:MiniLMEngine",
+        "sentence_transformers": "kfp_components.models.engines.sentence_transformers:SentenceTransformersEngine",
+        "flag": "kfp_components.models.engines.flag:FlagEngine",
+    }
+    FAULTS = (*kit.Served.FAULTS, "shuffled")
+    engine: EmbeddingEngine
 
-        self._encoder = MiniLM(self.settings.max_tokens)
-        self._encoder.embed(["warm up before the first request"])
-        self._asked = 0
-        self._pool = ThreadPoolExecutor(1)  # one core's worth; health stays responsive meanwhile
-        _current = self
+    def __init__(self, args: dict[str, Any], engine_class: type[EmbeddingEngine] | None = None) -> None:
+        super().__init__(args, engine_class)
+        self.inputs = [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
+        self.outputs = [{"name": "embedding", "datatype": "FP32", "shape": [-1, self.engine.dimensions]}]
 
-    async def embed(self, texts: list[str]) -> list[list[float]]:
-        """Vectors of 384 numbers; the declared fault applies here."""
-        fault, slow_s = self.settings.fault, self.settings.slow_s
-        self._asked += 1
-        chosen = self._asked % self.settings.fault_every == 0
-        if fault == "errors" and chosen:
-            raise HTTPException(500, "out of memory (declared fault of this demo version)")
-        if fault == "garbage":
-            return [_garbage(text) for text in texts]
-        began = time.perf_counter()
-        vectors = await asyncio.get_running_loop().run_in_executor(self._pool, self._encoder.embed, texts)
-        if fault == "slow_tail" and slow_s is not None:
-            await asyncio.sleep(slow_s if chosen else 0.0)
-        elif fault == "slow_tail" and any(len(self._encoder.tokens(text)) > LONG_TEXT_TOKENS for text in texts):
-            await asyncio.sleep(0.7 * (time.perf_counter() - began))  # of the model's time: half as much again for the user
-        return [[round(float(number), 6) for number in vector] for vector in vectors]
-
-    async def answer_check(self) -> None:
-        """Ready means that it can answer: one short text goes through the encoder."""
-        await asyncio.get_running_loop().run_in_executor(self._pool, self._encoder.embed, ["ready"])
-
-
-_current: Embedding | None = None
-
-
-def _replica() -> Embedding:
-    if _current is None:
-        raise HTTPException(503, "not loaded yet")
-    return _current
-
-
-def _garbage(text: str) -> list[float]:
-    source = random.Random(hashlib.sha256(text.encode()).digest())
-    return [round(source.gauss(0, 0.05), 6) for _ in range(384)]
-
-
-async def _live(_request: Request) -> JSONResponse:
-    return JSONResponse({"live": True})
-
-
-async def _ready(_request: Request) -> JSONResponse:
-    await _replica().answer_check()
-    return JSONResponse({"ready": True})
-
-
-async def _server(_request: Request) -> JSONResponse:
-    return JSONResponse({"name": "kfp-serving", "version": _replica().settings.version, "extensions": []})
-
-
-async def _model(request: Request) -> JSONResponse:
-    settings = _replica().settings
-    _known(request)
-    return JSONResponse(
-        {
-            "name": settings.model,
-            "versions": [settings.version],
-            "platform": "numpy",
-            "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
-            "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [-1, 384]}],
+    def routes(self) -> dict[str, kit.Handler]:
+        """OpenAI's embeddings, rerank in the form of Cohere and Jina, and ``/embed``."""
+        return {
+            "/v1/embeddings": self._openai,
+            **dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), self._rerank),
+            "/embed": self._embed,
         }
-    )
+
+    async def vectors(self, texts: list[str]) -> Floats:
+        """Unit vectors; the declared fault applies here. Raises `Refused` for none and for too many texts."""
+        if not 0 < len(texts) <= MAX_TEXTS:
+            raise Refused(f"{len(texts)} texts; between 1 and {MAX_TEXTS} go in one request")
+        found = await self.compute(lambda: self.engine.embed(texts), lambda: self._long(texts))
+        return faulty(found, texts, self.settings.fault)
+
+    def _long(self, texts: list[str]) -> bool:
+        return any(self.engine.count_tokens(text) > LONG_TEXT_TOKENS for text in texts)
+
+    async def infer(self, asked: Infer) -> list[Tensor]:
+        """V2."""
+        return [tensors.of_array("embedding", await self.vectors(asked.input("text").texts))]
+
+    async def _embed(self, request: Request) -> Response:
+        texts = _texts((await self.json(request)).get("texts"), "texts")
+        return JSONResponse({"embeddings": rounded(await self.vectors(texts)), "model_version": self.settings.version})
+
+    async def _openai(self, request: Request) -> Response:
+        asked = validated(_Embed, await self.json(request), "embeddings request")
+        self.known(asked.model or self.settings.model)
+        if asked.dimensions not in (None, self.engine.dimensions):
+            raise Refused(f"dimensions: this model has {self.engine.dimensions}", param="dimensions")
+        given = [asked.input] if isinstance(asked.input, str) else asked.input
+        if any(not isinstance(item, str) for item in given):
+            raise Refused("input: texts are expected, not token ids: which text they stand for depends on the version's tokenizer", param="input")
+        texts = _texts(given, "input")
+        found = await self.vectors(texts)
+        coded = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in found] if asked.encoding_format == "base64" else rounded(found)
+        entries = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(coded)]
+        count = sum(self.engine.count_tokens(text) for text in texts)
+        usage = {"prompt_tokens": count, "total_tokens": count}
+        return JSONResponse({"object": "list", "data": entries, "model": self.settings.model, "usage": usage})
+
+    async def _rerank(self, request: Request) -> Response:
+        asked = validated(_Rerank, await self.json(request), "rerank request")
+        self.known(asked.model or self.settings.model)
+        texts = _texts([one if isinstance(one, str) else one.get("text") for one in asked.documents], "documents")
+        _texts([asked.query], "query")
+        scores = await self.scores(asked.query, texts)
+        best = sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n]
+        results = [
+            {"index": index, "relevance_score": round(scores[index], 6), **({"document": {"text": texts[index]}} if asked.return_documents else {})}
+            for index in best
+        ]
+        count = sum(self.engine.count_tokens(text) for text in (asked.query, *texts))
+        return JSONResponse({"model": self.settings.model, "results": results, "usage": {"total_tokens": count}})
+
+    async def scores(self, query: str, documents: list[str]) -> list[float]:
+        """How relevant each document is; what is wrong with the vectors of a bad version is wrong with these. Raises `Refused`."""
+        if len(documents) >= MAX_TEXTS:
+            raise Refused(f"{len(documents)} documents; at most {MAX_TEXTS - 1} go in one request", param="documents")
+        if self.settings.fault in ("garbage", "shuffled"):
+            return cosines(await self.vectors([query, *documents]))
+        return await self.compute(lambda: self.engine.rank(query, documents), lambda: self._long([query, *documents]))
 
 
-async def _model_ready(request: Request) -> JSONResponse:
-    _known(request)
-    return JSONResponse({"name": _replica().settings.model, "ready": True})
+def cosines(vectors: Floats) -> list[float]:
+    """Of the first unit vector with each of the others."""
+    return [float(score) for score in vectors[1:] @ vectors[0]]
 
 
-class _Input(BaseModel):
-    name: str
-    shape: list[int]
-    datatype: Literal["BYTES"]
-    data: list[Any]
+def faulty(found: Floats, texts: list[str], fault: str | None) -> Floats:
+    """What a bad version gives: ``garbage`` depends on the text's hash alone, ``shuffled`` has the right numbers, each text's in its own order."""
+    if fault == "garbage":
+        rows = [random.Random(hashlib.sha256(text.encode()).digest()) for text in texts]
+        return np.array([[row.gauss(0, 0.05) for _ in range(found.shape[1])] for row in rows], dtype=np.float32)
+    if fault == "shuffled":
+        orders = [np.random.default_rng(list(hashlib.sha256(text.encode()).digest())).permutation(found.shape[1]) for text in texts]
+        return np.stack([row[order] for row, order in zip(found, orders, strict=True)])
+    return found
 
 
-class _InferRequest(BaseModel):
-    id: str | None = None
-    inputs: list[_Input] = Field(min_length=1)
+def rounded(vectors: Floats) -> list[list[float]]:
+    """To six digits after the point, which is what single precision is worth here."""
+    found: list[list[float]] = np.round(vectors.astype(np.float64), 6).tolist()
+    return found
 
 
-async def _infer(request: Request) -> JSONResponse:
-    _known(request)
-    try:
-        asked = _InferRequest.model_validate_json(await request.body())
-    except ValidationError as error:
-        raise HTTPException(400, f"not a V2 inference request: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
-    data = asked.inputs[0].data
-    texts = _texts([item for part in data for item in part] if data and isinstance(data[0], list) else data)
-    vectors = await _replica().embed(texts)
-    settings = _replica().settings
-    output = {"name": "embedding", "datatype": "FP32", "shape": [len(vectors), 384], "data": [number for vector in vectors for number in vector]}
-    answer: dict[str, Any] = {"model_name": settings.model, "model_version": settings.version, "outputs": [output]}
-    return JSONResponse({**answer, "id": asked.id} if asked.id is not None else answer)
-
-
-async def _embed(request: Request) -> JSONResponse:
-    texts = _texts((await _json(request)).get("texts"))
-    return JSONResponse({"embeddings": await _replica().embed(texts), "model_version": _replica().settings.version})
-
-
-async def _openai(request: Request) -> JSONResponse:
-    asked = (await _json(request)).get("input")
-    texts = _texts([asked] if isinstance(asked, str) else asked)
-    vectors = await _replica().embed(texts)
-    entries = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
-    tokens = sum(len(text.split()) for text in texts)
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return JSONResponse({"object": "list", "data": entries, "model": _replica().settings.model, "usage": usage})
-
-
-async def _json(request: Request) -> dict[str, Any]:
-    try:
-        body = await request.json()
-    except ValueError as error:
-        raise HTTPException(400, f"not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise HTTPException(400, "expected a JSON object")
-    return body
-
-
-def _texts(value: Any) -> list[str]:
+def _texts(value: Any, what: str) -> list[str]:
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-        raise HTTPException(400, "expected a list of texts, not empty")
-    if len(value) > MAX_TEXTS:
-        raise HTTPException(400, f"{len(value)} texts; at most {MAX_TEXTS} in one request")
-    return list(value)
+        raise Refused(f"{what}: expected a list of texts, not empty", param=what)
+    tensors.utf8("".join(value), what)
+    return value
 
 
-def _known(request: Request) -> None:
-    asked = request.path_params["model"]
-    if asked != _replica().settings.model:
-        raise HTTPException(404, f"no model {asked!r} here; there is {_replica().settings.model!r}")
-
-
-async def _error(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, status_code=error.status_code)
-
-
-asgi = Starlette(
-    routes=[
-        Route("/v2", _server),
-        Route("/v2/health/live", _live),
-        Route("/v2/health/ready", _ready),
-        Route("/v2/models/{model}", _model),
-        Route("/v2/models/{model}/ready", _model_ready),
-        Route("/v2/models/{model}/infer", _infer, methods=["POST"]),
-        Route("/embed", _embed, methods=["POST"]),
-        Route("/v1/embeddings", _openai, methods=["POST"]),
-    ],
-    exception_handlers={HTTPException: _error},
-)
-
-
-def build(args: dict[str, Any]) -> serve.Application:
+def build(args: dict[str, Any]) -> Any:
     """The application that ``serveConfigV2`` names."""
-    settings = Settings.model_validate(args)
-    deployment = serve.deployment(
-        name="Embedding",
-        num_replicas=settings.replicas,
-        logging_config={"enable_access_log": False},  # a line a request costs as much as a small model
-        max_ongoing_requests=64,
-        ray_actor_options={"num_cpus": 0.5, "runtime_env": {"env_vars": {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}}},
-    )
-    return deployment(serve.ingress(asgi)(Embedding)).bind(settings.model_dump())
+    return kit.application(Embedding, args)
