@@ -354,7 +354,11 @@ class Provenance(_Part):
     git_commit: str | None = Field(None, max_length=100, description="of the code that made it")
     run_url: str | None = Field(None, max_length=2000, description="page of the run that made it")
     metrics: dict[str, float] = Field(default_factory=dict, max_length=100, description="what its training or evaluation measured")
-    golden_set: str | None = Field(None, max_length=2000, description="URI of the cases that it is to answer well, now and later")
+    golden_set: str | None = Field(
+        None,
+        max_length=2000,
+        description="URI of the cases that it is to answer well, now and later; builtin:embedding is a small one of the library",
+    )
     golden_set_digest: str | None = Field(None, description="sha256:... of the golden set")
 
     @field_validator("framework", "family", "git_commit", "run_url", "golden_set")

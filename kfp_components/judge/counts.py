@@ -101,9 +101,9 @@ def advance(cursor: Cursor, page: Mapping[str, Any], stable: str, candidate: str
             if min(requests, failures, client_errors, disconnects, *latency) < 0 or failures + client_errors > requests:
                 broken = f"router replica {replica} counted backwards for version {version}"
                 continue
-            routed = max(0, _arrived(now) - _arrived(before))  # a pinned request that was waiting is not
+            routed = max(0, _arrived(now) - _arrived(before))
             waits_s = tuple(now.get("waits_s", ()))
-            arms[version] += ArmCounts(requests, failures, latency, routed, now.get("in_flight", 0), client_errors, disconnects, waits_s)
+            arms[version] += ArmCounts(requests, failures, latency, routed, _in_flight(now), client_errors, disconnects, waits_s)
     return Tick(arms[stable], arms[candidate], tuple(page["latency_bounds_s"]), broken), following
 
 
@@ -201,7 +201,12 @@ def _kept(found: Mapping[str, Any], page: Mapping[str, Any]) -> dict[str, dict[s
 
 
 def _arrived(counted: Mapping[str, Any]) -> int:
-    return sum(int(counted.get(key, 0)) for key in ("requests", "in_flight", "client_disconnects"))
+    return int(counted.get("requests", 0)) + int(counted.get("client_disconnects", 0)) + _in_flight(counted)
+
+
+def _in_flight(counted: Mapping[str, Any]) -> int:
+    """Of users; a router of an older version does not tell how many of all are pinned."""
+    return int(counted.get("in_flight", 0)) - int(counted.get("pinned_in_flight", 0))
 
 
 def _sum(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:

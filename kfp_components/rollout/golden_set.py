@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +15,8 @@ from kfp_components.probes import golden
 from kfp_components.request import ArtifactRules, PromoteRequest, SmokeCase
 
 MOST_MIB = 64
+BUILTIN = "builtin:"
+"""Before the name of a family: the library's own set, small and in plain English, for who has none yet."""
 
 
 def of_request(asked: PromoteRequest) -> tuple[SmokeCase, ...]:
@@ -46,10 +49,12 @@ def digest_of(cases: Sequence[SmokeCase]) -> str:
 
 
 def _text(uri: str, digest: str | None) -> str:
+    if uri.startswith(BUILTIN):
+        return _builtin(uri.removeprefix(BUILTIN))
     shown, what = uris.shown(uri), f"golden set {uris.shown(uri)}"
     reader = artifact.READERS.get(urlsplit(uri).scheme)
     if reader is None or urlsplit(uri).scheme == "oci":
-        raise errors.RequestInvalid(f"{what}: it is read from file:///, https:// or s3://")
+        raise errors.RequestInvalid(f"{what}: it is read from file:///, https:// or s3://, or it is {BUILTIN} and a family")
     reading = Reading(shown, ArtifactRules(max_download_mib=MOST_MIB))
     try:
         with tempfile.TemporaryDirectory(prefix="kfp-serving-golden-") as folder:
@@ -69,3 +74,12 @@ def _text(uri: str, digest: str | None) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         raise errors.RequestInvalid(f"{what}: it is not text ({error.reason} at byte {error.start})") from error
+
+
+def _builtin(family: str) -> str:
+    sets = {
+        file.name.removesuffix(".jsonl"): file for file in resources.files("kfp_components.quality.sets").iterdir() if file.name.endswith(".jsonl")
+    }
+    if family not in sets:
+        raise errors.RequestInvalid(f"golden set {BUILTIN}{family}: the library brings none of that name; there are {', '.join(sorted(sets))}")
+    return sets[family].read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ class VersionCounts:
     """Counts of one version. ``requests`` are answered unpinned ones; those whose client went away are only in ``client_disconnects``.
 
     ``recent`` are the same outcomes among the last `RECENT_REQUESTS` unpinned requests, answered or given up. ``in_flight`` are all that are not over
-    yet, pinned ones, streams and WebSockets too; of them ``waiting`` are the unpinned ones whose answer has not begun, the oldest since ``waits_s``.
+    yet, streams, WebSockets and the ``pinned_in_flight`` too; ``waiting`` are the unpinned ones whose answer has not begun, the oldest since ``waits_s``.
     """
 
     def __init__(self) -> None:
@@ -36,6 +36,7 @@ class VersionCounts:
         self.pinned = 0
         self.pinned_failures = 0
         self.pinned_disconnects = 0
+        self.pinned_in_flight = 0
         self.in_flight = 0
         self.latency_counts = [0] * (len(LATENCY_BOUNDS_S) + 1)
         self.recent = dict.fromkeys(("requests", "failures", "client_errors", "disconnects"), 0)
@@ -97,6 +98,7 @@ class Counting:
         self._started = time.perf_counter()
         self._handshake_s: float | None = None
         counts.in_flight += 1
+        counts.pinned_in_flight += pinned
         if not pinned:
             counts._waiting[self] = self._started
 
@@ -119,3 +121,4 @@ class Counting:
         """It is not in flight any more."""
         self._counts._waiting.pop(self, None)
         self._counts.in_flight -= 1
+        self._counts.pinned_in_flight -= self._pinned

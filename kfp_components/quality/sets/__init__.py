@@ -1,0 +1,1 @@
+"""Golden sets of the library: `builtin:` and the name of a family."""
