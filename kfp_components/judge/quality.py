@@ -13,7 +13,7 @@ version is asked first as well (the second finds warm caches). What is tested is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,19 +21,42 @@ from numpy.typing import ArrayLike, NDArray
 
 from kfp_components.judge.error_rate import mixed
 
-METRICS = ("quality", "garbage", "paired_latency")
+Floats = NDArray[np.float64]
 
-BETS = np.array([0.01, 0.03, 0.07, 0.15, 0.3, 0.5, 0.75, 0.95])
-"""Of FAIL, as a part of the stake: small ones find small losses, large ones an obvious fault in a dozen pairs."""
 
-PASS_BETS = np.array([0.15, 0.5, 0.99])
-"""Of PASS, where best is margin/variance: all of the stake while answers differ by less than 0.1."""
+class Bets(NamedTuple):
+    """What is mixed: each bet's size, as a part of its stake, its weight, and the largest difference that it counts."""
 
-LATENCY_BETS = np.array([0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
-"""Best is 2p - 1, with p the chance that the candidate is the slower one of a pair."""
+    sizes: Floats
+    weights: Floats
+    bounds: Floats
 
-BOUND = 0.1
-"""Largest difference that a pair counts for in FAIL: one strange answer must not decide, and a loss of 2 % is found five times sooner."""
+
+def _bets(*bets: tuple[float, float, float]) -> Bets:
+    sizes, weights, bounds = np.array(bets).T
+    return Bets(sizes, weights / weights.sum(), bounds)
+
+
+BETS: Mapping[str, Mapping[str, Bets]] = {
+    "quality": {
+        "fail": _bets(
+            *((0.1, 0.1, 0.1), (0.25, 0.12, 0.1), (0.5, 0.15, 0.1), (0.95, 0.25, 0.1)),
+            *((0.1, 0.08, 1.0), (0.3, 0.1, 1.0), (0.6, 0.08, 1.0), (0.95, 0.12, 1.0)),
+        ),
+        "pass": _bets((0.1, 0.08, 1.0), (0.25, 0.12, 1.0), (0.5, 0.15, 1.0), (0.99, 0.65, 1.0)),
+    },
+    "garbage": {
+        "fail": _bets((0.15, 0.1, 1.0), (0.4, 0.15, 1.0), (0.65, 0.2, 1.0), (0.85, 0.25, 1.0), (0.97, 0.3, 1.0)),
+        "pass": _bets((0.1, 0.08, 1.0), (0.25, 0.12, 1.0), (0.5, 0.15, 1.0), (0.99, 0.65, 1.0)),
+    },
+    "paired_latency": {side: _bets(*((size, 1.0, 1.0) for size in (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9))) for side in ("fail", "pass")},
+}
+"""Metric -> side -> bets, as benchmarks/quality.py compares them.
+
+FAIL of scores counts differences up to 0.1 in its larger part, so that one strange answer does not decide and a loss of 2 % of every score is found
+five times sooner; in the smaller in full, for scores that are 0 or 1. PASS has most on all of the stake, which is best while the variance of
+differences is below the margin; bets that adapt to what was seen are no better there, and are ruined by one answer that was much worse.
+"""
 
 MARGIN = 0.01
 """How much worse the mean score, and how much higher the share of garbage, may be."""
@@ -51,14 +74,9 @@ class Pair(NamedTuple):
 
 
 def start() -> dict[str, Any]:
-    """State at the beginning: no pairs, log e-values of each bet."""
-    return {
-        "pairs": 0,
-        "sums": [0.0, 0.0, 0, 0],
-        "quality": {"fail": [0.0] * len(BETS), "pass": [0.0] * len(PASS_BETS)},
-        "garbage": {"fail": [0.0] * len(BETS), "pass": [0.0] * len(PASS_BETS)},
-        "paired_latency": {"fail": [0.0] * len(LATENCY_BETS), "pass": [0.0] * len(LATENCY_BETS)},
-    }
+    """State at the beginning: no pairs; the sums of what a `Pair` begins with; log e-values of each bet."""
+    logs = {name: {side: [0.0] * len(bets.sizes) for side, bets in sides.items()} for name, sides in BETS.items()}
+    return {"pairs": 0, "sums": [0.0] * 4, **logs}
 
 
 def update(
@@ -66,13 +84,16 @@ def update(
     pairs: Sequence[Pair],
     *,
     margin: float = MARGIN,
+    fail_margin: float | None = None,
     garbage_margin: float = MARGIN,
     latency_margin_percent: float = 10.0,
     latency_fail_margin_percent: float = 5.0,
 ) -> dict[str, Any]:
     """Add pairs, one or many: the result is the same. Margins of scores and garbage are fractions of 1.
 
-    Raises `ValueError` for a score outside [0, 1] and for seconds that are not above zero; the state is then as it was.
+    ``fail_margin`` (default half of ``margin``) is the loss that does not count against the candidate: on few cases two versions that are equally
+    good differ by chance, and asking the same cases again makes that certain. Raises `ValueError` for a score outside [0, 1], a margin outside (0, 1)
+    and seconds that are not above zero; the state is then as it was.
     """
     scores = np.array([pair[:2] for pair in pairs], dtype=np.float64).reshape(-1, 2)
     for index in np.flatnonzero(~((scores >= 0) & (scores <= 1)).all(axis=1)):
@@ -81,75 +102,76 @@ def update(
     seconds = np.array([pair[4:] for pair in pairs if None not in pair[4:]], dtype=np.float64).reshape(-1, 2)
     if not np.all(np.isfinite(seconds) & (seconds > 0)):
         raise ValueError("a latency is a finite number of seconds above zero")
-    return {
-        "pairs": state["pairs"] + len(pairs),
-        "sums": [float(total) for total in _added(state["sums"], np.hstack([scores, spoilt]))],
-        "quality": {
-            "fail": fail_update(state["quality"]["fail"], scores[:, 0] - scores[:, 1]),
-            "pass": pass_update(state["quality"]["pass"], scores[:, 0] - scores[:, 1], margin=margin),
-        },
-        "garbage": {
-            "fail": fail_update(state["garbage"]["fail"], spoilt[:, 1] - spoilt[:, 0], bound=1.0),
-            "pass": pass_update(state["garbage"]["pass"], spoilt[:, 1] - spoilt[:, 0], margin=garbage_margin),
-        },
-        "paired_latency": {
-            "fail": latency_update(state["paired_latency"]["fail"], seconds, margin_percent=latency_fail_margin_percent),
-            "pass": latency_update(state["paired_latency"]["pass"], seconds[:, ::-1], margin_percent=-latency_margin_percent),
-        },
+    lost, worse = scores[:, 0] - scores[:, 1], spoilt[:, 1] - spoilt[:, 0]
+    steps = {
+        "quality": {"fail": fail_steps(lost, BETS["quality"]["fail"], margin / 2 if fail_margin is None else fail_margin)},
+        "garbage": {"fail": fail_steps(worse, BETS["garbage"]["fail"], 0.0)},
+        "paired_latency": {"fail": sign_steps(seconds, latency_fail_margin_percent)},
     }
+    steps["quality"]["pass"] = pass_steps(lost, BETS["quality"]["pass"], margin)
+    steps["garbage"]["pass"] = pass_steps(worse, BETS["garbage"]["pass"], garbage_margin)
+    steps["paired_latency"]["pass"] = -sign_steps(seconds, latency_margin_percent)
+    logs = {
+        name: {side: _added(state[name][side], np.log1p(bets.sizes * steps[name][side])) for side, bets in sides.items()}
+        for name, sides in BETS.items()
+    }
+    return {"pairs": state["pairs"] + len(pairs), "sums": _added(state["sums"], np.hstack([scores, spoilt])), **logs}
 
 
-def evidence(state: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """``e_fail`` and ``e_pass`` of each of the `METRICS`, as `Verdict.metrics` holds them; 1 is none."""
-    return {name: {f"e_{side}": mixed(logs) for side, logs in state[name].items()} for name in METRICS}
+def evidence(state: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """``e_fail`` and ``e_pass`` of each metric, as `Verdict.metrics` holds them; 1 is none."""
+    return {name: {f"e_{side}": mixture(state[name][side], bets) for side, bets in sides.items()} for name, sides in BETS.items()}
 
 
-def fail_update(logs: Sequence[float], lost: ArrayLike, *, bound: float = BOUND) -> list[float]:
-    """``prod(1 + bet * d/B)``, d clipped to [-B, B]. Null: the clipped loss has a mean of 0 at most.
+def mixture(logs: Sequence[float], bets: Bets) -> float:
+    """The e-value: the average of the bets by their weights."""
+    return mixed(list(np.asarray(logs) + np.log(len(bets.weights) * bets.weights)))
 
-    Versions that are alike obey it whatever the scores, as d is then symmetric. Clipping asks for the usual answer, not the mean: many small
-    losses are not made up for by a few large gains.
+
+def fail_steps(lost: ArrayLike, bets: Bets, margin: float) -> Floats:
+    """``(clip(d, -B, B) - m) / (B + m)`` of each pair and bet, which is -1 or more. Null: the clipped loss has a mean of m at most.
+
+    Versions that are alike obey it whatever the scores, as d is then symmetric. Clipping asks for the usual answer, not the mean: many small losses
+    are not made up for by a few large gains.
     """
-    return _bet(logs, BETS, np.clip(lost, -bound, bound) / bound)
+    if not 0 <= margin < 1:
+        raise ValueError(f"margin {margin} is not within [0, 1)")
+    d = np.asarray(lost, dtype=np.float64)[:, None]
+    return np.asarray((np.clip(d, -bets.bounds, bets.bounds) - margin) / (bets.bounds + margin))
 
 
-def pass_update(logs: Sequence[float], lost: ArrayLike, *, margin: float = MARGIN) -> list[float]:
-    """``prod(1 + bet * (M-d)/(1-M))``. Null: the mean loss is the margin M or more.
+def pass_steps(lost: ArrayLike, bets: Bets, margin: float) -> Floats:
+    """``(M - d) / (1 - M)`` of each pair and bet, which is -1 or more. Null: the mean loss is the margin M or more.
 
-    Nothing is clipped, as the null is about the mean. What it costs: no test can exclude, at 5 %, a loss of 1 on 1 % of the answers in fewer than
-    299 pairs.
+    Nothing is clipped, as the null is about the mean: a loss of 1 on M of the answers must be excluded, for which any test at 5 % needs
+    ``log(0.05) / log(1 - M)`` pairs, 299 at one point, 59 at five.
     """
     if not 0 < margin < 1:
         raise ValueError(f"margin {margin} is not within (0, 1)")
-    return _bet(logs, PASS_BETS, (margin - np.asarray(lost, dtype=np.float64)) / (1 - margin))
+    d = np.asarray(lost, dtype=np.float64)[:, None]
+    return np.repeat((margin - d) / (1 - margin), len(bets.sizes), axis=1)
 
 
-def latency_update(logs: Sequence[float], seconds: ArrayLike, *, margin_percent: float) -> list[float]:
-    """``prod(1 + bet * s)``, s the sign of ``second - first * (1 + margin)`` of each pair; ties are no evidence.
+def sign_steps(seconds: ArrayLike, margin_percent: float) -> Floats:
+    """The sign of ``candidate - stable * (1 + margin)`` of each pair, for every bet; ties are no evidence.
 
-    Null: the second, made shorter by the margin, is the longer one of half the pairs that differ, or fewer. FAIL gives (stable, candidate); PASS
-    gives (candidate, stable) and a negative margin -m, which stands for ``1 / (1 + m)``.
+    Null of FAIL: the candidate is the slower one, beyond the margin, of half the pairs that differ, or fewer. Of PASS, for which the sign is turned:
+    of half of them or more.
     """
-    first, second = np.asarray(seconds, dtype=np.float64).reshape(-1, 2).T
-    factor = 1 + margin_percent / 100 if margin_percent >= 0 else 1 / (1 - margin_percent / 100)
-    return _bet(logs, LATENCY_BETS, np.sign(second - first * factor))
+    stable, candidate = np.asarray(seconds, dtype=np.float64).reshape(-1, 2).T
+    return np.asarray(np.sign(candidate - stable * (1 + margin_percent / 100)))[:, None]
 
 
 def smallest_pass(margin: float, alpha: float) -> int:
     """Pairs that PASS needs of scores or garbage when no answer differs at all."""
-    gains = np.log1p(PASS_BETS * margin / (1 - margin))
+    bets = BETS["quality"]["pass"]
+    gains = np.log1p(bets.sizes * margin / (1 - margin))
     pairs = math.ceil(math.log(1 / alpha) / float(gains.max()))
-    while mixed(list(pairs * gains)) < 1 / alpha:
+    while mixture(list(pairs * gains), bets) < 1 / alpha:
         pairs += 1
     return pairs
 
 
-def _bet(logs: Sequence[float], bets: NDArray[np.float64], gains: NDArray[np.float64]) -> list[float]:
-    """Log wealth of each bet after one pair after the other."""
-    return [float(log) for log in _added(logs, np.log1p(np.multiply.outer(gains, bets)))]
-
-
-def _added(start: Sequence[float], steps: NDArray[np.float64]) -> NDArray[np.float64]:
+def _added(start: Sequence[float], steps: Floats) -> list[float]:
     """From left to right, so that a batch equals its pairs one by one to the last bit."""
-    found: NDArray[np.float64] = np.add.accumulate(np.vstack([np.asarray(start, dtype=np.float64)[None, :], steps]), axis=0)[-1]
-    return found
+    return [float(total) for total in np.add.accumulate(np.vstack([np.asarray(start, dtype=np.float64)[None, :], steps]), axis=0)[-1]]
