@@ -12,14 +12,28 @@ The answer is what the case's protocol gave: parsed JSON, text or bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, cast
 
 from kfp_components import errors
-from kfp_components.quality import embedding
+from kfp_components.quality import asr, embedding, llm, tts
+from kfp_components.quality.examples import Compared, examples
 from kfp_components.quality.score import Score, garbage
 
-__all__ = ["ENTRY_POINTS", "EVALUATORS", "Case", "Evaluator", "Score", "assert_references", "evaluator", "garbage", "score"]
+__all__ = [
+    "ENTRY_POINTS",
+    "EVALUATORS",
+    "Case",
+    "Compared",
+    "Evaluator",
+    "Score",
+    "assert_references",
+    "evaluator",
+    "examples",
+    "garbage",
+    "score",
+]
 
 ENTRY_POINTS = "kfp_serving.evaluators"
 
@@ -47,9 +61,10 @@ class Case(Protocol):
         """None where the case is not scored."""
 
 
-EVALUATORS: Mapping[str, Evaluator] = {"embedding": embedding}
+EVALUATORS: Mapping[str, Evaluator] = {"asr": asr, "embedding": embedding, "llm": llm, "tts": tts}
 
 
+@lru_cache(maxsize=32)  # looking through what is installed takes longer than a score
 def evaluator(family: str) -> Evaluator:
     """The evaluator of a family: ours, or an installed package's.
 

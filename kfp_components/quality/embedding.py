@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, model_validator
 
-from kfp_components.quality.score import ReferenceModel, Score, checked, garbage, keys_of
+from kfp_components.quality.score import UNREADABLE, ReferenceModel, Score, checked, garbage, keys_of
 
 Floats = NDArray[np.float64]
 
@@ -131,7 +131,7 @@ def vectors_of(answer: Any) -> Floats | None:
             else:
                 answer = [_numbers(entry["embedding"]) for entry in sorted(answer["data"], key=lambda entry: entry.get("index", 0))]
         found = np.asarray(answer, dtype=np.float64)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, StopIteration, OverflowError):
+    except UNREADABLE:
         return None
     return found if found.ndim == 2 and found.size else None
 
@@ -141,7 +141,7 @@ def ranking_of(answer: Any) -> dict[int, float] | None:
     results: Any = answer.get("results") if isinstance(answer, Mapping) else answer
     try:
         found = {int(entry["index"]): float(entry["relevance_score"] if "relevance_score" in entry else entry["score"]) for entry in results}
-    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
+    except UNREADABLE:
         return None
     return found if found and len(found) == len(results) else None
 

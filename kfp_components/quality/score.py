@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kfp_components import errors
 
-NOTE_CHARACTERS = 200
+UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError, StopIteration)
+"""What reading an answer in another form raises."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,37 @@ def checked(kind: type[Reference], reference: Any, short: str | None = None) -> 
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, item['loc'])) or 'it'}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors()[:5]]
         raise errors.RequestInvalid("; ".join(wrong)) from error
+
+
+def text_of(answer: Any) -> str | None:
+    """The text of an answer, None where there is none.
+
+    Read are a text itself, ``{"text": ...}`` (OpenAI transcriptions), ``{"choices": [...]}`` (OpenAI chat and completions) and V2's ``outputs``: the
+    first text of the first that holds BYTES.
+    """
+    if isinstance(answer, str):
+        return answer
+    if not isinstance(answer, Mapping):
+        return None
+    try:
+        if "text" in answer:
+            found = answer["text"]
+        elif "choices" in answer:
+            choice = answer["choices"][0]
+            found = choice["message"]["content"] if "message" in choice else choice["text"]
+        else:
+            found = first_bytes(answer)
+    except UNREADABLE:
+        return None
+    return found if isinstance(found, str) else None
+
+
+def first_bytes(answer: Mapping[str, Any]) -> Any:
+    """What the first BYTES output of a V2 answer begins with; raises one of `UNREADABLE` where there is none."""
+    found = next((output["data"] for output in answer["outputs"] if output.get("datatype", "BYTES") == "BYTES"), [None])
+    while isinstance(found, list):
+        found = found[0]
+    return found
 
 
 def excerpt(value: Any, most: int = 60) -> str:
