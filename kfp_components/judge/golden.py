@@ -1,4 +1,4 @@
-"""What the judge knows of the answers to a golden set: the tests of `quality`, totals, and the pairs of which the candidate lost most. JSON."""
+"""What the judge knows of the answers to a golden set: its margins, the tests of `quality` and the totals. The state is JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from kfp_components.judge import quality
 from kfp_components.judge.quality import Pair
 
 ARMS = ("stable", "candidate")
-EXAMPLES = 6
 UNFIT_PAIRS = 20
 """After so many pairs of which stable's own answer to half is useless, the golden set is no measure."""
 
@@ -27,15 +26,15 @@ class Margins(TypedDict):
 
 
 class Answered(NamedTuple):
-    """A pair, and what of it is worth to be shown: `kfp_components.quality.example`, which has ``lost``."""
+    """A pair, and why stable's answer was useless if it was."""
 
     pair: Pair
-    example: Mapping[str, Any]
+    why: str = ""
 
 
 def start(margins: Margins) -> dict[str, Any]:
     """State at the beginning; the margins stay as they are."""
-    return {"margins": dict(margins), "tests": quality.start(), "examples": [], "useless_stable": ""}
+    return {"margins": dict(margins), "tests": quality.start(), "why": ""}
 
 
 def update(state: Mapping[str, Any], answered: Sequence[Answered]) -> dict[str, Any]:
@@ -52,10 +51,8 @@ def update(state: Mapping[str, Any], answered: Sequence[Answered]) -> dict[str, 
         latency_margin_percent=margins["latency_percent"],
         latency_fail_margin_percent=margins["latency_percent"] / 2,
     )
-    useless = next((str(one.example["stable"]["note"]) for one in answered if one.pair.stable_garbage), "")
-    worst = {one["case"]: one for one in sorted([*state["examples"], *(one.example for one in answered)], key=lambda one: float(one["lost"]))}
-    kept = sorted((one for one in worst.values() if one["lost"] > 0), key=lambda one: -float(one["lost"]))[:EXAMPLES]
-    return {**state, "tests": tests, "examples": kept, "useless_stable": state["useless_stable"] or useless}
+    why = next((one.why for one in answered if one.pair.stable_garbage), "")
+    return {**state, "tests": tests, "why": state["why"] or why}
 
 
 def evidence(state: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -80,7 +77,7 @@ def unfit(state: Mapping[str, Any]) -> str | None:
     number, useless = pairs(state), int(state["tests"]["sums"][2])
     if number < UNFIT_PAIRS or 2 * useless < number:
         return None
-    told = f"stable's own answer to {useless:,} of {number:,} requests is useless ({state['useless_stable']})"
+    told = f"stable's own answer to {useless:,} of {number:,} requests is useless ({state['why']})"
     return f"the golden set does not fit: {told}; mend its cases"
 
 

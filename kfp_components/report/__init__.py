@@ -366,8 +366,11 @@ def _golden(release: Mapping[str, Any]) -> dict[str, Any] | None:
         score, garbage = _number(last, "scores", arm), _number(last, "garbage", arm) or 0
         share = f"{garbage:,.0f} ({100 * garbage / pairs:.2f} %)"
         rows.append({"name": _arm_name(release, arm), "arm": arm, "score": "-" if score is None else f"{score:.4f}", "garbage": share})
-    state = ((release.get("judge") or {}).get("state") or {}).get("golden") or {}
-    return {"told": f"{pairs:,.0f} golden requests, answered by both versions", "rows": rows, "examples": state.get("examples") or []}
+    return {
+        "told": f"{pairs:,.0f} golden requests, answered by both versions",
+        "rows": rows,
+        "examples": (release.get("judge") or {}).get("examples") or [],
+    }
 
 
 def _metrics(release: Mapping[str, Any]) -> list[dict[str, Any]]:

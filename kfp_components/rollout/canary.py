@@ -206,7 +206,7 @@ class _Look:
         _assert_same(run, self.judge.golden_cases, golden_set.digest_of(cases))
         self.pairs = Pairs(run, cases, asked_before=self.judge.pairs)
         self.looks, self.looked_s, self.began_requests = 0, 0.0, self.judge.candidate_requests
-        self.cursor = record.judge.cursor
+        self.cursor, self.examples = record.judge.cursor, record.judge.examples
         self.watched_s = record.judge.watched_s if record.judge.step == index else 0.0
         self.requests_before = record.judge.requests_before
         self.unwatched = True  # whether what came since the last look may have gone by another weight, as before the first look
@@ -292,10 +292,14 @@ class _Look:
 
     def _answered(self) -> list[Answered]:
         """Golden requests that both versions answered since the last look. Raises `MeterBroken` where they cannot be scored."""
+        from kfp_components.quality.examples import examples
+
         try:
-            return self.pairs.take()
+            found = self.pairs.take()
         except errors.InputError as error:
             raise errors.MeterBroken(f"model {self.run.request.model}: the answers to the golden set cannot be scored: {error}") from error
+        self.examples = examples((compared for _, compared in found), self.examples)
+        return [answered for answered, _ in found]
 
     def _few_users(self) -> bool:
         """Whether users are to send the candidate too few requests within the step's budget for a verdict, as far as they sent any in these looks."""
@@ -337,7 +341,12 @@ class _Look:
         record = journal.current(self.run)
         record.verdict = Evidence.model_validate(verdict.as_dict())
         record.judge = JudgeState(
-            state=self.judge.state, cursor=self.cursor, step=self.index, watched_s=self.watched_s, requests_before=self.requests_before
+            state=self.judge.state,
+            cursor=self.cursor,
+            step=self.index,
+            watched_s=self.watched_s,
+            requests_before=self.requests_before,
+            examples=self.examples,
         )
         now = self.run.clock.now_unix_s()
         totals = self.judge.totals()

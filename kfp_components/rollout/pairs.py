@@ -16,6 +16,7 @@ from kfp_components import names, quality
 from kfp_components.judge.golden import Answered
 from kfp_components.judge.quality import Pair
 from kfp_components.probes import Prober, ProbeResult
+from kfp_components.quality.examples import Compared
 from kfp_components.request import SmokeCase
 from kfp_components.rollout import journal
 from kfp_components.rollout.run import Run
@@ -42,7 +43,7 @@ class Pairs:
         self._simulated = run.transport is not None
         self._run, self._probers = run, dict[str, Prober]()
         self._number, self._credit, self._paid_at = asked_before, 0.0, run.clock.monotonic()
-        self._answered: list[Answered] = []
+        self._answered: list[tuple[Answered, Compared]] = []
         self._failed: BaseException | None = None
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._threads: list[threading.Thread] = []
@@ -69,8 +70,8 @@ class Pairs:
         for prober in self._probers.values():
             prober.__exit__(kind, error, trace)
 
-    def take(self) -> list[Answered]:
-        """The pairs that were answered since the last call. Raises `RequestInvalid` where an evaluator cannot take a case."""
+    def take(self) -> list[tuple[Answered, Compared]]:
+        """What was answered since the last call, for the judge and for the report. Raises `RequestInvalid` where an evaluator cannot take a case."""
         if self._simulated:
             while (number := self._next()) is not None:
                 self._one(number)
@@ -109,7 +110,7 @@ class Pairs:
             if any(answer.unreachable for answer in answers.values()):
                 self._stop.wait(0 if self._simulated else IDLE_S)
                 return  # nobody was there to be asked
-            found = self._scored(case, *(answers[version] for version in self.versions))
+            found = self._compared(case, *(answers[version] for version in self.versions))
         except BaseException as error:
             if not self._stop.is_set():
                 self._failed = error
@@ -121,16 +122,10 @@ class Pairs:
         (answer,) = self._probers[version].run([case])
         return answer
 
-    def _scored(self, case: SmokeCase, stable: ProbeResult, candidate: ProbeResult) -> Answered:
-        was, now = (self._score(case, answer) for answer in (stable, candidate))
-        example = {
-            "case": case.name,
-            "request": "",
-            "lost": was.value - now.value,
-            "stable": {"score": was.value, "garbage": was.garbage, "note": was.note, "answer": ""},
-            "candidate": {"score": now.value, "garbage": now.garbage, "note": now.note, "answer": ""},
-        }
-        return Answered(Pair(was.value, now.value, was.garbage, now.garbage, stable.seconds or None, candidate.seconds or None), example)
+    def _compared(self, case: SmokeCase, stable: ProbeResult, candidate: ProbeResult) -> tuple[Answered, Compared]:
+        was, now = self._score(case, stable), self._score(case, candidate)
+        pair = Pair(was.value, now.value, was.garbage, now.garbage, stable.seconds or None, candidate.seconds or None)
+        return Answered(pair, was.note if was.garbage else ""), Compared(case.name, case.body, stable.value, candidate.value, was, now)
 
     def _score(self, case: SmokeCase, answer: ProbeResult) -> quality.Score:
         if answer.problem is not None:

@@ -17,15 +17,10 @@ QUIET = Tick(ArmCounts(), ArmCounts())
 BUSY = Tick(ArmCounts(180), ArmCounts(20))
 
 
-def answered(pair: Pair, case: str = "a case", note: str = "") -> Answered:
-    told = {"stable": {"note": note}, "candidate": {"note": note}}
-    return Answered(pair, {"case": case, "lost": pair.stable - pair.candidate, **told})
-
-
-EQUAL = answered(Pair(0.9, 0.9, False, False, 0.1, 0.1))
-LOST = answered(Pair(0.9, 0.5, False, False, 0.1, 0.1))
-USELESS = answered(Pair(0.9, 0.0, False, True, 0.1, 0.1))
-SLOW = answered(Pair(0.9, 0.9, False, False, 0.1, 0.2))
+EQUAL = Answered(Pair(0.9, 0.9, False, False, 0.1, 0.1))
+LOST = Answered(Pair(0.9, 0.5, False, False, 0.1, 0.1))
+USELESS = Answered(Pair(0.9, 0.0, False, True, 0.1, 0.1))
+SLOW = Answered(Pair(0.9, 0.9, False, False, 0.1, 0.2))
 
 
 def judge(*, latency: bool = False) -> Judge:
@@ -91,7 +86,7 @@ def test_nothing_more_is_asked_once_they_have_shown_what_they_can() -> None:
 
 
 def test_a_set_that_stable_does_not_answer_is_an_error() -> None:
-    both = answered(Pair(0.0, 0.0, True, True, 0.1, 0.1), note="404")
+    both = Answered(Pair(0.0, 0.0, True, True, 0.1, 0.1), "404")
     verdict = until_decided(judge(), BUSY, [both] * 5)
     assert verdict.kind == "error" and "does not fit: stable's own answer to 20 of 20 requests is useless (404)" in verdict.sentence
 
@@ -113,14 +108,6 @@ def test_a_state_without_a_golden_set_begins_with_one() -> None:
     after.observe(BUSY, weight_percent=10.0, pairs=[EQUAL])
     assert after.pairs == 1 and after.candidate_requests == 40
     assert after.totals()["scores"] == {"stable": 0.9, "candidate": 0.9} and after.totals()["garbage"] == {"stable": 0, "candidate": 0}
-
-
-def test_examples_are_the_worst_one_of_each_case() -> None:
-    pairs = [answered(Pair(1.0, 1.0 - loss / 100), f"case {loss % 10}") for loss in range(30)]
-    kept = golden.update(golden.update(golden.start(MARGINS), pairs[:17]), pairs[17:])["examples"]
-    assert [one["case"] for one in kept] == [f"case {number}" for number in (9, 8, 7, 6, 5, 4)]
-    assert [round(one["lost"], 2) for one in kept] == [0.29, 0.28, 0.27, 0.26, 0.25, 0.24]
-    assert golden.update(golden.start(MARGINS), [EQUAL] * 5)["examples"] == []
 
 
 def test_margins_are_the_familys_where_none_are_given() -> None:
