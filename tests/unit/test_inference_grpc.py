@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,17 @@ import grpc
 import jsonschema
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.serve._private.grpc_util import gRPCGenericServer
+from ray.serve.config import gRPCOptions
 from test_models_v2 import MODEL, SERVER, stand_in
 
-from kfp_components.local import grpc_loopback
+from kfp_components.local import grpc_loopback, ray_process
 from kfp_components.models import inference_grpc, kit, tensors
 
+ROOT = Path(__file__).parents[2]
 CLASSES = inference_grpc.CLASSES
 BEYOND_KSERVE = {"InferParameter": {"double_param", "uint64_param"}}
 """In the protocol, and not in the kserve package."""
@@ -64,6 +68,13 @@ def test_kserves_service_has_our_methods() -> None:
     service = kserves_messages().DESCRIPTOR.services_by_name["GRPCInferenceService"]
     assert {method.name for method in service.methods} >= set(inference_grpc.METHODS) and service.full_name == inference_grpc.SERVICE
     assert all(hasattr(kit.Served, method) for method in inference_grpc.METHODS)
+
+
+def test_what_the_docs_and_the_embedded_ray_name_is_a_function() -> None:
+    (page,) = re.findall(r"```yaml\n(apiVersion: ray.io.*?)```", (ROOT / "docs" / "models.md").read_text(), re.DOTALL)
+    options = yaml.safe_load(yaml.safe_load(page)["spec"]["serveConfigV2"])["grpc_options"]
+    assert gRPCOptions(**options).grpc_servicer_func_callable == [inference_grpc.add_servicer]
+    assert gRPCOptions(grpc_servicer_functions=[ray_process.GRPC_SERVICER]).grpc_servicer_func_callable == [grpc_loopback.add_servicer]
 
 
 class Context:
