@@ -635,10 +635,12 @@ def up(home: Home = None, as_json: Json = False) -> None:
     embedded.up(_say(as_json))
     not_supported = [*server.NOT_SUPPORTED, *controllers.NOT_SUPPORTED]
     if as_json:
-        print(json.dumps({"home": str(embedded.home), "environment": embedded.environment(), "not_supported": not_supported}))
+        facts = {"home": str(embedded.home), "environment": embedded.environment(), "grpc": embedded.grpc_target}
+        print(json.dumps({**facts, "not_supported": not_supported}))
         return
     for name, value in embedded.environment().items():
         print(f"export {name}={value}")
+    print(f"gRPC (KServe's GRPCInferenceService): {embedded.grpc_target}, with metadata application=<name of a version's application>")
     print("What the embedded cluster does not do (it refuses, never fakes):")
     for line in not_supported:
         print(f"  - {line}")
@@ -668,9 +670,11 @@ def local_status(home: Home = None, as_json: Json = False) -> None:
     embedded = Embedded(home)
     found = {part.name: {"pid": part.pid, "alive": part.alive} for part in embedded.parts()}
     if as_json:
-        print(json.dumps({"running": embedded.running(), "home": str(embedded.home), "parts": found}))
+        print(json.dumps({"running": embedded.running(), "home": str(embedded.home), "grpc": embedded.grpc_target, "parts": found}))
         return
     print(f"{embedded.home}: {'running' if embedded.running() else 'not running'}")
+    if embedded.grpc_target:
+        print(f"  gRPC: {embedded.grpc_target}")
     for name, part in found.items():
         print(f"  {name}: pid {part['pid']}, {'alive' if part['alive'] else 'gone'}")
 

@@ -109,7 +109,7 @@ class Embedded:
             say("starting the embedded Kubernetes API")
             token = self._start_api(parts)
         say("starting Ray (token authentication on, loopback)")
-        ray = RayProcess(python_path=f"{Path.cwd()}{os.pathsep}{self.modules}", log=self.home / "logs" / "ray.log")
+        ray = RayProcess(grpc=True, python_path=f"{Path.cwd()}{os.pathsep}{self.modules}", log=self.home / "logs" / "ray.log")
         ray.start(on_spawn=lambda: self._remember(parts, "ray", ray.pid))
         if not self._elsewhere:
             port = self._wait("apiserver", lambda: (self.home / "port").read_text().strip())
@@ -122,8 +122,8 @@ class Embedded:
         self._spawn(parts, "controllers", "kfp_components.local.controllers", *options, environment=ray.environment())
         with ray.serve() as serve:
             serve.put_applications({"applications": []})
-        facts = {"dashboard_url": ray.dashboard_url, "serve_port": ray.serve_port, "ray_token": ray.token, "ray_folder": str(ray.folder)}
-        self._save(parts, facts)
+        ports = {"serve_port": ray.serve_port, "grpc_port": ray.grpc_port}
+        self._save(parts, {"dashboard_url": ray.dashboard_url, **ports, "ray_token": ray.token, "ray_folder": str(ray.folder)})
         say(f"up: KUBECONFIG={self.kubeconfig}")
 
     def _start_api(self, parts: list[Part]) -> str:
@@ -172,6 +172,12 @@ class Embedded:
         """Serve's REST API of the embedded Ray."""
         facts = self._load()["facts"]
         return ServeClient(facts["dashboard_url"], facts["ray_token"])
+
+    @property
+    def grpc_target(self) -> str | None:
+        """``host:port`` of KServe's gRPC service, which Serve answers; None when it is not up."""
+        port = self._load().get("facts", {}).get("grpc_port")
+        return f"127.0.0.1:{port}" if port else None
 
     def forget(self, model: str, namespace: str = DEFAULT_NAMESPACE) -> None:
         """Take a model away, whatever state its release is in: what runs of it, its alias and stub, its records. The registry keeps its versions."""

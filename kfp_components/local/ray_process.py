@@ -26,6 +26,7 @@ STOP_TIMEOUT_S = 5.0
 GAVE_UP = "The current node timed out during startup"
 """What Ray says when its parts did not find each other within 30 s, a number that it lets nobody set: a busy machine takes longer."""
 
+GRPC_SERVICER = "kfp_components.local.grpc_loopback:add_servicer"
 WORKER_PORTS = 400
 """Ports for worker processes: one for each replica and a few for Ray itself."""
 
@@ -40,11 +41,13 @@ class Detached(subprocess.Popen[bytes]):
 class ServeClient:
     """Serve's REST API on the Ray dashboard, which is what the KubeRay operator talks to. Close it, or use it as a context manager."""
 
-    def __init__(self, url: str, token: str, http_port: int | None = None) -> None:
-        """``http_port`` is where Serve listens; it takes effect with the first configuration."""
+    def __init__(self, url: str, token: str, http_port: int | None = None, grpc_port: int | None = None) -> None:
+        """``http_port`` and ``grpc_port`` are where Serve listens; they take effect with the first configuration."""
         self.url = url
         self._http = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30.0, trust_env=False)
-        self._options = {"http_options": {"host": "127.0.0.1", "port": http_port}} if http_port else {}
+        self._options: dict[str, Any] = {"http_options": {"host": "127.0.0.1", "port": http_port}} if http_port else {}
+        if grpc_port:
+            self._options["grpc_options"] = {"port": grpc_port, "grpc_servicer_functions": [GRPC_SERVICER], "enable_reflection": False}
 
     def close(self) -> None:
         """Give its connections back."""
@@ -71,15 +74,19 @@ class ServeClient:
 class RayProcess:
     """A Ray head of our own. ``start`` returns when Serve's REST API answers; ``stop`` leaves no process and no files behind."""
 
-    def __init__(self, *, cpus: int = 64, serve_port: int | None = None, python_path: str = "", log: Path | None = None) -> None:
-        """``cpus`` is what Ray hands out, not what the machine has: replicas are small. ``python_path`` is added for the replicas."""
+    def __init__(self, *, cpus: int = 64, serve_port: int | None = None, grpc: bool = False, python_path: str = "", log: Path | None = None) -> None:
+        """``cpus`` is what Ray hands out, not what the machine has: replicas are small. ``python_path`` is added for the replicas.
+
+        ``grpc``: KServe's gRPC service on a port of its own, for which this Ray has to be able to import the library.
+        """
         self.cpus = cpus
         self.token = secrets.token_hex(24)
         self._python_path = python_path
         self._log = log
         self._folder: Path | None = None
         self._process: Detached | None = None
-        ports = free_ports(10)
+        ports = free_ports(11)
+        self.grpc_port = ports.pop() if grpc else None
         self.serve_port = serve_port or ports.pop()
         self._ports = ports
         self.dashboard_url = f"http://127.0.0.1:{ports[0]}"
@@ -107,7 +114,7 @@ class RayProcess:
         """
         self._folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # short: Ray makes socket paths below it
         log = self._log or self._folder / "start.log"
-        dashboard, gcs, client, agent, agent_grpc, runtime_env, metrics, node, objects = self._ports
+        dashboard, gcs, client, agent, agent_grpc, runtime_env, metrics, node, objects, *_ = self._ports
         first_worker = _free_range(WORKER_PORTS)
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
@@ -155,7 +162,7 @@ class RayProcess:
 
     def serve(self) -> ServeClient:
         """A client of its Serve REST API."""
-        return ServeClient(self.dashboard_url, self.token, self.serve_port)
+        return ServeClient(self.dashboard_url, self.token, self.serve_port, self.grpc_port)
 
     def is_alive(self) -> bool:
         """Whether the head still runs."""

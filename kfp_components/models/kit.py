@@ -317,13 +317,20 @@ class Served:
         try:
             if isinstance(request, bytes):
                 self._assert_fits(len(request))
-            found = await answer(inference_grpc.parsed(f"{method}Request", request))
+            found = await answer(_parsed(f"{method}Request", request))
             return response(**found) if isinstance(found, dict) else found
         except Exception as error:
             status, told, _param = _told(method, error)
         context.set_code(inference_grpc.status(status))
         context.set_details(told)
         return response()
+
+
+def _parsed(name: str, request: Any) -> Any:
+    try:
+        return inference_grpc.parsed(name, request)
+    except ValueError as error:
+        raise Refused(str(error)) from error
 
 
 def _guarded(handler: Handler) -> Handler:
