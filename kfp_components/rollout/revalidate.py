@@ -9,18 +9,14 @@ import bisect
 import contextlib
 import hashlib
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from random import Random
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from kfp_components import artifact, errors, names, notify, probes, uris
-from kfp_components.artifact.content import Away, Reading, Unreadable
+from kfp_components import errors, names, notify, probes, uris
 from kfp_components.clock import SystemClock
 from kfp_components.cluster import Cluster
 from kfp_components.judge import decay
@@ -29,14 +25,14 @@ from kfp_components.probes import golden
 from kfp_components.registry import ModelVersion
 from kfp_components.release import Release, ReleaseStore, records
 from kfp_components.release.revalidation import Look, Outcome, Recorded, Revalidations, RevalidationStore
-from kfp_components.request import ArtifactRules, ModelTarget, RevalidateRules, SmokeCase, parse_target
+from kfp_components.request import ModelTarget, RevalidateRules, SmokeCase, parse_target
+from kfp_components.rollout import cases as cases_of
 from kfp_components.rollout import journal
 from kfp_components.rollout.registered import request_of
 from kfp_components.rollout.run import Run
 from kfp_components.rollout.status import read_status
 from kfp_components.router.ledger import LATENCY_BOUNDS_S
 
-MOST_GOLDEN_MIB = 64
 SETTLE_S = 30.0
 """Ray calls every application of a RayService DEPLOYING for a moment when another one is written, and it goes on answering."""
 
@@ -121,12 +117,12 @@ def look_at(run: Run, rules: RevalidateRules, models: int, run_id: str, tell: To
     registered = _registered(run, version)
     try:
         run.persist(lambda: _assert_serves(run, record))
-        cases, where = _cases(record, registered, version, rules)
+        cases, where, uri = _cases(record, registered, version, rules)
         wanted = _recorded(cases, where, rules)
         _assert_comparable(store, known, wanted)
         draw = Random(f"{record.namespace}/{record.model}/{version}/{run.clock.now_unix_s():.0f}")
         endpoint = run.cluster.endpoint(run.address.alias, record.namespace, names.SERVE_PORT)
-        drawn = draw.choices(cases, k=rules.requests if known.state else rules.record_requests)
+        drawn = cases_of.with_media(draw.choices(cases, k=rules.requests if known.state else rules.record_requests), uri)
         end = run.clock.monotonic() + 60 * rules.max_minutes
         with probes.Prober(endpoint, record.model, run.address.prefix, run.transport) as prober:
             answers = golden.ask(prober, drawn, rules.concurrency, tell, go_on=lambda: run.clock.monotonic() < end)
@@ -348,8 +344,8 @@ def _registered(run: Run, version: str) -> ModelVersion | None:
     return None
 
 
-def _cases(record: Release, registered: ModelVersion | None, version: str, rules: RevalidateRules) -> tuple[tuple[SmokeCase, ...], str]:
-    """What is asked, and where it is from: the golden set of the rules, else of the registry, else the smoke cases and the protocol's health checks.
+def _cases(record: Release, registered: ModelVersion | None, version: str, rules: RevalidateRules) -> tuple[tuple[SmokeCase, ...], str, str | None]:
+    """What is asked, where it is from, and its URI: the golden set of the rules, else of the registry, else smoke cases and health checks.
 
     Raises `RequestInvalid` where there is nothing to ask, `NotFound` and `RequestInvalid` for a golden set that cannot be used, `Unreachable`.
     """
@@ -358,14 +354,14 @@ def _cases(record: Release, registered: ModelVersion | None, version: str, rules
     uri = rules.golden_set or told.get("golden_set")
     if uri is not None:
         digest = told.get("golden_set_digest") if uri == told.get("golden_set") else None
-        return _in_time(golden.parse(_text(uri, digest), uri), rules), uris.shown(uri)
+        return _in_time(golden.parse(_text(uri, digest), uri), rules), uris.shown(uri), uri
     found = (*asked.options.smoke, *probes.health_cases(record.model, asked.options.protocol)) if asked else ()
     if not found:
         raise errors.RequestInvalid(
             f"model {record.namespace}/{record.model} version {version}: nothing to ask; give a golden set (--golden-set, or "
             "options.provenance.golden_set of its next version)"
         )
-    return _in_time(found, rules), "its smoke cases"
+    return _in_time(found, rules), "its smoke cases", None
 
 
 def _in_time(cases: tuple[SmokeCase, ...], rules: RevalidateRules) -> tuple[SmokeCase, ...]:
@@ -373,30 +369,13 @@ def _in_time(cases: tuple[SmokeCase, ...], rules: RevalidateRules) -> tuple[Smok
 
 
 def _text(uri: str, digest: str | None) -> str:
-    """What is there. Raises `NotFound` where nothing is or it cannot be read from here, `Unreachable` when nobody can say, `RequestInvalid`."""
-    shown, what = uris.shown(uri), f"golden set {uris.shown(uri)}"
-    reader = artifact.READERS.get(urlsplit(uri).scheme)
-    if reader is None or urlsplit(uri).scheme == "oci":
-        raise errors.RequestInvalid(f"{what}: it is read from file:///, https:// or s3://")
-    reading = Reading(shown, ArtifactRules(max_download_mib=MOST_GOLDEN_MIB))
-    try:
-        with tempfile.TemporaryDirectory(prefix="kfp-serving-golden-") as folder:
-            there = reader.find(uri, reading)
-            if not there.single:
-                raise errors.RequestInvalid(f"{what}: it is a folder; name the file")
-            kept = Path(folder) / "golden.jsonl"
-            seen = reading.digest_of(there, kept)
-            content = kept.read_bytes()
-    except Away as error:
-        raise errors.Unreachable(f"{what}: {error}") from error
-    except Unreadable as error:
-        raise errors.NotFound(f"{what}: {error}") from error
-    if digest is not None and seen != digest:
-        raise errors.RequestInvalid(f"{what}: its digest is {seen}, and {digest} was registered; a changed set says nothing about the version")
+    """What is there. Raises as `cases.fetch`, and `RequestInvalid` for what is no text."""
+    what = "golden set"
+    content = cases_of.fetch(uri, digest, what)
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise errors.RequestInvalid(f"{what}: it is not text ({error.reason} at byte {error.start})") from error
+        raise errors.RequestInvalid(f"{what} {uris.shown(uri)}: it is not text ({error.reason} at byte {error.start})") from error
 
 
 def _tell_the_registry(run: Run, version: str, look: Look) -> None:
