@@ -156,7 +156,7 @@ class ExpectedAudio(_Part):
     min_s: float = Field(0.1, ge=0, description="shortest duration")
     max_s: float = Field(600.0, gt=0, description="longest duration")
     max_silence: float = Field(0.9, ge=0, le=1, description="share of its time, in pieces of 20 ms, that is below -50 dB of full scale")
-    sample_rate_hz: int | None = Field(None, gt=0)
+    sample_rate_hz: int | None = Field(None, gt=0, description="samples a second")
 
     @model_validator(mode="after")
     def _range(self) -> ExpectedAudio:
@@ -169,7 +169,7 @@ class ExpectedVectors(_Part):
     """Embeddings in OpenAI's form, V2's, `{embeddings: [...]}` or bare: finite, not zero, and not all the same; that is checked anyway."""
 
     count: int | None = Field(None, ge=1, description="one for each text")
-    dimensions: int | None = Field(None, ge=1)
+    dimensions: int | None = Field(None, ge=1, description="of each vector")
     unit_length: bool = Field(False, description="length 1, within 0.001")
     nearest: int | None = Field(None, ge=0, description="which of the texts after the first is nearest to it by cosine, counted from 0")
 
@@ -210,12 +210,12 @@ _ONLY_WITH: Mapping[str, tuple[str, ...]] = {
 class SmokeCase(_Part):
     """One request that the candidate must answer as expected before it gets any user's request."""
 
-    name: str = "case"
+    name: str = Field("case", description="for messages")
     protocol: SmokeProtocol = Field(
         "json", description="json sends `body` to `path`; the others to where their clients send it, `handle` by Ray Client to the deployment"
     )
     path: str = Field("/", description="below the public route; only for protocol json")
-    method: Literal["GET", "POST"] = "POST"
+    method: Literal["GET", "POST"] = Field("POST", description="only for protocol json")
     body: Any = Field(None, description="JSON; with `media` the form's other fields; OpenAI's `model` is filled in")
     media: Media | None = Field(None, description="the file of a form, such as audio to be transcribed")
     binary: bool | None = Field(None, description="tensors of v2 go and come as bytes, as KServe's client sends them")
@@ -224,7 +224,7 @@ class SmokeCase(_Part):
     expect: dict[str, Any] = Field(default_factory=dict, description="JSON pointer into the answer -> the value there")
     expect_shape: dict[str, list[int]] = Field(default_factory=dict, description="JSON pointer -> lengths of the nested lists there")
     tolerance: float = Field(1e-3, ge=0, description="absolute, for numbers in `expect`")
-    expect_tensors: dict[str, ExpectedTensor] | None = Field(None, description="name of a V2 output -> what it is like")
+    expect_tensors: dict[str, ExpectedTensor] | None = Field(None, description="name of a V2 output -> what it is like, an ExpectedTensor")
     expect_text: ExpectedText | None = None
     expect_audio: ExpectedAudio | None = None
     expect_vectors: ExpectedVectors | None = None

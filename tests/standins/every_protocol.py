@@ -84,7 +84,7 @@ class Handler(Answering):
             if state.fault == "error":
                 self.say({"error": "out of memory,\n\ntwo lines below"}, 500)
             else:
-                ROUTES[self.path.removeprefix(f"/{MODEL}")](self)
+                ROUTES[self.path.removeprefix(names.version_route(MODEL, VERSION)).removeprefix(f"/{MODEL}")](self)
         except ConnectionError:  # who asked went away
             self.close_connection = True
         finally:
