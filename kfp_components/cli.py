@@ -256,7 +256,7 @@ def smoke(
     kubeconfig: Kubeconfig = None,
     as_json: Json = False,
 ) -> None:
-    """Send a request's smoke cases, else its family's, to what serves. Nothing is written; exit 1 where an answer is not as expected, 3 without one."""
+    """Send a request's smoke cases, else its family's, to what serves. Nothing is written; exit 1 where an answer is wrong, 3 without one."""
     asked = _read(file, adopt_first=False)
     run = rollout.open_run(asked, _cluster(kubeconfig), registry=Absent(errors.RequestInvalid("registry: smoke does not ask it")))
     console = Console(stderr=True)
