@@ -9,6 +9,7 @@ import wave
 from array import array
 from collections.abc import Callable, Mapping
 
+from kfp_components.probes.check import resolve
 from kfp_components.request import (
     OWN_APPLICATION,
     ExpectedAudio,
@@ -24,6 +25,9 @@ from kfp_components.request import (
 SAMPLE_RATE_HZ = 16_000
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 TEXTS = ("A cat is sleeping on the sofa.", "A kitten naps on the couch.", "The central bank raised interest rates again.")
+RAY_SERVE_LLM = "/llm_configs/0/model_loading_config/model_id"
+"""Where `ray.serve.llm:build_openai_app` is told how clients call the model, in its arguments."""
+
 PATIENCE_S = 120.0
 """A first answer may load kernels."""
 
@@ -35,7 +39,11 @@ def cases(request: PromoteRequest) -> tuple[SmokeCase, ...]:
     the form of its answers.
     """
     made = CASES.get(request.family or "")
-    return made(OWN_APPLICATION.fullmatch(request.import_path) is not None) if made else ()
+    found = made(OWN_APPLICATION.fullmatch(request.import_path) is not None) if made else ()
+    called = resolve(request.options.args, RAY_SERVE_LLM)
+    if isinstance(called, str):
+        found = tuple(case.model_copy(update={"body": {**case.body, "model": called}}) for case in found)
+    return found
 
 
 def tone(seconds: float = 1.0, pitch_hz: float = 440.0) -> bytes:
@@ -82,7 +90,7 @@ def _asr(_own: bool) -> tuple[SmokeCase, ...]:
 
 
 def _tts(_own: bool) -> tuple[SmokeCase, ...]:
-    body = {"input": SENTENCE, "voice": "default", "response_format": "wav"}
+    body = {"input": SENTENCE, "voice": "alloy", "response_format": "wav"}
     heard = ExpectedAudio(min_s=1, max_s=30)
     return (SmokeCase(name="tts: a sentence", protocol="openai_speech", body=body, expect_audio=heard, timeout_s=PATIENCE_S),)
 

@@ -82,7 +82,8 @@ class Handle:
             except TimeoutError:
                 answer.broken = late(case.timeout_s)
             except Exception as error:  # Ray raises what the application raised, and much of its own
-                answer.status, answer.content = 500, f"{type(error).__name__}: {error}".encode()
+                cause = getattr(error, "cause", None) or error  # of a RayTaskError, whose own text is a traceback
+                answer.status, answer.content = 500, f"{type(cause).__name__}: {cause}".encode()
         return answer
 
 

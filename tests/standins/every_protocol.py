@@ -85,8 +85,6 @@ class Handler(Answering):
                 self.say({"error": "out of memory,\n\ntwo lines below"}, 500)
             else:
                 ROUTES[self.path.removeprefix(names.version_route(MODEL, VERSION)).removeprefix(f"/{MODEL}")](self)
-        except ConnectionError:  # who asked went away
-            self.close_connection = True
         finally:
             with state.lock:
                 state.in_flight -= 1

@@ -373,8 +373,17 @@ def test_the_family_of_a_request_and_its_cases(import_path: str, family: str | N
     asked = request.parse({**values, "options": {"provenance": {"family": family} if family else {}}})
     assert asked.family == found
     named = [one.name for one in defaults.cases(asked)]
+    assert {(one.body or {}).get("model") for one in defaults.cases(asked)} <= {None}
     own = ["embedding: V2", "embedding: OpenAI", "embedding: rerank"]
     assert named == (["llm: chat", "llm: stream"] if found == "llm" else [] if found in (None, "vision") else own if not family else own[1:2])
+
+
+def test_ray_serve_llm_is_asked_for_the_model_by_the_name_that_it_has_there() -> None:
+    args = {"llm_configs": [{"model_loading_config": {"model_id": "qwen"}}]}
+    values = {"model": "chat", "version": "v1", "uri": "s3://m/v1", "namespace": "a", "rayservice": "r"}
+    options = {"args": args, "builder": "exact", "provenance": {"family": "llm"}, "protocol": "json"}
+    asked = request.parse({**values, "import_path": "ray.serve.llm:build_openai_app", "options": options})
+    assert {one.body["model"] for one in defaults.cases(asked)} == {"qwen"}
 
 
 def test_names_of_the_ray_head() -> None:
