@@ -82,7 +82,7 @@ class RayProcess:
         ports = free_ports(10)
         self.serve_port = serve_port or ports.pop()
         self._ports = ports
-        self.dashboard_url = f"http://127.0.0.1:{ports[0]}"
+        self.dashboard_url, self.client_port = f"http://127.0.0.1:{ports[0]}", ports[2]
 
     @property
     def folder(self) -> Path:

@@ -73,7 +73,7 @@ def ray(tmp_path: Path) -> Iterator[RayProcess]:
 
 
 def test_a_handle_through_ray_client(ray: RayProcess) -> None:
-    client = f"http://127.0.0.1:{ray._ports[2]}"
+    client = f"http://127.0.0.1:{ray.client_port}"
     environment = {**os.environ, **ray.environment()}
     command = [sys.executable, "-c", ASKING, ray.dashboard_url, client]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=seconds(200))
