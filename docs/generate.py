@@ -1,4 +1,5 @@
-"""Write docs/troubleshooting.md from the error tree and from every place that raises one of its errors, so that none is missing.
+"""Write docs/troubleshooting.md from the error tree and from every place that raises one of its errors, so that none is missing; and the tables of
+docs/smoke-cases.md from the models in request.py.
 
 python docs/generate.py [--check]
 """
@@ -8,16 +9,18 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from kfp_components import errors  # noqa: E402
+from kfp_components import errors, request  # noqa: E402
 
-PAGE = ROOT / "docs" / "troubleshooting.md"
+PAGE, CASES_PAGE = ROOT / "docs" / "troubleshooting.md", ROOT / "docs" / "smoke-cases.md"
 ELSEWHERE = ("errors.py", "router", "kube_api")
 """The router and the embedded API answer by HTTP; they raise errors of their own, which no user of the library sees."""
 
@@ -100,14 +103,50 @@ def render() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def table(model: type[Any]) -> str:
+    """The fields of a model of request.py: name, default, what it says."""
+    rows = ["| field | default | |", "|---|---|---|"]
+    for name, field in model.model_fields.items():
+        inner = next((one for one in (field.annotation, *get_args(field.annotation)) if one in PARTS), None)
+        told = f"see {inner.__name__}" if inner else field.description or ""
+        if name == "protocol":
+            told = f"{', '.join(f'`{one}`' for one in get_args(field.annotation))}: {told}"
+        given = field.get_default(call_default_factory=True)
+        default = "required" if field.is_required() else "" if given is None or isinstance(given, tuple | list | dict) else f"`{given}`"
+        rows.append(f"| `{name}` | {default} | {told.replace('|', chr(92) + '|')} |")
+    return "\n".join(rows)
+
+
+PARTS = (
+    request.Media,
+    request.ExpectedText,
+    request.ExpectedVectors,
+    request.ExpectedAudio,
+    request.ExpectedStream,
+    request.ExpectedTensor,
+    request.SmokePace,
+)
+
+
+def tables(text: str) -> str:
+    """A page with the tables of models between their marks written anew."""
+
+    def one(found: re.Match[str]) -> str:
+        return f"<!-- {found[1]} -->\n{table(getattr(request, found[1]))}\n<!-- end -->"
+
+    return re.sub(r"<!-- ([A-Z]\w+) -->\n.*?<!-- end -->", one, text, flags=re.DOTALL)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with what is there instead of writing")
-    if not parser.parse_args().check:
-        PAGE.write_text(render(), encoding="utf-8")
-    elif PAGE.read_text(encoding="utf-8") != render():
-        raise SystemExit(f"{PAGE.relative_to(ROOT)} is not what the sources say; run `make docs` and commit")
+    check = parser.parse_args().check
+    for page, text in ((PAGE, render()), (CASES_PAGE, tables(CASES_PAGE.read_text(encoding="utf-8")))):
+        if not check:
+            page.write_text(text, encoding="utf-8")
+        elif page.read_text(encoding="utf-8") != text:
+            raise SystemExit(f"{page.relative_to(ROOT)} is not what the sources say; run `make docs` and commit")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """``kfp-serving``: the same functions as notebooks and pipelines, from a terminal.
 
-Exit codes: 0 done, 1 the demo did not go as it should or users are not served (status), 2 bad input (nothing was touched), 3 try again,
-4 taken back (stable serves), 5 held: too little evidence, or not approved (stable serves), 6 held: the meter is broken (stable serves),
-7 a champion decayed (revalidate), 8 a run in Kubeflow Pipelines failed and nobody says why (submit).
+Exit codes: 0 done, 1 the demo did not go as it should, users are not served (status) or an answer is wrong (smoke), 2 bad input (nothing was
+touched), 3 try again, 4 taken back (stable serves), 5 held: too little evidence, or not approved (stable serves), 6 held: the meter is broken (stable
+serves), 7 a champion decayed (revalidate), 8 a run in Kubeflow Pipelines failed and nobody says why (submit).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from kfp_components.cli_shared import summary as _summary
 from kfp_components.cli_shared import told as _told
 from kfp_components.cli_shared import values as _values
 from kfp_components.cluster import Cluster
+from kfp_components.registry import Absent
 from kfp_components.release import Previous, Release, ReleaseStore, Watcher, records
 from kfp_components.rollout.registered import attach_report
 from kfp_components.rollout.run import nobody
@@ -246,6 +247,28 @@ def adopt(
             console.print(f"{record.model}: {event.message}", soft_wrap=True, markup=False)
     if as_json:
         print(json.dumps(told if everything else told[0]))
+
+
+@app.command()
+def smoke(
+    file: RequestFile,
+    version: Annotated[str | None, typer.Option(help="a version that runs, asked at its own route; default: whatever users get")] = None,
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """Send a request's smoke cases, else its family's, to what serves. Nothing is written; exit 1 where an answer is wrong, 3 without one."""
+    asked = _read(file, adopt_first=False)
+    run = rollout.open_run(asked, _cluster(kubeconfig), registry=Absent(errors.RequestInvalid("registry: smoke does not ask it")))
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        found = rollout.smoke_serving(run, version, told=partial(_show, progress, progress.add_task("", total=1), 0, asked.model))
+    if as_json:
+        cases = [{key: getattr(one, key) for key in ("case", "problem", "unreachable", "seconds", "first_s", "version")} for one in found]
+        print(json.dumps({"model": asked.model, "version": version, "passed": not any(one.problem for one in found), "cases": cases}))
+    for one in () if as_json else found:
+        print(f"FAILED  {one.problem}" if one.problem else f"passed  {one.case} ({one.seconds:.3g} s)")
+    if any(one.problem for one in found):
+        raise typer.Exit(3 if any(one.unreachable for one in found) else 1)
 
 
 @app.command()

@@ -47,6 +47,12 @@ LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 """Annotation in which ``kubectl apply`` keeps what it was given."""
 
 SERVE_PORT = 8000
+GRPC_PORT = 9000
+"""Of Serve's gRPC proxy, where the RayService has one: ``grpc_options`` of ``serveConfigV2``, and the port in ``spec.serveService``."""
+
+DASHBOARD_PORT, RAY_CLIENT_PORT = 8265, 10001
+"""Of the Ray head."""
+
 VERSION_HEADER = "x-model-version"
 ROUTER_HEADER = "x-model-router"
 """On every answer of the router's own pages, with its application: they are asked for where it may stand, which may be a version's route by now."""
@@ -82,6 +88,11 @@ def service_host(service: str, namespace: str) -> str:
 def serve_service(rayservice: str) -> str:
     """Name of the Service that KubeRay makes in front of the Serve proxies."""
     return f"{rayservice}-serve-svc"
+
+
+def head_service(rayservice: str) -> str:
+    """Name of the Service that KubeRay makes in front of the Ray head."""
+    return f"{rayservice}-head-svc"
 
 
 def public_route(model: str) -> str:

@@ -84,21 +84,155 @@ class _Part(BaseModel):
         return whole_numbers(values)
 
 
+FAMILIES = ("embedding", "asr", "tts", "llm")
+"""Of models: each has an application in `kfp_components.models`, default smoke cases and an evaluator."""
+
+OWN_APPLICATION = re.compile(r"kfp_components\.models\.(\w+)[:.]\w+")
+
+
+class Media(_Part):
+    """A file that goes with a request."""
+
+    uri: str = Field(max_length=100_000, description="data:, or file:///, https://, s3://; in a golden set also clips/a.wav, beside the set")
+    digest: str | None = Field(None, description="sha256:... of the bytes; not needed with data:")
+    media_type: str = Field("application/octet-stream", pattern=r"^[\w.+-]+/[\w.+-]+$", description="audio/wav, ...")
+
+    @field_validator("uri")
+    @classmethod
+    def _uri(cls, value: str, info: ValidationInfo) -> str:
+        _refuse_credentials(value, info)
+        return value
+
+    @field_validator("digest")
+    @classmethod
+    def _digest(cls, value: str | None) -> str | None:
+        return _sha256(value)
+
+    @model_validator(mode="after")
+    def _known(self) -> Media:
+        if self.digest is None and not self.uri.startswith("data:"):
+            raise ValueError("digest is missing: sha256:... of the bytes that are there")
+        return self
+
+
+class ExpectedTensor(_Part):
+    """One output of a V2 answer. As many values as its shape says, of its datatype, all finite; that is checked anyway."""
+
+    datatype: str | None = Field(None, description="FP32, INT64, BYTES, ...")
+    shape: list[int] | None = Field(None, description="lengths; -1 for any")
+
+
+class ExpectedText(_Part):
+    """The text of an answer: a transcription, a completion, a chat message (streamed or not), a V2 output of BYTES, or the answer itself."""
+
+    min_characters: int = Field(1, ge=0, description="without white space at its ends")
+    contains: list[str] = Field(default_factory=list, description="each must be in it; capitals do not matter")
+    regex: str | None = Field(None, description="Python's syntax; to be found in it")
+    like: str | None = Field(None, description="what it is compared with, both without capitals and punctuation")
+    min_similarity: float | None = Field(
+        None, gt=0, le=1, description="with `like`: 2 x what both have in common / length of both (Python's difflib)"
+    )
+    max_wer: float | None = Field(None, ge=0, description="with `like`: word error rate, edits / words of `like`")
+
+    @field_validator("regex")
+    @classmethod
+    def _regex(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression: {error}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _bounds(self) -> ExpectedText:
+        if (self.like is None) != (self.min_similarity is None and self.max_wer is None):
+            raise ValueError("like and a bound, min_similarity or max_wer, belong together")
+        return self
+
+
+class ExpectedAudio(_Part):
+    """The answer is a WAV file that can be heard."""
+
+    min_s: float = Field(0.1, ge=0, description="shortest duration")
+    max_s: float = Field(600.0, gt=0, description="longest duration")
+    max_silence: float = Field(0.9, ge=0, le=1, description="share of its time, in pieces of 20 ms, that is below -50 dB of full scale")
+    sample_rate_hz: int | None = Field(None, gt=0, description="samples a second")
+
+    @model_validator(mode="after")
+    def _range(self) -> ExpectedAudio:
+        if self.min_s > self.max_s:
+            raise ValueError(f"min_s {self.min_s:g} is above max_s {self.max_s:g}")
+        return self
+
+
+class ExpectedVectors(_Part):
+    """Embeddings in OpenAI's form, V2's, `{embeddings: [...]}` or bare: finite, not zero, and not all the same; that is checked anyway."""
+
+    count: int | None = Field(None, ge=1, description="one for each text")
+    dimensions: int | None = Field(None, ge=1, description="of each vector")
+    unit_length: bool = Field(False, description="length 1, within 0.001")
+    nearest: int | None = Field(None, ge=0, description="which of the texts after the first is nearest to it by cosine, counted from 0")
+
+
+class ExpectedStream(_Part):
+    """The answer comes in pieces, which OpenAI's chat and completions are asked for then and end with a finish_reason and `[DONE]`."""
+
+    min_pieces: int = Field(2, ge=1, description="events; of speech pieces of audio")
+    max_first_s: float | None = Field(None, gt=0, description="until the first piece that says something: time to first token")
+
+
+SmokeProtocol = Literal[
+    "json",
+    "v1",
+    "v2",
+    "v2_grpc",
+    "openai_chat",
+    "openai_completions",
+    "openai_embeddings",
+    "openai_transcription",
+    "openai_speech",
+    "rerank",
+    "handle",
+]
+_ONLY_WITH: Mapping[str, tuple[str, ...]] = {
+    "path": ("json", "v2"),
+    "method": ("json", "v2"),
+    "media": ("json", "openai_transcription"),
+    "binary": ("v2",),
+    "call": ("handle",),
+    "expect_tensors": ("v2", "v2_grpc"),
+    "expect_audio": ("json", "openai_speech"),
+    "expect_stream": ("openai_chat", "openai_completions", "openai_speech"),
+}
+"""Fields that say nothing with other protocols."""
+
+
 class SmokeCase(_Part):
     """One request that the candidate must answer as expected before it gets any user's request."""
 
-    name: str = "case"
-    protocol: Literal["v2", "json"] = Field("json", description="v2 sends `body` to /v2/models/{model}/infer; json sends it to `path`")
+    name: str = Field("case", description="for messages")
+    protocol: SmokeProtocol = Field(
+        "json", description="json sends `body` to `path`; the others to where their clients send it, `handle` by Ray Client to the deployment"
+    )
     path: str = Field("/", description="below the public route; only for protocol json")
-    method: Literal["GET", "POST"] = "POST"
-    body: Any = None
-    expect_status: int = Field(200, ge=100, le=599)
+    method: Literal["GET", "POST"] = Field("POST", description="only for protocol json")
+    body: Any = Field(None, description="JSON; with `media` the form's other fields; OpenAI's `model` is filled in")
+    media: Media | None = Field(None, description="the file of a form, such as audio to be transcribed")
+    binary: bool | None = Field(None, description="tensors of v2 go and come as bytes, as KServe's client sends them")
+    call: str | None = Field(None, pattern=r"^[A-Za-z]\w*$", description="of protocol handle: method of the ingress deployment, default __call__")
+    expect_status: int = Field(200, ge=100, le=599, description="gRPC's codes by their HTTP counterparts: INVALID_ARGUMENT is 400")
     expect: dict[str, Any] = Field(default_factory=dict, description="JSON pointer into the answer -> the value there")
     expect_shape: dict[str, list[int]] = Field(default_factory=dict, description="JSON pointer -> lengths of the nested lists there")
     tolerance: float = Field(1e-3, ge=0, description="absolute, for numbers in `expect`")
+    expect_tensors: dict[str, ExpectedTensor] | None = Field(None, description="name of a V2 output -> what it is like, an ExpectedTensor")
+    expect_text: ExpectedText | None = None
+    expect_audio: ExpectedAudio | None = None
+    expect_vectors: ExpectedVectors | None = None
+    expect_stream: ExpectedStream | None = None
+    expect_within_s: float | None = Field(None, gt=0, description="the whole answer; slower is a failure")
     family: str | None = Field(None, max_length=100, description="whose evaluator scores the answer: asr, tts, embedding, llm; default the request's")
     reference: Any = Field(None, description="what that evaluator compares the answer with; without one the answer is not scored")
-    timeout_s: float = Field(30.0, gt=0, le=600)
+    timeout_s: float = Field(30.0, gt=0, le=600, description="for the whole answer")
 
     @field_validator("path")
     @classmethod
@@ -114,6 +248,42 @@ class SmokeCase(_Part):
         if wrong:
             raise ValueError(f"{wrong[0]!r} is not a JSON pointer (RFC 6901); it starts with /")
         return value
+
+    @model_validator(mode="after")
+    def _together(self, info: ValidationInfo) -> SmokeCase:
+        if (info.context or {}).get(STORED):
+            return self
+        for field, protocols in _ONLY_WITH.items():
+            if field in self.model_fields_set and self.protocol not in protocols and getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(f"{field} says nothing with protocol {self.protocol}; it goes with {', '.join(protocols)}")
+        if self.media is not None and not isinstance(self.body, dict | None):
+            raise ValueError("with media, body is a mapping: the form's other fields")
+        if self.protocol == "openai_transcription" and self.media is None:
+            raise ValueError("media is missing: the audio")
+        if self.protocol.startswith("openai_") and self.media is None and not isinstance(self.body, dict):
+            raise ValueError(f"protocol {self.protocol} needs a body: a mapping")
+        body = self.body if isinstance(self.body, dict) else {}
+        if (self.protocol == "v2_grpc" or self.binary) and not _are_tensors(body.get("inputs")):
+            raise ValueError("body.inputs is a list of tensors with name, shape, datatype and data")
+        if self.protocol in ("openai_chat", "openai_completions") and bool(body.get("stream", self.expect_stream)) != bool(self.expect_stream):
+            raise ValueError("body.stream and expect_stream contradict each other; expect_stream says what the stream is like, and asks for one")
+        if self.expect_within_s is not None and self.expect_within_s > self.timeout_s:
+            raise ValueError(f"expect_within_s {self.expect_within_s:g} is above timeout_s {self.timeout_s:g}, which ends the request first")
+        return self
+
+
+def _are_tensors(value: Any) -> bool:
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(one, dict) and {"name", "shape", "datatype", "data"} <= set(one) for one in value)
+    )
+
+
+class SmokePace(_Part):
+    """How fast the smoke cases are sent, and for how long."""
+
+    concurrency: int = Field(4, ge=1, le=64, description="cases at the same time")
+    rate_per_s: float | None = Field(None, gt=0, description="cases begun in a second; default as fast as the concurrency allows")
+    budget_s: float = Field(300.0, gt=0, le=86_400, description="none is begun later; those that are left have failed")
 
 
 class JudgeRules(_Part):
@@ -408,9 +578,12 @@ class Options(_Part):
     )
     runtime_env: dict[str, Any] = Field(default_factory=dict, description="env_vars always; code or packages only where the RayService allows it")
     smoke: tuple[SmokeCase, ...] = Field(
-        (), description="beside the protocol's own health checks; with protocol json, which has none, at least one case, or the word none"
+        (),
+        description="beside the protocol's own health checks; default those of the model's family (provenance.family); with protocol json, which has "
+        "no health checks, and of no known family at least one case, or the word none",
     )
     skip_smoke: bool = Field(False, description="what `smoke: none` sets")
+    smoke_pace: SmokePace = SmokePace()
     protocol: Literal["v2", "json"] = Field("v2", description="v2: the health endpoints of the Open Inference Protocol are checked too")
     judge: JudgeRules = JudgeRules()
     quality: QualityRules = QualityRules()
@@ -517,9 +690,10 @@ class Options(_Part):
     def _arguments(self) -> Options:
         if self.args and not self.builder:
             raise ValueError("args are given, but builder is false: a bound application takes no arguments")
-        if self.protocol == "json" and not (self.smoke or self.skip_smoke):
+        if self.smoke_pace.rate_per_s is not None and len(self.smoke) > self.smoke_pace.rate_per_s * self.smoke_pace.budget_s:
             raise ValueError(
-                "smoke: protocol json has no health checks, so nothing would be asked before users are; give at least one case, or the word none"
+                f"smoke_pace: {len(self.smoke)} cases at {self.smoke_pace.rate_per_s:g} a second take longer than budget_s "
+                f"{self.smoke_pace.budget_s:g}; give it more time, or a higher rate"
             )
         if self.judge.tick_s * LOOKS_PER_LEASE > self.lease_s:
             raise ValueError(
@@ -654,15 +828,26 @@ class PromoteRequest(ModelTarget):
             )
         return self
 
+    @model_validator(mode="after")
+    def _asked_before_users(self) -> PromoteRequest:
+        options = self.options
+        if options.protocol == "json" and not (options.smoke or options.skip_smoke or self.family in FAMILIES):
+            raise ValueError(
+                "options.smoke: protocol json has no health checks, so nothing would be asked before users are; give at least one case, or the "
+                f"word none; a family that has cases of its own (options.provenance.family: {', '.join(FAMILIES)}) is enough too"
+            )
+        return self
+
+    @property
+    def family(self) -> str | None:
+        """Of the model: as options.provenance says, else that of the library's own application; None where neither does."""
+        own = OWN_APPLICATION.fullmatch(self.import_path)
+        return self.options.provenance.family or (own[1] if own and own[1] in FAMILIES else None)
+
     @property
     def address(self) -> names.Address:
         """What clients call, as far as the request says it."""
         return names.address(self.model, alias_name=self.options.alias, route=self.options.route)
-
-    @property
-    def family(self) -> str | None:
-        """INTERIM"""
-        return self.options.provenance.family
 
     @property
     def application(self) -> str:

@@ -53,10 +53,27 @@ AT_START = ("http_options", "grpc_options", "proxy_location", "controller_option
 class RayServiceController:
     """Reconciles the one RayService of a namespace; of all namespaces when ``namespace`` is empty."""
 
-    def __init__(self, cluster: Cluster, serve: ServeClient, serve_port: int, namespace: str = "") -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        serve: ServeClient,
+        serve_port: int,
+        namespace: str = "",
+        *,
+        grpc_port: int | None = None,
+        client_port: int | None = None,
+    ) -> None:
+        """The ports are where Serve listens for HTTP and gRPC, and the head for Ray Client; None: nowhere."""
         self.cluster = cluster
         self.serve = serve
-        self.serve_port = serve_port
+        dashboard_port = int(httpx.URL(serve.url).port or 0)
+        listening = (
+            (names.serve_service, "serve", names.SERVE_PORT, serve_port),
+            (names.serve_service, "grpc", names.GRPC_PORT, grpc_port),
+            (names.head_service, "dashboard", names.DASHBOARD_PORT, dashboard_port),
+            (names.head_service, "client", names.RAY_CLIENT_PORT, client_port),
+        )
+        self._listening = [(service, name, port, target) for service, name, port, target in listening if target is not None]
         self.namespace = namespace
         self._mine: str | None = None  # uid of the RayService that this Ray serves
         self._sent: str | None = None  # digest of the configuration that Serve was given
@@ -141,12 +158,10 @@ class RayServiceController:
     def _services(self, item: Manifest) -> None:
         metadata = item["metadata"]
         space = metadata["namespace"]
-        ports = {
-            names.serve_service(metadata["name"]): ("serve", names.SERVE_PORT, self.serve_port),
-            f"{metadata['name']}-head-svc": ("dashboard", 8265, int(httpx.URL(self.serve.url).port or 0)),
-        }
         owner = {"apiVersion": item["apiVersion"], "kind": "RayService", "name": metadata["name"], "uid": metadata["uid"]}
-        for name, (port_name, port, target) in ports.items():
+        for service_of in (names.serve_service, names.head_service):
+            name = service_of(metadata["name"])
+            ports = [listening[1:] for listening in self._listening if listening[0] is service_of]
             if self.cluster.get(Ref("Service", name, space)) is not None:
                 continue
             meta = {"name": name, "namespace": space, "ownerReferences": [owner]}
@@ -156,7 +171,7 @@ class RayServiceController:
                 "metadata": {**meta, "labels": {"ray.io/originated-from-cr-name": metadata["name"]}},
                 "spec": {
                     "type": "ClusterIP",
-                    "ports": [{"name": port_name, "port": port, "targetPort": target, "protocol": "TCP"}],
+                    "ports": [{"name": each, "port": port, "targetPort": target, "protocol": "TCP"} for each, port, target in ports],
                 },
             }
             piece = {
@@ -165,7 +180,7 @@ class RayServiceController:
                 "metadata": {**meta, "labels": {"kubernetes.io/service-name": name}},
                 "addressType": "FQDN",
                 "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": True}}],
-                "ports": [{"name": port_name, "port": target, "protocol": "TCP"}],
+                "ports": [{"name": each, "port": target, "protocol": "TCP"} for each, _, target in ports],
             }
             self.cluster.apply(service, manager=MANAGER)
             self.cluster.apply(piece, manager=MANAGER, force=True)
@@ -227,7 +242,7 @@ def withdraw(cluster: Cluster, namespace: str) -> None:
             continue
         name = item["metadata"]["name"]
         cluster.delete(Ref.of(item), uid=item["metadata"]["uid"])
-        for service in (names.serve_service(name), f"{name}-head-svc"):
+        for service in (names.serve_service(name), names.head_service(name)):
             for kind in ("EndpointSlice", "Service"):
                 cluster.delete(Ref(kind, service, namespace))
 
@@ -270,6 +285,8 @@ def main() -> None:
     parser.add_argument("--kubeconfig", type=Path, required=True)
     parser.add_argument("--dashboard-url", required=True)
     parser.add_argument("--serve-port", type=int, required=True)
+    parser.add_argument("--grpc-port", type=int, help="where Serve listens for gRPC; nowhere when left out")
+    parser.add_argument("--client-port", type=int, help="where the head listens for Ray Client; nowhere when left out")
     parser.add_argument("--namespace", default="", help="where RayServices are served; everywhere when left out")
     options = parser.parse_args()
     stop = threading.Event()
@@ -278,7 +295,8 @@ def main() -> None:
     with suppress(ProcessLookupError):
         with ServeClient(options.dashboard_url, os.environ["RAY_AUTH_TOKEN"]) as serve:
             try:
-                run(RayServiceController(KubernetesCluster(options.kubeconfig), serve, options.serve_port, options.namespace), stop)
+                more = {"grpc_port": options.grpc_port, "client_port": options.client_port}
+                run(RayServiceController(KubernetesCluster(options.kubeconfig), serve, options.serve_port, options.namespace, **more), stop)
             except errors.NameTaken as error:
                 sys.exit(f"{_now()} {error}")
 

@@ -89,7 +89,7 @@ class RayProcess:
         self.grpc_port = ports.pop() if grpc else None
         self.serve_port = serve_port or ports.pop()
         self._ports = ports
-        self.dashboard_url = f"http://127.0.0.1:{ports[0]}"
+        self.dashboard_url, self.client_port = f"http://127.0.0.1:{ports[0]}", ports[2]
 
     @property
     def folder(self) -> Path:

@@ -1,27 +1,57 @@
-"""Smoke inference: requests with expected answers, sent through the alias, as clients send them."""
+"""Smoke inference: requests with expected answers, sent through the alias, as clients send them.
+
+``http``, ``tensors`` (V2 as bytes and gRPC) and ``handle`` ask, each by its protocols; ``check`` compares an answer with what a case expects;
+``defaults`` has the cases of a model family; ``golden`` reads golden sets. `Prober` sends cases: at the same time, at a rate, within a budget.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kfp_components import errors, names
+from kfp_components import errors
 from kfp_components.cluster import Endpoint
-from kfp_components.request import SmokeCase
+from kfp_components.probes import check, tensors
+from kfp_components.probes.answer import Way
+from kfp_components.probes.check import MISSING, matches, resolve, shape
+from kfp_components.probes.http import PATHS, Http
+from kfp_components.request import SmokeCase, SmokePace
 
 if TYPE_CHECKING:
     import httpx
 
-EXCERPT_CHARACTERS = 300
+__all__ = [
+    "MISSING",
+    "PATHS",
+    "ProbeResult",
+    "Prober",
+    "Reach",
+    "assert_askable",
+    "assert_passed",
+    "health_cases",
+    "matches",
+    "not_sent",
+    "resolve",
+    "shape",
+]
+
+TOLD_PROBLEMS = 10
+"""Of one version; the record of a release stays small."""
+
+HEARTBEAT_S = 1.0
+"""How often who waits for answers is given the word meanwhile."""
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What one case gave. ``problem`` is None when all was as expected, else one line: request, answer, what was expected.
+    """What one case gave. ``problem`` is None when all was as expected, else one line: case, request, what was expected and found, the answer.
 
     ``unreachable``: nobody was there to answer, which says nothing about the version. ``value`` is what assertions read of the answer, parsed JSON,
-    text or bytes by its content type; None without one. ``version`` is the one that the answer says it is from.
+    text or bytes; None without one. ``version`` is the one that the answer says it is from. ``first_s`` is the time to its first piece.
     """
 
     case: str
@@ -30,76 +60,177 @@ class ProbeResult:
     unreachable: bool = False
     value: Any = None
     version: str | None = None
+    first_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How a version is reached otherwise than by HTTP: the name of its application, Serve's gRPC proxy, the Ray head's dashboard and its Ray Client.
+
+    Each is looked up when a case needs it, and raises `NotFound` where it is not known.
+    """
+
+    application: str
+    grpc: Callable[[], Endpoint]
+    dashboard: Callable[[], Endpoint]
+    ray_client: Callable[[], Endpoint]
 
 
 class Prober:
     """Sends cases to one model through its alias: to the route prefix ``prefix``, which is the public one or a version's own.
 
     With ``version`` each request is pinned to it, where the router has that route: an answer that does not say it is of that version is a problem.
+    ``reach`` is needed for protocols v2_grpc and handle. Several threads may use it.
     """
 
     def __init__(
-        self, endpoint: Endpoint, model: str, prefix: str, transport: httpx.BaseTransport | None = None, *, version: str | None = None
+        self,
+        endpoint: Endpoint,
+        model: str,
+        prefix: str,
+        transport: httpx.BaseTransport | None = None,
+        *,
+        version: str | None = None,
+        reach: Reach | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.model = model
         self.prefix = prefix
         self.version = version
-        import httpx  # its import brings rich and click: a step that sends nothing need not pay for it
-
-        self._errors = ((httpx.ConnectError, httpx.ConnectTimeout), httpx.TimeoutException, httpx.HTTPError)
-        verify = endpoint.base_url.startswith("https:")  # else the certificates would be loaded for nothing, which takes longer than all else
-        headers = {"host": endpoint.host} | ({names.VERSION_HEADER: version} if version else {})
-        self._client = httpx.Client(base_url=endpoint.base_url, headers=headers, trust_env=False, transport=transport, verify=verify)
+        self._reach = reach
+        self._lock = threading.Lock()
+        self._http = Http(endpoint, model, prefix, version, transport)
+        self._ways: dict[str, Way] = {protocol: self._http for protocol in PATHS}
 
     def __enter__(self) -> Prober:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self._client.close()
+        for way in set(self._ways.values()):
+            way.close()
 
     def run(self, cases: Iterable[SmokeCase]) -> list[ProbeResult]:
-        """Send every case. Never raises for a bad answer."""
+        """Send every case, one after the other. Never raises for a bad answer; an `InputError` for a case that cannot be sent from here."""
         return [self._one(case) for case in cases]
+
+    def send(
+        self,
+        cases: Sequence[SmokeCase],
+        pace: SmokePace,
+        *,
+        go_on: Callable[[], bool] = lambda: True,
+        meanwhile: Callable[[int], None] = lambda _done: None,
+    ) -> Iterator[tuple[int, ProbeResult | None]]:
+        """Number and result of each case, as they come; None was not sent, because the budget was spent or ``go_on`` said no.
+
+        One that nobody answered is sent once more. ``meanwhile`` hears each second how many are done, in the caller's thread; what it raises ends
+        this. Then, and when the caller goes away, none is sent any more; those under way are not waited for.
+        """
+        done: queue.SimpleQueue[tuple[int, ProbeResult | BaseException | None]] = queue.SimpleQueue()
+        waiting, lock, over = iter(enumerate(cases)), threading.Lock(), threading.Event()
+        began = time.monotonic()
+
+        def one(number: int, case: SmokeCase) -> ProbeResult | None:
+            if pace.rate_per_s is not None:
+                over.wait(max(0.0, began + number / pace.rate_per_s - time.monotonic()))
+            for _ in range(2):
+                if over.is_set() or time.monotonic() >= began + pace.budget_s or not go_on():
+                    return None
+                (result,) = self.run([case])
+                if not result.unreachable:
+                    break
+            return result
+
+        def work() -> None:
+            while not over.is_set():
+                with lock:
+                    number, case = next(waiting, (-1, None))
+                if case is None:
+                    return
+                try:
+                    done.put((number, one(number, case)))
+                except BaseException as error:  # raised where the results are waited for
+                    done.put((number, error))
+
+        for _ in range(min(pace.concurrency, len(cases))):
+            threading.Thread(target=work, name=f"probes of {self.model}", daemon=True).start()
+        try:
+            for so_far in range(len(cases)):
+                while True:
+                    try:
+                        number, result = done.get(timeout=HEARTBEAT_S)
+                        break
+                    except queue.Empty:
+                        meanwhile(so_far)
+                if isinstance(result, BaseException):
+                    raise result
+                yield number, result
+        finally:
+            over.set()
 
     def version_that_answers(self, case: SmokeCase) -> str | None:
         """Who answers such a request; None when nobody does or the server does not say."""
-        path = self.prefix + PROTOCOLS[case.protocol](case, self.model)
-        try:
-            answer = self._client.request(case.method, path, timeout=case.timeout_s)
-        except self._errors[2]:
-            return None
-        told: str | None = answer.headers.get(names.VERSION_HEADER)
-        return told
+        return self._way(case).ask(case).version
+
+    def _way(self, case: SmokeCase) -> Way:
+        with self._lock:
+            if case.protocol not in self._ways:
+                self._ways[case.protocol] = _connect(self.model, case, self._reach)
+            return self._ways[case.protocol]
 
     def _one(self, case: SmokeCase) -> ProbeResult:
-        path = self.prefix + PROTOCOLS[case.protocol](case, self.model)
-        sent = f"{case.name}: {case.method} {path}"
-        try:
-            answer = self._client.request(case.method, path, json=case.body if case.method == "POST" else None, timeout=case.timeout_s)
-        except self._errors[0] as error:
-            told = f"{sent}: {self.endpoint.base_url} cannot be reached ({' -> '.join(self.endpoint.path)}): {error}"
-            return ProbeResult(case.name, 0.0, told, unreachable=True)
-        except self._errors[1]:
-            return ProbeResult(case.name, case.timeout_s, f"{sent}: no whole answer within {case.timeout_s:g} s")
-        except self._errors[2] as error:
-            return ProbeResult(case.name, 0.0, f"{sent}: {type(error).__name__}: {error}")
-        value, told = _value(answer), answer.headers.get(names.VERSION_HEADER)
-        problem = _problem(case, sent, answer, value)
-        if problem is None and self.version not in (None, told):
-            problem = f"{sent}: asked for version {self.version}, and {told or 'a server that does not say its version'} answered"
-        return ProbeResult(case.name, answer.elapsed.total_seconds(), problem, value=value, version=told)
+        way = self._way(case)
+        answer = way.ask(case)
+        if way is not self._http:
+            answer.version = answer.version or self.version  # its application is asked by name
+        problem = answer.broken if answer.unreachable else check.problem(case, self.version, answer)
+        told = f"{case.name}: {way.request(case)}: {problem}" if problem else None
+        return ProbeResult(case.name, answer.seconds, told, answer.unreachable, answer.value, answer.version, answer.first_s)
+
+
+def _connect(model: str, case: SmokeCase, reach: Reach | None) -> Way:
+    """What asks by gRPC or by handle. Raises an `InputError` that says what is missing for it, `Unreachable`."""
+    what = f"smoke case {case.name}: protocol {case.protocol}"
+    if reach is None:
+        raise errors.RequestInvalid(f"{what}: it reaches one version's application, and which one is not known here")
+    assert_askable([case])
+    try:
+        if case.protocol == "v2_grpc":
+            return tensors.Grpc(reach.grpc(), model, reach.application)
+        from kfp_components.probes.handle import Handle
+
+        return Handle(reach.dashboard(), reach.ray_client(), reach.application)
+    except errors.NotFound as error:
+        where = "Serve's gRPC proxy" if case.protocol == "v2_grpc" else "the Ray head"
+        raise errors.NotFound(f"{what}: where {where} is, is not known: {error}") from error
+
+
+def assert_askable(cases: Iterable[SmokeCase]) -> None:
+    """Raise `RequestInvalid` for a case that cannot be sent from here because a package is missing."""
+    for case in cases:
+        if case.protocol == "v2_grpc" or case.binary:
+            tensors.assert_installed(case.name, "v2_grpc" if case.protocol == "v2_grpc" else "binary")
+        elif case.protocol == "handle":
+            from kfp_components.probes import handle
+
+            handle.assert_installed(case.name)
+
+
+def not_sent(case: SmokeCase, pace: SmokePace) -> ProbeResult:
+    """The result of a case that was left when the budget was spent."""
+    return ProbeResult(case.name, 0.0, f"{case.name}: not sent, the budget of {pace.budget_s:g} s for all cases was spent before")
 
 
 def assert_passed(results: Iterable[ProbeResult], what: str) -> None:
-    """Raise `SmokeFailed` with a line for each case that failed; `Unreachable` when one could not be sent."""
+    """Raise `SmokeFailed` with a line for each case that failed, the first ten; `Unreachable` when one could not be sent."""
     results = list(results)
     nobody = next((result.problem for result in results if result.unreachable), None)
     if nobody:
         raise errors.Unreachable(f"{what}: {nobody}")
     problems = [result.problem for result in results if result.problem]
     if problems:
-        raise errors.SmokeFailed(f"{what}: {len(problems)} smoke case(s) failed: " + "; ".join(problems))
+        more = f"; and {len(problems) - TOLD_PROBLEMS} more" if len(problems) > TOLD_PROBLEMS else ""
+        raise errors.SmokeFailed(f"{what}: {len(problems)} smoke case(s) failed: {'; '.join(problems[:TOLD_PROBLEMS])}{more}")
 
 
 def health_cases(model: str, protocol: str) -> list[SmokeCase]:
@@ -108,96 +239,3 @@ def health_cases(model: str, protocol: str) -> list[SmokeCase]:
         return []
     paths = ("/v2/health/live", "/v2/health/ready", f"/v2/models/{model}/ready")
     return [SmokeCase(name=path, path=path, method="GET") for path in paths]
-
-
-PROTOCOLS: Mapping[str, Callable[[SmokeCase, str], str]] = {
-    "json": lambda case, _model: case.path,
-    "v2": lambda _case, model: f"/v2/models/{model}/infer",
-}
-"""Protocol -> path below the public route."""
-
-
-def _value(answer: httpx.Response) -> Any:
-    """Parsed JSON, text or bytes, by what the answer says it is; JSON where it says nothing, if it is any."""
-    kind = answer.headers.get("content-type", "").lower()
-    if not kind or "json" in kind:
-        try:
-            return answer.json()
-        except (ValueError, RecursionError):  # text that is no JSON, bytes that are no text, numbers and depths beyond reason
-            pass
-    return answer.content if kind and not kind.startswith("text/") and "json" not in kind else answer.text
-
-
-def _problem(case: SmokeCase, sent: str, answer: httpx.Response, value: Any) -> str | None:
-    excerpt = answer.text[:EXCERPT_CHARACTERS]
-    if answer.status_code != case.expect_status:
-        return f"{sent}: expected status {case.expect_status}, got {answer.status_code}: {excerpt}"
-    if not case.expect and not case.expect_shape:
-        return None
-    body = value
-    if isinstance(value, str | bytes):
-        try:
-            body = answer.json()
-        except (ValueError, RecursionError):
-            return f"{sent}: expected JSON, got {excerpt!r}"
-    for pointer, wanted in case.expect.items():
-        found = resolve(body, pointer)
-        if not matches(found, wanted, case.tolerance):
-            return f"{sent}: expected {pointer} = {_short(wanted)} (tolerance {case.tolerance:g}), got {_short(found)}"
-    for pointer, lengths in case.expect_shape.items():
-        found_shape = shape(resolve(body, pointer))
-        if found_shape != lengths:
-            return f"{sent}: expected {pointer} of shape {lengths}, got {found_shape}"
-    return None
-
-
-class _Missing:
-    def __repr__(self) -> str:
-        return "nothing there"
-
-
-MISSING = _Missing()
-
-
-def resolve(body: Any, pointer: str) -> Any:
-    """The value at a JSON pointer (RFC 6901), `MISSING` when there is none."""
-    for part in pointer.split("/")[1:]:
-        key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(body, list) and key.isascii() and key.isdecimal() and int(key) < len(body):
-            body = body[int(key)]
-        elif isinstance(body, dict) and key in body:
-            body = body[key]
-        else:
-            return MISSING
-    return body
-
-
-def matches(found: Any, wanted: Any, tolerance: float) -> bool:
-    """Equal, with ``tolerance`` (absolute) for numbers; a wanted dict may hold fewer keys; lists match element by element."""
-    if isinstance(wanted, bool) or isinstance(found, bool):
-        return found is wanted
-    if isinstance(wanted, int | float) and isinstance(found, int | float):
-        try:
-            return abs(found - wanted) <= tolerance
-        except OverflowError:  # an integer beyond every float
-            return found == wanted
-    if isinstance(wanted, dict):
-        return isinstance(found, dict) and all(key in found and matches(found[key], item, tolerance) for key, item in wanted.items())
-    if isinstance(wanted, list):
-        same_length = isinstance(found, list) and len(found) == len(wanted)
-        return same_length and all(matches(a, b, tolerance) for a, b in zip(found, wanted, strict=True))
-    return bool(found == wanted)
-
-
-def shape(value: Any) -> list[int]:
-    """Lengths of nested lists: [] for a scalar, [2, 3] for two lists of three."""
-    lengths = []
-    while isinstance(value, list):
-        lengths.append(len(value))
-        value = value[0] if value else None
-    return lengths
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."

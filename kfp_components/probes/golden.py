@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from kfp_components import errors, uris
 from kfp_components.probes import Prober, ProbeResult
-from kfp_components.request import SmokeCase, parse_case
+from kfp_components.request import SmokeCase, SmokePace, parse_case
 
 MOST_CASES = 100_000
 KEPT_PROBLEMS = 5
+DAY_S = 86_400.0
 NOBODY = 20
 """After so many requests that nobody answered, and none that somebody did, there is nobody."""
 
@@ -67,25 +67,22 @@ class Answers:
 
 
 def ask(
-    prober: Prober, cases: Sequence[SmokeCase], concurrency: int, told: Callable[[int, int], None], go_on: Callable[[], bool] = lambda: True
+    prober: Prober,
+    cases: Sequence[SmokeCase],
+    concurrency: int,
+    told: Callable[[int, int], None],
+    go_on: Callable[[], bool] = lambda: True,
+    *,
+    rate_per_s: float | None = None,
 ) -> Answers:
     """What the cases give, ``concurrency`` at the same time. ``told`` hears how many are done of how many; none is sent once ``go_on`` says no.
 
     One that nobody answered is sent once more. Where nobody answers at all, the rest is not sent.
     """
     found = Answers()
-
-    def one(case: SmokeCase) -> ProbeResult | None:
-        for _ in range(2):
-            if not go_on() or (found.unreachable >= NOBODY and not found.requests):
-                return None
-            (result,) = prober.run([case])
-            if not result.unreachable:
-                break
-        return result
-
-    with ThreadPoolExecutor(concurrency) as pool:
-        for done, answer in enumerate(pool.map(one, cases), 1):
-            found.add(answer)
-            told(done, len(cases))
+    pace = SmokePace(concurrency=concurrency, rate_per_s=rate_per_s, budget_s=DAY_S)
+    sent = prober.send(cases, pace, go_on=lambda: go_on() and not (found.unreachable >= NOBODY and not found.requests))
+    for done, (_, result) in enumerate(sent, 1):
+        found.add(result)
+        told(done, len(cases))
     return found

@@ -31,7 +31,7 @@ from kfp_components.rollout.promote import promote_model
 from kfp_components.rollout.revalidate import Revalidation, champions, last_look, not_looked_at, raise_if_decayed
 from kfp_components.rollout.rollback import finish_release, roll_back
 from kfp_components.rollout.run import Run, open_rollback, open_run
-from kfp_components.rollout.smoke import smoke_cases, smoke_inference
+from kfp_components.rollout.smoke import smoke_cases, smoke_inference, smoke_serving
 from kfp_components.rollout.status import Status, read_status
 from kfp_components.rollout.tidy import tidy_release
 
@@ -192,6 +192,7 @@ __all__ = [
     "shift_traffic",
     "smoke_cases",
     "smoke_inference",
+    "smoke_serving",
     "tidy_release",
     "undo_adoption",
     "undo_yield",

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
-from urllib.parse import urlsplit
 
-from kfp_components import artifact, errors, uris
-from kfp_components.artifact.content import Away, Reading, Unreadable
+from kfp_components import errors, probes, uris
 from kfp_components.probes import golden
-from kfp_components.request import ArtifactRules, PromoteRequest, SmokeCase
+from kfp_components.request import PromoteRequest, SmokeCase
+from kfp_components.rollout import cases
 
-MOST_MIB = 64
+PAST_THE_ROUTER = ("v2_grpc", "handle")
 BUILTIN = "builtin:"
 """Before the name of a family: the library's own set, small and in plain English, for who has none yet."""
 
@@ -29,9 +26,15 @@ def of_request(asked: PromoteRequest) -> tuple[SmokeCase, ...]:
         return ()
     from kfp_components import quality  # numpy: only a step that has a golden set pays for it
 
-    cases = read(told.golden_set, told.golden_set_digest)
-    quality.assert_references(cases, asked.family)
-    return cases
+    found = read(told.golden_set, told.golden_set_digest)
+    if past := next((case for case in found if case.protocol in PAST_THE_ROUTER), None):
+        raise errors.RequestInvalid(
+            f"golden set {uris.shown(told.golden_set)}, case {past.name}: protocol {past.protocol} does not go through the router, which knows the "
+            "versions apart; ask by HTTP"
+        )
+    probes.assert_askable(found)
+    quality.assert_references(found, asked.family)
+    return cases.with_media(found, told.golden_set)
 
 
 def read(uri: str, digest: str | None) -> tuple[SmokeCase, ...]:
@@ -39,41 +42,23 @@ def read(uri: str, digest: str | None) -> tuple[SmokeCase, ...]:
     return golden.parse(_text(uri, digest), uri)
 
 
-def digest_of(cases: Sequence[SmokeCase]) -> str:
+def digest_of(given: Sequence[SmokeCase]) -> str:
     """Of what is asked, in any order and however long may be waited for it.
 
     An optional field of a case that is not given is no part of it, so a later library may add one.
     """
-    lines = sorted(case.model_dump_json(exclude={"timeout_s", *(key for key, value in case if value is None and key != "body")}) for case in cases)
+    lines = sorted(case.model_dump_json(exclude={"timeout_s", *(key for key, value in case if value is None and key != "body")}) for case in given)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _text(uri: str, digest: str | None) -> str:
     if uri.startswith(BUILTIN):
         return _builtin(uri.removeprefix(BUILTIN))
-    shown, what = uris.shown(uri), f"golden set {uris.shown(uri)}"
-    reader = artifact.READERS.get(urlsplit(uri).scheme)
-    if reader is None or urlsplit(uri).scheme == "oci":
-        raise errors.RequestInvalid(f"{what}: it is read from file:///, https:// or s3://, or it is {BUILTIN} and a family")
-    reading = Reading(shown, ArtifactRules(max_download_mib=MOST_MIB))
-    try:
-        with tempfile.TemporaryDirectory(prefix="kfp-serving-golden-") as folder:
-            there = reader.find(uri, reading)
-            if not there.single:
-                raise errors.RequestInvalid(f"{what}: it is a folder; name the file")
-            kept = Path(folder) / "golden.jsonl"
-            seen = reading.digest_of(there, kept)
-            content = kept.read_bytes()
-    except Away as error:
-        raise errors.Unreachable(f"{what}: {error}") from error
-    except Unreadable as error:
-        raise errors.NotFound(f"{what}: {error}") from error
-    if digest is not None and seen != digest:
-        raise errors.RequestInvalid(f"{what}: its digest is {seen}, and {digest} was registered; a changed set says nothing about the version")
+    content = cases.fetch(uri, digest, "golden set")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise errors.RequestInvalid(f"{what}: it is not text ({error.reason} at byte {error.start})") from error
+        raise errors.RequestInvalid(f"golden set {uris.shown(uri)}: it is not text ({error.reason} at byte {error.start})") from error
 
 
 def _builtin(family: str) -> str:

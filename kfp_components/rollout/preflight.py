@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kfp_components import errors, names, notify, request
+from kfp_components import errors, names, notify, probes, request
 from kfp_components.cluster import Cluster, Manifest, Permission, Ref
 from kfp_components.cluster.changes import Apply, refuse_gitops, refuse_written_back
 from kfp_components.cluster.fields import refuse_taken
-from kfp_components.rollout import golden_set
+from kfp_components.rollout import cases, golden_set
 from kfp_components.rollout.run import Run
 from kfp_components.serving import alias, inference_service, ownership, rayservice
 from kfp_components.traffic.router_source import Source
@@ -53,11 +53,12 @@ def check(run: Run, *, found: Manifest | None, serving: Serving | None, first_ve
 
     ``found`` is the RayService as it was read, ``serving`` what users get at the run's address. ``first_version`` allows that there is nothing
     (deploy_model); it needs no router, any other release finds out where that would come from. ``dry`` lets pass that somebody else applies
-    ``serveConfigV2``: a plan tells it beside the changes, and no router stands in what is committed.
+    ``serveConfigV2``: a plan tells it beside the changes, and no router stands in what is committed. Media of smoke cases are read unless ``dry``.
     """
     cluster, asked, address = run.cluster, run.request, run.address
     check_permissions(cluster, asked)
     notify.check(asked.options.notify, notify.reader(cluster, asked.namespace))
+    probes.assert_askable(asked.options.smoke if dry else cases.with_media(asked.options.smoke))
     ref = Ref("RayService", asked.rayservice, asked.namespace)
     if found is None and asked.options.rayservice_template is None:
         raise errors.NotFound(f"{ref}: it does not exist; create it, correct the name, or give options.rayservice_template")

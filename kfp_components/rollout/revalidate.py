@@ -25,6 +25,7 @@ from kfp_components.registry import ModelVersion
 from kfp_components.release import Release, ReleaseStore, records
 from kfp_components.release.revalidation import Look, Outcome, Recorded, Revalidations, RevalidationStore
 from kfp_components.request import ModelTarget, RevalidateRules, SmokeCase, parse_target
+from kfp_components.rollout import cases as cases_of
 from kfp_components.rollout import golden_set, journal
 from kfp_components.rollout.registered import request_of
 from kfp_components.rollout.run import Run
@@ -115,12 +116,12 @@ def look_at(run: Run, rules: RevalidateRules, models: int, run_id: str, tell: To
     registered = _registered(run, version)
     try:
         run.persist(lambda: _assert_serves(run, record))
-        cases, where = _cases(record, registered, version, rules)
+        cases, where, uri = _cases(record, registered, version, rules)
         wanted = _recorded(cases, where, rules)
         _assert_comparable(store, known, wanted)
         draw = Random(f"{record.namespace}/{record.model}/{version}/{run.clock.now_unix_s():.0f}")
         endpoint = run.cluster.endpoint(run.address.alias, record.namespace, names.SERVE_PORT)
-        drawn = draw.choices(cases, k=rules.requests if known.state else rules.record_requests)
+        drawn = cases_of.with_media(draw.choices(cases, k=rules.requests if known.state else rules.record_requests), uri)
         end = run.clock.monotonic() + 60 * rules.max_minutes
         with probes.Prober(endpoint, record.model, run.address.prefix, run.transport) as prober:
             answers = golden.ask(prober, drawn, rules.concurrency, tell, go_on=lambda: run.clock.monotonic() < end)
@@ -339,8 +340,8 @@ def _registered(run: Run, version: str) -> ModelVersion | None:
     return None
 
 
-def _cases(record: Release, registered: ModelVersion | None, version: str, rules: RevalidateRules) -> tuple[tuple[SmokeCase, ...], str]:
-    """What is asked, and where it is from: the golden set of the rules, else of the registry, else the smoke cases and the protocol's health checks.
+def _cases(record: Release, registered: ModelVersion | None, version: str, rules: RevalidateRules) -> tuple[tuple[SmokeCase, ...], str, str | None]:
+    """What is asked, where it is from, and its URI: the golden set of the rules, else of the registry, else smoke cases and health checks.
 
     Raises `RequestInvalid` where there is nothing to ask, `NotFound` and `RequestInvalid` for a golden set that cannot be used, `Unreachable`.
     """
@@ -349,14 +350,14 @@ def _cases(record: Release, registered: ModelVersion | None, version: str, rules
     uri = rules.golden_set or told.get("golden_set")
     if uri is not None:
         digest = told.get("golden_set_digest") if uri == told.get("golden_set") else None
-        return _in_time(golden_set.read(uri, digest), rules), uris.shown(uri)
+        return _in_time(golden_set.read(uri, digest), rules), uris.shown(uri), uri
     found = (*asked.options.smoke, *probes.health_cases(record.model, asked.options.protocol)) if asked else ()
     if not found:
         raise errors.RequestInvalid(
             f"model {record.namespace}/{record.model} version {version}: nothing to ask; give a golden set (--golden-set, or "
             "options.provenance.golden_set of its next version)"
         )
-    return _in_time(found, rules), "its smoke cases"
+    return _in_time(found, rules), "its smoke cases", None
 
 
 def _in_time(cases: tuple[SmokeCase, ...], rules: RevalidateRules) -> tuple[SmokeCase, ...]:

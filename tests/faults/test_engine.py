@@ -13,6 +13,7 @@ from kfp_components.cluster import Ref
 from kfp_components.cluster.faults import Record
 from kfp_components.release import Release, ReleaseStore
 from kfp_components.request import Options, PromoteRequest, parse
+from kfp_components.rollout import smoke
 from kfp_components.router.policy import PROTOCOL
 from kfp_components.serving import inference_service, rayservice
 
@@ -965,3 +966,16 @@ def test_case_14_the_plan_warns_of_a_file_that_kubectl_applies(world: World) -> 
     metadata = {"name": RAYSERVICE, "namespace": NAMESPACE, "annotations": {names.LAST_APPLIED: '{"spec":{"serveConfigV2":"applications: []"}}'}}
     world.cluster.apply({"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": metadata}, manager="kubectl-client-side-apply", force=True)
     assert warning in str(rollout.plan(world.process().open(asked())))
+
+
+# --- smoke cases that take long --------------------------------------------------------------------------------------------------------
+
+
+def test_how_many_cases_are_done_is_shown_and_not_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smoke, "TOLD_EVERY_S", 0.0)
+    world.rayservice(live())
+    shown: list[str] = []
+    case = {"path": "/", "body": {"text": "x"}, "expect": {"/ok": True}}
+    world.promote(asked(smoke=[case, case]), watch=lambda record: shown.append(record.events[-1].message))
+    assert shown.count("1 of 2 case(s) answered") == shown.count("2 of 2 case(s) answered") == 1
+    assert not any("case(s) answered" in event.message and " of " in event.message for event in world.record().events)

@@ -72,7 +72,7 @@ def test_what_cannot_be_asked_is_named_and_stops_nobody(world: Many) -> None:
     ("arguments", "words"),
     [
         (["--namespace", "elsewhere"], "no model was released or adopted there"),
-        ([name(0), *OPTIONS, "--golden-set", "gs://x/y"], "it is read from file:///, https:// or s3://, or it is builtin: and a family"),
+        ([name(0), *OPTIONS, "--golden-set", "gs://x/y"], "it is read from file:///, https:// or s3://; a golden set may be builtin:embedding too"),
         ([name(0), *OPTIONS, "--golden-set", "file:///nowhere/golden.jsonl"], "golden set file:///nowhere/golden.jsonl: "),
         (["unknown", *OPTIONS], "there is no release of it"),
         ([*OPTIONS, "--report", "/nowhere/page.html"], "--report /nowhere/page.html: it cannot be written there"),

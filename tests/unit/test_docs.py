@@ -77,6 +77,8 @@ def test_every_request_in_the_docs_is_valid_and_the_rest_is_yaml(page: str, text
     found = yaml.safe_load(text)
     if "model" in found:
         request.parse(found)
+    elif isinstance(found, list):
+        assert [request.parse_case(case, page) for case in found]
     else:
         assert {"apiVersion", "kind"} <= set(found), f"{page}: neither a request nor an object"
 

@@ -79,6 +79,7 @@ def test_steps_and_the_components_that_wrap_them_have_one_name() -> None:
         "plan_undo",
         "promote_with_canary",
         "smoke_cases",
+        "smoke_serving",
         "undo_adoption",  # of the component adopt_model
     }
     components = {module.name for module in pkgutil.iter_modules(ops.__path__)} - {"image", "runtime", "list_champions", "collect_revalidations"}

@@ -36,6 +36,7 @@ READING = {
     "plan",
     "read_status",
     "smoke_cases",
+    "smoke_serving",
     "adoption_of",
     "adoptable",
     "adopted",

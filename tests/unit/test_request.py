@@ -269,7 +269,7 @@ def test_d15_with_protocol_json_something_is_asked_or_it_is_said_that_nothing_is
     def json_options(**more: Any) -> request.Options:
         return request.parse({**GOOD, "options": {"protocol": "json", **more}}).options
 
-    with pytest.raises(errors.RequestInvalid, match="give at least one case, or the word none"):
+    with pytest.raises(errors.RequestInvalid, match="give at least one case, or the word none; a family that has cases of its own"):
         json_options()
     assert json_options(smoke="none").skip_smoke
     assert len(json_options(smoke=[{"path": "/"}]).smoke) == 1

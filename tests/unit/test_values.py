@@ -340,8 +340,8 @@ def test_shapes(value: Any, lengths: list[int]) -> None:
 def test_health_is_asked_as_the_protocol_says() -> None:
     assert [case.path for case in probes.health_cases("bge", "v2")] == ["/v2/health/live", "/v2/health/ready", "/v2/models/bge/ready"]
     assert {case.method for case in probes.health_cases("bge", "v2")} == {"GET"} and probes.health_cases("bge", "json") == []
-    assert probes.PROTOCOLS["v2"](SmokeCase(path="/ignored"), "bge") == "/v2/models/bge/infer"
-    assert probes.PROTOCOLS["json"](SmokeCase(path="/embed"), "bge") == "/embed"
+    assert probes.PATHS["v2"](SmokeCase(path="/ignored"), "bge") == "/v2/models/bge/infer"
+    assert probes.PATHS["json"](SmokeCase(path="/embed"), "bge") == "/embed"
 
 
 def test_all_failed_cases_are_told() -> None:
