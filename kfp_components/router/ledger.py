@@ -24,7 +24,8 @@ class VersionCounts:
     """Counts of one version. ``requests`` are answered unpinned ones; those whose client went away are only in ``client_disconnects``.
 
     ``recent`` are the same outcomes among the last `RECENT_REQUESTS` unpinned requests, answered or given up. ``in_flight`` are all that are not over
-    yet, streams, WebSockets and the ``pinned_in_flight`` too; ``waiting`` are the unpinned ones whose answer has not begun, the oldest since ``waits_s``.
+    yet, streams, WebSockets and the ``pinned_in_flight`` too; ``waiting`` are the unpinned ones whose answer has not begun, the oldest since
+    ``waits_s``.
     """
 
     def __init__(self) -> None:

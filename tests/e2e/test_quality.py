@@ -45,7 +45,7 @@ def test_a_good_version_is_promoted_without_users_and_one_whose_answers_are_wors
     assert judged.scores == {"stable": 1.0, "candidate": 1.0} and judged.requests == {"stable": 0, "candidate": 0}
 
     before = snapshot(cluster)
-    with pytest.raises(errors.CanaryFailed, match="worse in (quality of its answers|useless answers)"):
+    with pytest.raises(errors.CanaryFailed, match=r"worse in (quality of its answers|useless answers)"):
         rollout.promote_with_canary(rollout.open_run(embedding("search", "v3", fault="shuffled"), cluster))
     record = record_of(cluster, "search")
     assert record["phase"] == "rolled_back" and snapshot(cluster) == before
