@@ -34,7 +34,7 @@ Call = Callable[["Official"], Awaitable[tuple[str | None, Any]]]
 def request(version: str, **options: Any) -> PromoteRequest:
     judge = {"judge_latency": False, **MARGINS, **STEADY, "tick_s": 0.3, "max_minutes": 60.0}
     asked = demo.request(version, model=MODEL, judge=judge, lease_s=seconds(30), ready_timeout_s=seconds(200), **options)
-    return asked.model_copy(update={"rayservice": RAYSERVICE, "steps": [50]})
+    return asked.model_copy(update={"rayservice": RAYSERVICE, "steps": (50.0,)})
 
 
 class Official:

@@ -102,9 +102,9 @@ def test_rerank_as_asked(bge: kit.Served) -> None:
         {"query": "a", "documents": [{"title": "b"}]},
         {"documents": ["a"]},
     ]
-    bad += [{"query": "a", "documents": ["a"] * 256}, {"query": "a", "documents": ["a"], "top_n": 0}]
+    bad += [{"query": "a", "documents": ["a"] * 256}, {"query": "a", "documents": ["a"], "top_n": 0}, {"query": "\ud800", "documents": ["a"]}]
     for body in bad:
-        answer = post(bge, "/v2/rerank", body)
+        answer = send(bge, "POST", "/v2/rerank", content=json.dumps(body))
         assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
 
 

@@ -120,7 +120,11 @@ def test_answers(served: kit.Served) -> None:
         assert told == type(told)(**as_rest)
 
 
+TWO = CLASSES["ModelInferRequest"](model_name="m", raw_input_contents=[b""])
+for name in ("text", "x"):
+    TWO.inputs.add(name=name, datatype="BYTES", shape=[0])
 WRONG = {
+    "raw and not": ("ModelInfer", TWO, "INVALID_ARGUMENT", "1 for 2 inputs"),
     "another model": ("ModelReady", CLASSES["ModelReadyRequest"](name="other"), "NOT_FOUND", "no model 'other'"),
     "another version": ("ModelMetadata", CLASSES["ModelMetadataRequest"](name="m", version="v8"), "NOT_FOUND", "no version 'v8'"),
     "no inputs": ("ModelInfer", CLASSES["ModelInferRequest"](model_name="m"), "INVALID_ARGUMENT", "no inputs"),

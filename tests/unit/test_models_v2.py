@@ -203,6 +203,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "no output of that name": ({"inputs": [{**TEXT, "data": ["a"]}], "outputs": [{"name": "x"}]}, "no output 'x'; there are 'embedding'"),
     "too many texts": ({"inputs": [{**TEXT, "shape": [300], "data": ["a"] * 300}]}, "300 texts; between 1 and 256"),
     "no texts": ({"inputs": [{**TEXT, "shape": [0], "data": []}]}, "0 texts"),
+    "half a surrogate pair for a name": ({"inputs": [{**TEXT, "parameters": {"\ud800": []}}]}, "parameters"),
     "more bytes than there are": ({"inputs": [{**TEXT, "parameters": {"binary_data_size": 9}}]}, "not within the 0 bytes"),
 }
 
@@ -263,6 +264,28 @@ def test_binary_and_json_say_the_same(served: kit.Served, texts: list[str]) -> N
     at = int(binary.headers[tensors.HEADER_LENGTH])
     assert np.frombuffer(binary.content[at:], "<f4").tolist() == plain["outputs"][0]["data"]
     assert plain["outputs"][0]["data"][::2] == [len(text) for text in texts]
+
+
+def test_bytes_that_do_not_fit_are_refused() -> None:
+    def ask(size: Any, rest: bytes) -> tensors.Infer:
+        entry = {"name": "x", "shape": [1], "datatype": "INT8", "parameters": {"binary_data_size": size}}
+        head = json.dumps({"inputs": [entry]}).encode()
+        return tensors.from_rest(head + rest, str(len(head)))
+
+    assert ask(1, b"\x05").input("x").array.tolist() == [5]
+    for size, rest, words in ((1, b"ab", "1 bytes are left over"), (True, b"a", "True is not within"), (2, b"a", "not within the 1 bytes")):
+        with pytest.raises(tensors.Refused, match=words):
+            ask(size, rest)
+
+
+@pytest.mark.parametrize(("root", "path", "kind"), [("/m", "/v1/embeddings", dict), ("/v1", "/embed", str), ("/v1/models", "/v1/embeddings", dict)])
+def test_the_public_route_is_no_part_of_the_path(served: kit.Served, root: str, path: str, kind: type) -> None:
+    async def once() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(served.web, root_path=root), base_url="http://test") as client:
+            return await client.post(root + path, json={})
+
+    answer = asyncio.run(once())
+    assert answer.status_code == 400 and isinstance(answer.json()["error"], kind)
 
 
 def test_v1(served: kit.Served) -> None:
@@ -326,9 +349,11 @@ def test_an_engine_that_hangs_is_not_ready_and_one_that_is_busy_is() -> None:
 
     async def ask() -> tuple[str | None, str | None]:
         holding = asyncio.create_task(app.compute(free.wait))
-        await asyncio.sleep(0)
-        app._answered_at += 1000.0  # somebody else's request was answered just now, however slow this machine is
-        busy = await app.problem()
+        asking = asyncio.create_task(app.problem())
+        while app._check is None:
+            await asyncio.sleep(0)
+        app._answered_at += 1000.0  # somebody else's request was answered meanwhile, however slow this machine is
+        busy = await asking
         app._answered_at -= 2000.0
         hung = await app.problem()
         free.set()
