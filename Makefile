@@ -56,7 +56,7 @@ RESOLVE = $(BIN)/uv pip compile setup.py --universal --python-version 3.11 --gen
 
 lock:  ## resolve requirements.lock again, for all Python versions, and from it what the component image installs
 	$(RESOLVE) --extra all --override requirements.overrides -o requirements.lock
-	$(RESOLVE) --extra mlflow --extra s3 --extra signing --constraint requirements.lock -o deploy/requirements.image.lock
+	$(RESOLVE) --extra mlflow --extra s3 --extra signing --extra quality --constraint requirements.lock -o deploy/requirements.image.lock
 
 clean:  ## remove what was built (not the embedded cluster: `kfp-serving local down`)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

