@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import jsonschema
 import numpy as np
+import openai
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -284,6 +285,33 @@ def test_speech_in_v1_and_v2() -> None:
     (made,) = send(app, "/v1/models/say:predict", json={"instances": ["one two"], "parameters": {"speed": 2.0}}).json()["predictions"]
     assert base64.b64decode(made["b64"]) == whole
     assert send(app, "/v2/models/say/infer", json={"inputs": [tensor], "parameters": {"speed": 9}}).status_code == 400
+
+
+def test_openais_client_speaks_and_hears_in_every_form() -> None:
+    async def talk() -> None:
+        def client(app: kit.Served) -> openai.AsyncOpenAI:
+            http = httpx.AsyncClient(transport=httpx.ASGITransport(app.web))
+            return openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", max_retries=0, http_client=http)
+
+        async with client(speaking()) as say, client(hearing()) as hear:
+            told = (await say.audio.speech.create(model="say", voice="alloy", input="one two", response_format="wav")).content
+            async with say.audio.speech.with_streaming_response.create(
+                model="say", voice="alloy", input="one two", response_format="wav", stream_format="audio"
+            ) as streamed:
+                assert sound.read_wav(b"".join([piece async for piece in streamed.iter_bytes()])).duration_s == 0.4
+            file = ("a.wav", told)
+            assert (await hear.audio.transcriptions.create(model="hear", file=file)).text == "word0 word1"
+            verbose = await hear.audio.transcriptions.create(
+                model="hear", file=file, response_format="verbose_json", timestamp_granularities=["segment"], temperature=0.2
+            )
+            assert (verbose.duration, len(verbose.segments or ())) == (0.4, 2)
+            assert "WEBVTT" in await hear.audio.transcriptions.create(model="hear", file=file, response_format="vtt")
+            with pytest.raises(openai.NotFoundError, match="no model 'whisper-1' here"):
+                await hear.audio.transcriptions.create(model="whisper-1", file=file)
+            with pytest.raises(openai.BadRequestError, match="'wav' or 'pcm'"):
+                await say.audio.speech.create(model="say", voice="alloy", input="one", response_format="opus")
+
+    asyncio.run(talk())
 
 
 def test_bad_versions_differ_in_what_they_say_alone() -> None:
