@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from random import Random
 from types import TracebackType
 
-from kfp_components import names, quality
+from kfp_components import names
 from kfp_components.judge.golden import Answered
 from kfp_components.judge.quality import Pair
-from kfp_components.probes import Prober, ProbeResult
+from kfp_components.probes import Prober, ProbeResult, golden
 from kfp_components.quality.examples import Compared
 from kfp_components.request import SmokeCase
 from kfp_components.rollout import journal
@@ -123,11 +123,6 @@ class Pairs:
         return answer
 
     def _compared(self, case: SmokeCase, stable: ProbeResult, candidate: ProbeResult) -> tuple[Answered, Compared]:
-        was, now = self._score(case, stable), self._score(case, candidate)
+        was, now = (golden.score(case, answer, self.family) for answer in (stable, candidate))
         pair = Pair(was.value, now.value, was.garbage, now.garbage, stable.seconds or None, candidate.seconds or None)
         return Answered(pair, was.note if was.garbage else ""), Compared(case.name, case.body, stable.value, candidate.value, was, now)
-
-    def _score(self, case: SmokeCase, answer: ProbeResult) -> quality.Score:
-        if answer.problem is not None:
-            return quality.garbage(answer.problem)
-        return quality.Score(1.0) if case.reference is None else quality.score(case, answer.value, self.family)
