@@ -168,6 +168,9 @@ class Handler(Answering):
 
         def events() -> Iterator[bytes]:
             yield event("")  # the role comes first
+            if fault == "odd events":
+                yield from (f"data: {json.dumps(odd)}\n\n".encode() for odd in (5, {"choices": 5}, {"choices": [{"delta": "x", "text": {}}]}, []))
+                return
             if fault == "begins late":
                 time.sleep(0.1)
             for number, word in enumerate(WORDS):
