@@ -29,7 +29,10 @@ COLLAPSED = 0.9999
 
 def problem(case: SmokeCase, version: str | None, answer: Answer) -> str | None:
     """The first thing that is not as expected; None when all is. ``version`` is the one that was asked for, None: any."""
-    wrong = next(_wrong(case, version, answer), None)
+    try:
+        wrong = next(_wrong(case, version, answer), None)
+    except RecursionError:
+        wrong = "expected an answer that can be read, it is nested too deep"
     if wrong is None or (answer.broken is not None and not answer.content):
         return wrong
     return f"{wrong}: {answer.told()}" if answer.status != case.expect_status else f"{wrong}; the answer: {answer.told()}"
@@ -88,10 +91,10 @@ def _values(case: SmokeCase, answer: Answer) -> Iterator[str]:
 
 def _tensors(expected: dict[str, ExpectedTensor], value: Any) -> Iterator[str]:
     listed = value.get("outputs") if isinstance(value, dict) else None
-    outputs = {output.get("name"): output for output in listed or () if isinstance(output, dict)} if isinstance(listed, list) else {}
+    outputs = {str(output.get("name")): output for output in listed if isinstance(output, dict)} if isinstance(listed, list) else {}
     for name, tensor in expected.items():
         if name not in outputs:
-            yield f"expected an output {name}, got {', '.join(map(str, outputs)) or 'no outputs'}"
+            yield f"expected an output {name}, got {', '.join(outputs) or 'no outputs'}"
             return
         found, datatype, data = outputs[name].get("shape"), str(outputs[name].get("datatype")), outputs[name].get("data")
         if not isinstance(found, list) or not all(isinstance(length, int) for length in found) or not isinstance(data, list):
@@ -107,11 +110,10 @@ def _tensors(expected: dict[str, ExpectedTensor], value: Any) -> Iterator[str]:
         kinds = KINDS.get(datatype.rstrip("0123456789"))
         if kinds is None:
             yield f"output {name} has the unknown datatype {datatype}"
-        elif any(not isinstance(item, kinds) or (isinstance(item, bool) and bool not in kinds) for item in data):
-            odd = next(item for item in data if not isinstance(item, kinds) or (isinstance(item, bool) and bool not in kinds))
-            yield f"output {name} says datatype {datatype}, but holds {_short(odd)}"
-        elif any(isinstance(item, float) and not math.isfinite(item) for item in data):
-            yield f"expected output {name} to be finite, but it holds {next(item for item in data if not math.isfinite(item))}"
+        elif odd := [item for item in data if not isinstance(item, kinds) or (isinstance(item, bool) and bool not in kinds)]:
+            yield f"output {name} says datatype {datatype}, but holds {_short(odd[0])}"
+        elif endless := [item for item in data if isinstance(item, float) and not math.isfinite(item)]:
+            yield f"expected output {name} to be finite, but it holds {endless[0]}"
 
 
 def _text(expected: ExpectedText, value: Any) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import re
 import threading
 import time
@@ -9,12 +10,15 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from standins import every_protocol
 from standins.every_protocol import APPLICATION, MODEL, SPOKEN, TEXTS, VERSION, Model
 
 from kfp_components import errors, names, probes, request
 from kfp_components.cluster import Endpoint
-from kfp_components.probes import Prober, ProbeResult, defaults, handle, tensors
+from kfp_components.probes import Prober, ProbeResult, check, defaults, handle, tensors
+from kfp_components.probes.answer import Answer
 from kfp_components.request import SmokeCase, SmokePace
 
 TONE = defaults.tone(0.5)
@@ -102,6 +106,7 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "streams half and breaks": ("chat stream", "breaks", {}, BROKE + r"{\"id\""),
     "streams garbage": ("chat stream", "garbled", {}, r"the stream holds an event that is no JSON: {half"),
+    "streams odd things": ("chat stream", "odd events", {}, r"the stream stopped after 5 piece\(s\)"),
     "streams completions half": ("completions stream", "half", {}, r"the stream stopped after 4 piece\(s\)"),
     "does not stream": ("chat stream", "no stream", {}, r"expected a stream \(text/event-stream\), got application/json"),
     "begins late": (
@@ -257,6 +262,38 @@ def test_versions_of_python_and_ray_are_compared() -> None:
     assert told == 'Ray is 2.60.0 here and 2.9.3 in the cluster, Ray Client takes the same: pip install "ray[client,serve]==2.9.3"'
     told = handle.mismatch(ours, {"Python": "3.12.1", "Ray": "2.60.0"})
     assert told == "Python is 3.11.9 here and 3.12.1 in the cluster, Ray Client takes the same minor version: run this with 3.12"
+
+
+WHOLE = ("expect", "expect_shape", "expect_tensors", "expect_text", "expect_vectors")
+WORDS = st.sampled_from(
+    ["outputs", "data", "name", "shape", "datatype", "choices", "message", "content", "text", "embedding", "embeddings", "FP32", "m"]
+)
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(
+    ODD
+    | st.fixed_dictionaries({"outputs": st.lists(st.fixed_dictionaries({"name": WORDS, "shape": ODD, "datatype": WORDS, "data": ODD}), max_size=2)})
+)
+def test_whatever_comes_is_judged_and_nothing_is_raised(value: Any) -> None:
+    asked = case(CASES["v2"], expect={"/outputs/0/data/0": 1}, expect_shape={"/data": [1]}, expect_text={"like": "m", "max_wer": 0.1})
+    for expected in WHOLE:
+        alone = asked.model_copy(update={one: {} if one in WHOLE[:2] else None for one in WHOLE if one != expected})
+        alone = alone if expected != "expect_tensors" else alone.model_copy(update={"expect_tensors": {"m": request.ExpectedTensor()}})
+        told = check.problem(alone, None, Answer(status=200, value=value, content=json.dumps(value).encode(), kind="application/json"))
+        assert told is None or told.startswith(("expected ", "output "))
+
+
+def test_what_is_nested_too_deep_is_a_problem() -> None:
+    deep: Any = []
+    for _ in range(900):
+        deep = [deep]
+    answer = Answer(status=200, value={"embeddings": deep, "outputs": [{"name": "embedding", "shape": [1, 4], "datatype": "FP32", "data": deep}]})
+    assert check.problem(case(CASES["v2"], expect={}), None, answer) is not None
 
 
 # --- many at once ---------------------------------------------------------------------------------------------------------------------
