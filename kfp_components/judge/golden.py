@@ -94,7 +94,8 @@ def sentence(state: Mapping[str, Any]) -> str:
 
 
 def margins_sentence(state: Mapping[str, Any], *, latency: bool) -> str:
-    """The margins of PASS: ``1 points in the score of its answers, ...``."""
+    """The margins of PASS: ``1 point of 100 in the score of its answers, ...``."""
     margins = state["margins"]
     slow = f", {margins['latency_percent']:g} % in their median latency" if latency else ""
-    return f"{100 * margins['score']:g} points in the score of its answers, {100 * margins['garbage']:g} in useless ones{slow}"
+    score, garbage = (f"{100 * margins[name]:g} point{'' if margins[name] == 0.01 else 's'}" for name in ("score", "garbage"))
+    return f"{score} of 100 in the score of its answers, {garbage} in useless ones{slow}"

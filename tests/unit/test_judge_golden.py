@@ -46,7 +46,7 @@ def test_pass_needs_the_answers_too() -> None:
     assert without.kind == "inconclusive" and without.metrics["errors"]["e_pass"] > 20
     assert without.metrics["quality"] == without.metrics["garbage"] == {"e_fail": 1.0, "e_pass": 1.0}
     decided = until_decided(judge(), BUSY, [EQUAL] * 10)
-    assert decided.kind == "pass" and "1 points in the score of its answers, 1 in useless ones" in decided.sentence
+    assert decided.kind == "pass" and "1 point of 100 in the score of its answers, 1 point in useless ones" in decided.sentence
     assert "alone" not in decided.sentence
 
 
