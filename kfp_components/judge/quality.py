@@ -65,8 +65,8 @@ BETS: Mapping[str, Mapping[str, Bets]] = {
 FAIL of scores counts differences up to 0.1 in its larger part, so that one strange answer does not decide and a loss of 2 % of every score is found
 five times sooner; in the smaller in full, for scores that are 0 or 1. PASS has most on all of the stake, which is best while the variance of
 differences is below the margin; bets that adapt to what was seen are no better there, and are ruined by one answer that was much worse. Of latency
-counts the logarithm of candidate / stable, up to 0.5: signs alone need up to twice as many pairs where latencies vary, and are quicker only where they
-hardly do; PASS does without them, since they miss what is slow for a third of the requests.
+counts the logarithm of candidate / stable, up to 0.5: signs alone need up to twice as many pairs where latencies vary, and are quicker only where
+they hardly do; PASS does without them, since they miss what is slow for a third of the requests.
 """
 
 MARGIN = 0.01
