@@ -214,6 +214,10 @@ def assert_askable(cases: Iterable[SmokeCase]) -> None:
             from kfp_components.probes import handle
 
             handle.assert_installed(case.name)
+        if case.expect_text is not None and case.expect_text.max_wer is not None:
+            from kfp_components.quality import asr
+
+            asr.rates("a", "a")
 
 
 def not_sent(case: SmokeCase, pace: SmokePace) -> ProbeResult:

@@ -61,11 +61,9 @@ class Answers:
         if result is None:
             self.left_out += 1
             return
-        if case.reference is not None and not result.unreachable:
-            found = score(case, result, family)
+        result, found = judged(case, result, family)
+        if found is not None:
             self.scores.append((case.name, found.value))
-            if found.garbage and result.problem is None:
-                result = replace(result, problem=f"{case.name}: its answer is useless: {found.note}")
         if result.unreachable:
             self.unreachable += 1
         else:
@@ -98,6 +96,16 @@ def ask(
         found.add(cases[number], result, family)
         told(done, len(cases))
     return found
+
+
+def judged(case: SmokeCase, result: ProbeResult, family: str | None) -> tuple[ProbeResult, Score | None]:
+    """The score of a case with a reference, None for any other and where nobody answered; a useless answer is a problem. Raises as `score`."""
+    if case.reference is None or result.unreachable:
+        return result, None
+    found = score(case, result, family)
+    if found.garbage and result.problem is None:
+        result = replace(result, problem=f"{case.name}: its answer is useless: {found.note}")
+    return result, found
 
 
 def score(case: SmokeCase, answer: ProbeResult, family: str | None) -> Score:

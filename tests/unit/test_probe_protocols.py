@@ -133,7 +133,7 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "no vectors": ("chat", "", {"expect_vectors": {}}, r"expected vectors of one length"),
     "hears something else": ("transcription", "wrong", {}, r"expected 'The quick .* word error rate of at most 0.1, got 'Something .*' with 1\.00"),
-    "no audio": ("speech", "no json", {}, r"expected a WAV file, got text/plain: it cannot be read: .*; the answer: no audio$"),
+    "no audio": ("speech", "no json", {}, r"expected a WAV file, got text/plain: not a WAV file, .*; the answer: no audio$"),
     "audio too short": ("speech", "short", {}, r"expected 1 to 3 s of audio, got 0.20 s; the answer: 6,444 bytes of audio/wav$"),
     "silence": ("speech", "silent", {}, r"expected audio that is silent for at most 10% of its time, got 100%"),
     "another rate": ("speech", "", {"expect_audio": {"sample_rate_hz": 24000}}, r"expected 24000 samples a second, got 16000"),
