@@ -43,7 +43,8 @@ class Pairs:
         self._simulated = run.transport is not None
         self._run, self._probers = run, dict[str, Prober]()
         self._number, self._credit, self._paid_at = asked_before, 0.0, run.clock.monotonic()
-        self._answered: list[tuple[Answered, Compared]] = []
+        self._answered: dict[int, tuple[Answered, Compared] | None] = {}
+        self._given = asked_before
         self._failed: BaseException | None = None
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._threads: list[threading.Thread] = []
@@ -71,15 +72,21 @@ class Pairs:
             prober.__exit__(kind, error, trace)
 
     def take(self) -> list[tuple[Answered, Compared]]:
-        """What was answered since the last call, for the judge and for the report. Raises `RequestInvalid` where an evaluator cannot take a case."""
+        """What was answered since the last call, for the judge and for the report. Raises `RequestInvalid` where an evaluator cannot take a case.
+
+        In the order in which it was asked: what came back sooner than an older pair waits for that, else the slow ones would be judged last, or never.
+        """
         if self._simulated:
             while (number := self._next()) is not None:
                 self._one(number)
+        found = []
         with self._lock:
-            found, self._answered = self._answered, []
+            while self._given in self._answered:
+                found.append(self._answered.pop(self._given))
+                self._given += 1
         if self._failed is not None:
             raise self._failed
-        return found
+        return [pair for pair in found if pair is not None]
 
     def _next(self) -> int | None:
         """The number of the pair that is due, None when none is."""
@@ -105,18 +112,18 @@ class Pairs:
     def _one(self, number: int) -> None:
         draw = Random(f"{self._identity}/{number}")
         case, candidate_first = draw.choice(self.cases), draw.random() < 0.5
+        found = None
         try:
             answers = {version: self._ask(case, version) for version in (reversed(self.versions) if candidate_first else self.versions)}
-            if any(answer.unreachable for answer in answers.values()):
+            if any(answer.unreachable for answer in answers.values()):  # nobody was there to be asked
                 self._stop.wait(0 if self._simulated else IDLE_S)
-                return  # nobody was there to be asked
-            found = self._compared(case, *(answers[version] for version in self.versions))
+            else:
+                found = self._compared(case, *(answers[version] for version in self.versions))
         except BaseException as error:
             if not self._stop.is_set():
                 self._failed = error
-            return
         with self._lock:
-            self._answered.append(found)
+            self._answered[number] = found
 
     def _ask(self, case: SmokeCase, version: str) -> ProbeResult:
         (answer,) = self._probers[version].run([case])
@@ -124,5 +131,6 @@ class Pairs:
 
     def _compared(self, case: SmokeCase, stable: ProbeResult, candidate: ProbeResult) -> tuple[Answered, Compared]:
         was, now = (golden.score(case, answer, self.family) for answer in (stable, candidate))
-        pair = Pair(was.value, now.value, was.garbage, now.garbage, stable.seconds or None, candidate.seconds or None)
+        seconds = (None, None) if was.garbage or now.garbage else (stable.seconds or None, candidate.seconds or None)  # a quick error is not quick
+        pair = Pair(was.value, now.value, was.garbage, now.garbage, *seconds)
         return Answered(pair, was.note if was.garbage else ""), Compared(case.name, case.body, stable.value, candidate.value, was, now)

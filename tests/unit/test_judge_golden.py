@@ -12,7 +12,7 @@ from kfp_components.judge.quality import Pair
 from kfp_components.judge.verdict import Judge, Verdict
 from kfp_components.request import JudgeRules, QualityRules
 
-MARGINS: Margins = {"score": 0.01, "garbage": 0.01, "latency_percent": 25.0, "cases": "abc"}
+MARGINS: Margins = {"score": 0.01, "garbage": 0.01, "latency_percent": 25.0, "cases": "abc", "of": 200}
 QUIET = Tick(ArmCounts(), ArmCounts())
 BUSY = Tick(ArmCounts(180), ArmCounts(20))
 
