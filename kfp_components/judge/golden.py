@@ -17,7 +17,7 @@ WARM_UP_PAIRS = 3
 
 
 class Margins(TypedDict):
-    """How much worse the candidate may be: ``score`` and ``garbage`` are fractions of 1. ``cases`` is the digest of the golden set, ``of`` its size."""
+    """How much worse the candidate may be: ``score`` and ``garbage`` of 1. ``cases`` is the digest of the golden set, ``of`` its size."""
 
     score: float
     garbage: float

@@ -11,6 +11,7 @@ import asyncio
 import importlib
 import logging
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
@@ -349,7 +350,7 @@ def _told(what: str, error: Exception) -> tuple[int, str, str | None]:
     """HTTP status, message and the field at fault. What is not the client's fault is logged."""
     if isinstance(error, Refused):
         return error.status, str(error), error.param
-    log.exception("%s failed", what)
+    log.error("%s failed: %s", what, traceback.format_exc().encode(errors="backslashreplace").decode())  # a log cannot take half a surrogate pair
     return 500, f"{type(error).__name__}: {error}", None
 
 

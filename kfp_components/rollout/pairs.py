@@ -74,7 +74,7 @@ class Pairs:
     def take(self) -> list[tuple[Answered, Compared]]:
         """What was answered since the last call, for the judge and for the report. Raises `RequestInvalid` where an evaluator cannot take a case.
 
-        In the order in which it was asked: what came back sooner than an older pair waits for that, else the slow ones would be judged last, or never.
+        In the order in which it was asked: what came back sooner than an older pair waits for it, else slow ones would be judged last, or never.
         """
         if self._simulated:
             while (number := self._next()) is not None:
