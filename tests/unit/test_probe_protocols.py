@@ -346,6 +346,14 @@ def test_a_case_that_cannot_be_sent_is_raised_where_the_results_are_waited_for(s
         list(one.send([case(CASES["v2_grpc"])], SmokePace()))
 
 
+def test_packages_are_imported_by_who_waits_and_not_by_several_threads_at_once(server: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[threading.Thread] = []
+    monkeypatch.setattr(tensors, "load", lambda *_case: seen.append(threading.current_thread()))
+    with prober(server) as one:
+        list(one.send([case(CASES["v2, binary"]), case(CASES["v2_grpc"])], SmokePace()))
+    assert seen == [threading.current_thread()]
+
+
 def test_many_failures_are_told_in_few_lines() -> None:
     results = [ProbeResult(f"n{n}", 0.1, f"n{n}: no") for n in range(30)]
     with pytest.raises(errors.SmokeFailed, match=r"^m: 30 smoke case\(s\) failed: n0: no; .*; n9: no; and 20 more$"):
