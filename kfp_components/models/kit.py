@@ -8,11 +8,13 @@ threads. Nothing here needs Ray before `application`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import logging
+import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
 
@@ -109,13 +111,39 @@ class Served:
 
     async def compute(self, work: Callable[[], T], heavy: Callable[[], bool] = lambda: False) -> T:
         """``work()`` in the engine's threads. The declared faults of time and errors apply here; ``heavy``: whether `slow_tail` hits it."""
+        return await self._with_faults(lambda: self._run(work), heavy)
+
+    async def stream(self, produce: Callable[[], Iterator[T]], heavy: Callable[[], bool] = lambda: False) -> AsyncGenerator[T, None]:
+        """What ``produce()`` gives in the engine's threads, as it comes; it is closed when the reader goes. `compute`'s faults hit the first item.
+
+        Returns when that is there, so what is wrong before it is raised here, while an answer can still have a status.
+        """
+        source = self._items(produce)
+
+        async def begin() -> list[T]:
+            async for item in source:
+                return [item]
+            return []
+
+        first = await self._with_faults(begin, heavy)
+
+        async def items() -> AsyncGenerator[T, None]:
+            async with contextlib.aclosing(source):
+                for item in first:
+                    yield item
+                async for item in source:
+                    yield item
+
+        return items()
+
+    async def _with_faults(self, answer: Callable[[], Awaitable[T]], heavy: Callable[[], bool]) -> T:
         fault, slow_s = self.settings.fault, self.settings.slow_s
         self._asked += 1
         chosen = self._asked % self.settings.fault_every == 0
         if fault == "errors" and chosen:
             raise Refused("out of memory (declared fault of this demo version)", 500)
         began = time.perf_counter()
-        found = await self._run(work)
+        found = await answer()
         if fault == "slow_tail" and slow_s is not None:
             await asyncio.sleep(slow_s if chosen else 0.0)
         elif fault == "slow_tail" and heavy():
@@ -126,6 +154,36 @@ class Served:
         found = await asyncio.get_running_loop().run_in_executor(self._pool, work)
         self._answered_at = time.monotonic()
         return found
+
+    async def _items(self, produce: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
+        loop, gone = asyncio.get_running_loop(), threading.Event()
+        made: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue()
+
+        def work() -> None:
+            ended: BaseException | None = None
+            source: Iterator[T] = iter(())
+            try:
+                if not gone.is_set():
+                    source = produce()
+                    for item in source:
+                        self._answered_at = time.monotonic()
+                        loop.call_soon_threadsafe(made.put_nowait, (item,))
+                        if gone.is_set():
+                            break
+            except BaseException as error:
+                ended = error
+            finally:
+                getattr(source, "close", lambda: None)()  # in its own thread: what a generator holds, it gives back now
+                loop.call_soon_threadsafe(made.put_nowait, ended)
+
+        loop.run_in_executor(self._pool, work)
+        try:
+            while (item := await made.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item[0]
+        finally:
+            gone.set()
 
     async def json(self, request: Request) -> dict[str, Any]:
         """The request's JSON object. Raises `Refused`."""
