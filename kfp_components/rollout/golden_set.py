@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from kfp_components import errors, probes, uris
-from kfp_components.probes import golden
+from kfp_components.probes import defaults, golden
 from kfp_components.request import PromoteRequest, SmokeCase
 from kfp_components.rollout import cases
 
@@ -26,7 +26,7 @@ def of_request(asked: PromoteRequest) -> tuple[SmokeCase, ...]:
         return ()
     from kfp_components import quality  # numpy: only a step that has a golden set pays for it
 
-    found = read(told.golden_set, told.golden_set_digest)
+    found = defaults.as_called(asked, read(told.golden_set, told.golden_set_digest))
     if past := next((case for case in found if case.protocol in PAST_THE_ROUTER), None):
         raise errors.RequestInvalid(
             f"golden set {uris.shown(told.golden_set)}, case {past.name}: protocol {past.protocol} does not go through the router, which knows the "

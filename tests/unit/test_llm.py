@@ -2,14 +2,17 @@
 
 import asyncio
 import json
+import re
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from patience import seconds
@@ -22,8 +25,10 @@ from kfp_components.models.engines import llama
 from kfp_components.models.llm import Asked, Piece
 from kfp_components.models.tensors import Refused
 from kfp_components.probes import Prober, defaults
+from kfp_components.request import parse
 from kfp_components.rollout import golden_set
 
+ROOT = Path(__file__).parents[2]
 BASE = {"model": "chat", "version": "v1"}
 HELLO = [{"role": "user", "content": "say one two three"}]
 
@@ -360,6 +365,34 @@ def test_the_librarys_golden_set() -> None:
         assert llm.FORM.search(json.dumps(case.body)), f"{case.name} asks for no form"
         wrong = {"choices": [{"message": {"content": "I am afraid that I do not know what to say about this."}}]}
         assert quality.score(case, wrong, "llm").value == 0
+
+
+def test_a_golden_set_calls_a_model_of_ray_serve_llm_as_its_clients_do() -> None:
+    asked = {"model": "chat", "version": "v1", "uri": "s3://models/qwen/v1", "namespace": "ai-ml", "rayservice": "ai-inference"}
+    options = {
+        "builder": "exact",
+        "protocol": "json",
+        "args": {"llm_configs": [{"model_loading_config": {"model_id": "Qwen/Qwen3"}}]},
+        "provenance": {"family": "llm", "golden_set": "builtin:llm"},
+    }
+    found = golden_set.of_request(parse({**asked, "import_path": "ray.serve.llm:build_openai_app", "options": options}))
+    assert len(found) == 24 and {case.body["model"] for case in found} == {"Qwen/Qwen3"}
+    ours = golden_set.of_request(parse({**asked, "import_path": "kfp_components.models.llm:build", "options": {"provenance": options["provenance"]}}))
+    assert not any("model" in case.body for case in ours)  # whoever sends it fills in the request's
+
+
+def test_the_requests_in_the_docs_are_short_and_can_be_read() -> None:
+    page = (ROOT / "docs" / "models.md").read_text()
+    requests = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if block.startswith("model:")]
+    found = [parse(yaml.safe_load(block)) for block in requests]
+    assert {"llm:build", "vllm:build"} <= {one.import_path.removeprefix("kfp_components.models.") for one in found}
+    assert all(len(block.splitlines()) <= 12 for block in requests)
+    for one in found:
+        args = {"model": one.model, "version": one.version, **one.options.args}
+        if one.import_path.endswith(".llm:build"):
+            kit.parse(llm.Llm, args)
+        elif one.import_path.endswith(".vllm:build"):
+            vllm.Settings.model_validate(args)
 
 
 # Engines, without their weights.
