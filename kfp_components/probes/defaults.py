@@ -7,9 +7,10 @@ import io
 import math
 import wave
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from kfp_components.probes.check import resolve
+from kfp_components.probes.http import NAMING_THE_MODEL
 from kfp_components.request import (
     OWN_APPLICATION,
     ExpectedAudio,
@@ -53,11 +54,19 @@ def cases(request: PromoteRequest) -> tuple[SmokeCase, ...]:
     the form of its answers.
     """
     made = CASES.get(request.family or "")
-    found = made(OWN_APPLICATION.fullmatch(request.import_path) is not None) if made else ()
+    return as_called(request, made(OWN_APPLICATION.fullmatch(request.import_path) is not None) if made else ())
+
+
+def as_called(request: PromoteRequest, cases: Iterable[SmokeCase]) -> tuple[SmokeCase, ...]:
+    """With the name by which clients call a model of ``ray.serve.llm``, where its arguments say another than the request, and the case none."""
     called = resolve(request.options.args, RAY_SERVE_LLM)
-    if isinstance(called, str):
-        found = tuple(case.model_copy(update={"body": {**case.body, "model": called}}) for case in found)
-    return found
+
+    def named(case: SmokeCase) -> SmokeCase:
+        if not isinstance(called, str) or case.protocol not in NAMING_THE_MODEL or not isinstance(case.body, dict) or "model" in case.body:
+            return case
+        return case.model_copy(update={"body": {**case.body, "model": called}})
+
+    return tuple(named(case) for case in cases)
 
 
 def tone(seconds: float = 1.0, pitch_hz: float = 440.0) -> bytes:

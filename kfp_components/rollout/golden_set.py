@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from kfp_components import errors, probes, uris
-from kfp_components.probes import golden
+from kfp_components.probes import defaults, golden
 from kfp_components.request import PromoteRequest, SmokeCase
 from kfp_components.rollout import cases
 
@@ -24,7 +24,7 @@ def of_request(asked: PromoteRequest) -> tuple[SmokeCase, ...]:
     told = asked.options.provenance
     if told.golden_set is None or not asked.options.quality.max_pairs:
         return ()
-    found = read(told.golden_set, told.golden_set_digest, asked.family)
+    found = defaults.as_called(asked, read(told.golden_set, told.golden_set_digest, asked.family))
     if past := next((case for case in found if case.protocol in PAST_THE_ROUTER), None):
         raise errors.RequestInvalid(
             f"golden set {uris.shown(told.golden_set)}, case {past.name}: protocol {past.protocol} does not go through the router, which knows the "
