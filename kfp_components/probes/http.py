@@ -67,9 +67,9 @@ class Http:
         """One request, its answer read to the end."""
         answer = Answer()
         sent = _content(case, self._model)
+        began = time.perf_counter()
         try:
             with answer.timed(), self._client.stream(case.method, self.path(case), timeout=case.timeout_s, **sent) as response:
-                began = time.perf_counter()
                 answer.status, answer.version = response.status_code, response.headers.get(names.VERSION_HEADER)
                 answer.kind = response.headers.get("content-type", "").lower()
                 if case.protocol in EVENTS and case.expect_stream is not None and response.status_code == 200:

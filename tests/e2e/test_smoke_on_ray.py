@@ -23,7 +23,7 @@ CASES: list[dict[str, Any]] = [
     {"protocol": "v1", "body": {"instances": ["a", "b", "c"]}, "expect_shape": {"/predictions": [3, 384]}},
     {"protocol": "v2", "binary": True, "body": {"inputs": [TENSOR]}, "expect_vectors": VECTORS},
     {"protocol": "v2_grpc", "body": {"inputs": [TENSOR]}, "expect_vectors": VECTORS},
-    {"protocol": "v2_grpc", "body": {"inputs": [{**TENSOR, "name": "texts"}]}, "expect_status": 400},
+    {"protocol": "v2_grpc", "body": {"inputs": [{**TENSOR, "datatype": "FP32", "data": [1.0, 2.0, 3.0]}]}, "expect_status": 400},
 ]
 
 

@@ -192,6 +192,13 @@ def test_what_is_wrong_is_said_in_one_line(server: Model, fault: str) -> None:
     assert result.unreachable is (makes == "away")
 
 
+def test_the_time_to_the_first_piece_begins_with_the_request(server: Model) -> None:
+    server.state.pause_s = 0.05
+    for name in ("json", "chat stream", "speech stream"):
+        (result,) = ask(server, case(CASES[name]))
+        assert result.problem is None and result.first_s is not None and 0.05 <= result.first_s <= result.seconds
+
+
 def test_another_version_is_a_problem_whatever_the_protocol(server: Model) -> None:
     server.state.version = "v1"
     for protocol in ("json", "v2_grpc", "chat stream"):
