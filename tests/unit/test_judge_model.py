@@ -72,7 +72,9 @@ SILENT: dict[str, tuple[int, Any]] = {
 @pytest.mark.parametrize("what", SILENT)
 def test_what_it_does_not_say_says_nothing_about_a_version(what: str) -> None:
     server = Server(SILENT[what])
-    assert judge(server).score(CASE, ANSWER, FOUND) is None and len(server.sent) == TRIES
+    with pytest.raises(errors.Unreachable, match=r"quality\.judge_url https://judge\.example/v1/chat/completions: "):
+        judge(server).score(CASE, ANSWER, FOUND)
+    assert len(server.sent) == TRIES
     again = Server(SILENT[what], (200, "6"))
     assert judge(again).score(CASE, ANSWER, FOUND) == Score(0.6, note="judged 0.6")
 
