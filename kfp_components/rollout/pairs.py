@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from random import Random
 from types import TracebackType
 
-from kfp_components import names, quality
+from kfp_components import errors, names, quality
 from kfp_components.judge.golden import Answered
 from kfp_components.judge.quality import Pair
 from kfp_components.probes import Prober, ProbeResult
 from kfp_components.quality.examples import Compared
 from kfp_components.request import SmokeCase
 from kfp_components.rollout import journal
+from kfp_components.rollout.heard import Ear
 from kfp_components.rollout.run import Run
 
 IDLE_S = 0.05
@@ -42,6 +43,9 @@ class Pairs:
         self._clock, self._identity = run.clock, record.identity
         self._simulated = run.transport is not None
         self._run, self._probers = run, dict[str, Prober]()
+        self._ear = Ear(self.rules.asr_url, run.cluster, run.transport) if self.rules.asr_url else None
+        self.unheard: str | None = None
+        """Why the last pair that was not judged was not: who should say which words are spoken did not."""
         self._number, self._credit, self._paid_at = asked_before, 0.0, run.clock.monotonic()
         self._answered: list[tuple[Answered, Compared]] = []
         self._failed: BaseException | None = None
@@ -69,6 +73,8 @@ class Pairs:
         self._stop.set()
         for prober in self._probers.values():
             prober.__exit__(kind, error, trace)
+        if self._ear is not None:
+            self._ear.close()
 
     def take(self) -> list[tuple[Answered, Compared]]:
         """What was answered since the last call, for the judge and for the report. Raises `RequestInvalid` where an evaluator cannot take a case."""
@@ -111,6 +117,10 @@ class Pairs:
                 self._stop.wait(0 if self._simulated else IDLE_S)
                 return  # nobody was there to be asked
             found = self._compared(case, *(answers[version] for version in self.versions))
+        except errors.Unreachable as error:  # of who hears
+            self.unheard = str(error)
+            self._stop.wait(0 if self._simulated else IDLE_S)
+            return
         except BaseException as error:
             if not self._stop.is_set():
                 self._failed = error
@@ -130,4 +140,4 @@ class Pairs:
     def _score(self, case: SmokeCase, answer: ProbeResult) -> quality.Score:
         if answer.problem is not None:
             return quality.garbage(answer.problem)
-        return quality.Score(1.0) if case.reference is None else quality.score(case, answer.value, self.family)
+        return quality.Score(1.0) if case.reference is None else quality.score(case, answer.value, self.family, self._ear)
