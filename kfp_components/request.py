@@ -388,12 +388,17 @@ class Notification(_Part):
 
 
 def assert_webhook(url: str) -> None:
+    """Raise ValueError as `_assert_protected`."""
+    _assert_protected(url, "a webhook")
+
+
+def _assert_protected(url: str, what: str) -> None:
     """Raise ValueError, which does not repeat it, for an address that nothing is sent to: none at all, or without TLS outside the cluster."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     inside = CLUSTER_HOST.fullmatch(host) or uris.is_loopback(host)
     if not host or not url.isprintable() or " " in url or (parts.scheme != "https" and not (parts.scheme == "http" and inside)):
-        raise ValueError("it is no address of a webhook: https://, or http:// on loopback or to a Service (http://name.namespace.svc/...)")
+        raise ValueError(f"it is no address of {what}: https://, or http:// on loopback or to a Service (http://name.namespace.svc/...)")
 
 
 class RevalidateRules(_Part):
@@ -448,6 +453,21 @@ class QualityRules(_Part):
         ge=0,
         description="where the candidate is to expect fewer of users' requests within judge.max_minutes, golden requests alone may decide; 0: never",
     )
+    asr_url: str | None = Field(
+        None,
+        max_length=500,
+        description="of tts: a model for speech hears the answers, and 1 - WER counts; http://NAME-predictor.NAMESPACE.svc:8000/NAME",
+    )
+
+    @field_validator("asr_url")
+    @classmethod
+    def _url(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            _refuse_credentials(value, info)
+            _assert_protected(value, "a model for speech")
+            if "?" in value or "#" in value or not urlsplit(value).path.strip("/"):
+                raise ValueError("it is the public route of a model, without a query: http://NAME-predictor.NAMESPACE.svc.cluster.local:8000/NAME")
+        return value
 
     def margins(self, family: str | None) -> tuple[float, float, float]:
         """Of score and garbage (fractions) and of the median latency (percent), for a family of models."""

@@ -12,6 +12,7 @@ from kfp_components.probes import Prober, ProbeResult
 from kfp_components.request import SmokeCase, SmokePace, parse_case
 
 if TYPE_CHECKING:
+    from kfp_components.quality import Heard
     from kfp_components.quality.score import Score
 
 MOST_CASES = 100_000
@@ -108,11 +109,11 @@ def judged(case: SmokeCase, result: ProbeResult, family: str | None) -> tuple[Pr
     return result, found
 
 
-def score(case: SmokeCase, answer: ProbeResult, family: str | None) -> Score:
+def score(case: SmokeCase, answer: ProbeResult, family: str | None, heard: Heard | None = None) -> Score:
     """How good an answer is: by the evaluator of the case's family (else ``family``) where it has a reference, else 1; useless where it is not as
-    expected. Raises `RequestInvalid` where the evaluator cannot take the case."""
+    expected. ``heard`` hears the words of speech. Raises `RequestInvalid` where the evaluator cannot take the case, and what ``heard`` raises."""
     from kfp_components import quality  # numpy: only who scores pays for it
 
     if answer.problem is not None:
         return quality.garbage(answer.problem)
-    return quality.Score(1.0) if case.reference is None else quality.score(case, answer.value, family)
+    return quality.Score(1.0) if case.reference is None else quality.score(case, answer.value, family, heard)

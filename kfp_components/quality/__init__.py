@@ -27,6 +27,7 @@ __all__ = [
     "Case",
     "Compared",
     "Evaluator",
+    "Heard",
     "Score",
     "assert_references",
     "evaluator",
@@ -89,10 +90,15 @@ def evaluator(family: str) -> Evaluator:
     return cast(Evaluator, found)
 
 
-def score(case: Case, answer: Any, family: str | None = None) -> Score:
+Heard = Callable[[bytes], str]
+"""What is said in a sound file, as a model for speech hears it; raises `Unreachable` where that does not tell."""
+
+
+def score(case: Case, answer: Any, family: str | None = None, heard: Heard | None = None) -> Score:
     """The score of an answer to a case with a reference, by the case's family, else ``family``; None is no answer, which is garbage.
 
-    Raises `RequestInvalid` that names the case, also for an evaluator that fails: neither says anything about a version.
+    With ``heard`` the words count too, of speech. Raises `RequestInvalid` that names the case, also for an evaluator that fails, and what ``heard``
+    raises: neither says anything about a version.
     """
     judged_by, whose = _evaluator_of(case, family)
     if answer is None:
@@ -100,7 +106,8 @@ def score(case: Case, answer: Any, family: str | None = None) -> Score:
     found = _tried(case, whose, lambda: judged_by.score(answer, case.reference))
     if not isinstance(found, Score):
         raise errors.RequestInvalid(f"case {case.name!r}: evaluator {whose!r} returned {type(found).__name__}, not a Score")
-    return found
+    sound = tts.audio_of(answer) if heard is not None and whose == "tts" and not found.garbage else None
+    return tts.with_words(found, heard(sound), case.reference) if heard is not None and sound is not None else found
 
 
 def assert_references(cases: Iterable[Case], family: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Text to speech: is the audio sound: duration, silence, clipping, sample rate? Whether the words are the right ones is not heard here."""
+"""Text to speech: is the audio sound: duration, silence, clipping, sample rate? Whether its words are right, a model for speech has to hear."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from kfp_components.quality import asr
 from kfp_components.quality.score import UNREADABLE, ReferenceModel, Score, checked, first_bytes, garbage, keys_of
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
@@ -143,6 +144,12 @@ def score(answer: Any, reference: Any) -> Score:
     useless = audio.silence_share >= GARBAGE_SILENCE or audio.clipped_share >= GARBAGE_CLIPPING or length <= 1 / GARBAGE_DURATION
     note = f"{audio.duration_s:.1f} s at {audio.sample_rate_hz} Hz, {audio.silence_share:.0%} silent, {audio.clipped_share:.0%} clipped"
     return Score(length * speech * (1 - audio.clipped_share) * rate, garbage=useless, note=note)
+
+
+def with_words(sound: Score, heard: str, reference: Any) -> Score:
+    """The score of the sound times that of what was heard in it (`asr`); garbage where either is."""
+    told = asr.score(heard, checked(TtsReference, reference, short="text").text)
+    return Score(sound.value * told.value, garbage=sound.garbage or told.garbage, note=f"{sound.note}; heard with {told.note}")
 
 
 def audio_of(answer: Any) -> bytes | None:

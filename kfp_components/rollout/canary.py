@@ -232,7 +232,8 @@ class _Look:
                     self._pass(verdict, over if on_promote else None)
                     return
                 if over:
-                    raise errors.Inconclusive(f"model {run.request.model}: {over}; {verdict.sentence}")
+                    unheard = f"; {self.pairs.unheard}" if self.pairs.unheard else ""
+                    raise errors.Inconclusive(f"model {run.request.model}: {over}; {verdict.sentence}{unheard}")
 
     def while_it_stands(self) -> None:
         """Watch at the weight as it is, until it goes on. Raises as `until_decided`, and as `listen.stands`."""

@@ -13,7 +13,7 @@ from random import Random
 from types import TracebackType
 from typing import Any
 
-from kfp_components import names
+from kfp_components import errors, names
 from kfp_components.judge.golden import Answered
 from kfp_components.judge.quality import Pair
 from kfp_components.probes import Prober, ProbeResult, golden
@@ -21,6 +21,7 @@ from kfp_components.probes.http import media_bytes
 from kfp_components.quality.examples import Compared
 from kfp_components.request import SmokeCase
 from kfp_components.rollout import journal
+from kfp_components.rollout.heard import Ear
 from kfp_components.rollout.run import Run
 
 IDLE_S = 0.05
@@ -44,6 +45,9 @@ class Pairs:
         self._clock, self._identity = run.clock, record.identity
         self._simulated = run.transport is not None
         self._run, self._probers = run, dict[str, Prober]()
+        self._ear = Ear(self.rules.asr_url, run.cluster, run.transport) if self.rules.asr_url else None
+        self.unheard: str | None = None
+        """Why the last pair that was not judged was not: who should say which words are spoken did not."""
         self._number, self._credit, self._paid_at = asked_before, 0.0, run.clock.monotonic()
         self._answered: dict[int, tuple[Answered, Compared] | None] = {}
         self._given = asked_before
@@ -72,6 +76,8 @@ class Pairs:
         self._stop.set()
         for prober in self._probers.values():
             prober.__exit__(kind, error, trace)
+        if self._ear is not None:
+            self._ear.close()
 
     def take(self) -> list[tuple[Answered, Compared]]:
         """What was answered since the last call, for the judge and for the report. Raises `RequestInvalid` where an evaluator cannot take a case.
@@ -121,6 +127,9 @@ class Pairs:
                 self._stop.wait(0 if self._simulated else IDLE_S)
             else:
                 found = self._compared(case, *(answers[version] for version in self.versions))
+        except errors.Unreachable as error:  # of who hears
+            self.unheard = str(error)
+            self._stop.wait(0 if self._simulated else IDLE_S)
         except BaseException as error:
             if not self._stop.is_set():
                 self._failed = error
@@ -132,7 +141,7 @@ class Pairs:
         return answer
 
     def _compared(self, case: SmokeCase, stable: ProbeResult, candidate: ProbeResult) -> tuple[Answered, Compared]:
-        was, now = (golden.score(case, answer, self.family) for answer in (stable, candidate))
+        was, now = (golden.score(case, answer, self.family, self._ear) for answer in (stable, candidate))
         seconds = (None, None) if was.garbage or now.garbage else (stable.seconds or None, candidate.seconds or None)  # a quick error is not quick
         pair = Pair(was.value, now.value, was.garbage, now.garbage, *seconds)
         return Answered(pair, was.note if was.garbage else ""), Compared(case.name, _request(case), stable.value, candidate.value, was, now)

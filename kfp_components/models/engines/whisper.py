@@ -76,7 +76,7 @@ def decode_arguments(settings: WhisperEngine.Settings, asked: Asked) -> dict[str
         "language": asked.language or settings.language,
         "task": "translate" if asked.translate else "transcribe",
         "beam_size": settings.beam_size,
-        "temperature": asked.temperature,
+        **({"temperature": asked.temperature} if asked.temperature else {}),  # 0: it goes on to higher ones where it finds nothing good
         "vad_filter": settings.vad_filter,
         "condition_on_previous_text": settings.condition_on_previous_text,
         "initial_prompt": asked.prompt or settings.initial_prompt,
