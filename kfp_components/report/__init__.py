@@ -331,6 +331,10 @@ def _facts(release: Mapping[str, Any]) -> list[tuple[str, str]]:
                 ),
             )
         )
+    margins = (((release.get("judge") or {}).get("state") or {}).get("golden") or {}).get("margins")
+    if margins:
+        score, useless = (100 * (_number(margins, name) or 0) for name in ("score", "garbage"))
+        facts.append(("worse answers mean", f"a mean score lower by {score:g} points of 100, or {useless:g} points more useless ones, than stable's"))
     return [(name, value) for name, value in facts if value]
 
 
@@ -369,8 +373,14 @@ def _golden(release: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "told": f"{pairs:,.0f} golden requests, answered by both versions",
         "rows": rows,
-        "examples": (release.get("judge") or {}).get("examples") or [],
+        "examples": _playable((release.get("judge") or {}).get("examples") or []),
     }
+
+
+def _playable(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """With every key that the page looks at."""
+    sides = [{arm: {"sound": None, **example[arm]} for arm in ARMS} for example in examples]
+    return [{"request_sound": None, **example, **side} for example, side in zip(examples, sides, strict=True)]
 
 
 def _metrics(release: Mapping[str, Any]) -> list[dict[str, Any]]:

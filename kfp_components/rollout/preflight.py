@@ -59,6 +59,10 @@ def check(run: Run, *, found: Manifest | None, serving: Serving | None, first_ve
     check_permissions(cluster, asked)
     notify.check(asked.options.notify, notify.reader(cluster, asked.namespace))
     probes.assert_askable(asked.options.smoke if dry else cases.with_media(asked.options.smoke))
+    if any(case.reference is not None for case in asked.options.smoke):
+        from kfp_components import quality  # numpy: only who scores pays for it
+
+        quality.assert_references(asked.options.smoke, asked.family)
     ref = Ref("RayService", asked.rayservice, asked.namespace)
     if found is None and asked.options.rayservice_template is None:
         raise errors.NotFound(f"{ref}: it does not exist; create it, correct the name, or give options.rayservice_template")

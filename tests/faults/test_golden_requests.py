@@ -49,7 +49,7 @@ def test_without_users_a_good_version_is_promoted_on_golden_requests_alone(golde
     record = there.promote(wanted(golden))
     assert record.phase == "promoted" and not there.serve.served
     told = record.verdict.sentence if record.verdict else ""
-    assert "by golden requests alone" in told and "1 points in the score of its answers, 1 in useless ones" in told
+    assert "by golden requests alone" in told and "1 point of 100 in the score of its answers, 1 point in useless ones" in told
     last = judged(record)
     assert last.pairs and last.pairs >= 300 and last.scores == {"stable": 1.0, "candidate": 1.0} and last.garbage == {"stable": 0, "candidate": 0}
     minutes = (last.unix_s - record.timeline[0].unix_s) / 60

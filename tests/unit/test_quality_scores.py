@@ -341,7 +341,7 @@ def test_garbage_texts(answer: Any, reference: Any, why: str) -> None:
     [
         ("asr", {"text": "hello", "metric": "bleu"}, "metric: Input should be 'wer' or 'cer'"),
         ("asr", 4, "text: Input should be a valid string"),
-        ("llm", {}, "one of format, json_schema, exact, contains, regex, words is needed"),
+        ("llm", {}, "one of format, json_schema, exact, contains, regex, words, judged is needed"),
         ("llm", {"regex": "("}, "regex: it is not a regular expression"),
         ("llm", {"json_schema": {"type": "thing"}}, "json_schema: 'thing' is not valid"),
         ("llm", {"contains": []}, "is needed"),
