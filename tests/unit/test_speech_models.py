@@ -7,6 +7,7 @@ import json
 import wave
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ import jsonschema
 import numpy as np
 import openai
 import pytest
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -416,10 +418,18 @@ def test_who_hears_is_named_without_credentials_and_in_the_cluster_or_by_tls(url
 
 
 def test_the_librarys_own_texts_to_speak_are_taken() -> None:
-    cases = golden_set.read("builtin:tts", None)
+    cases = golden_set.read("builtin:tts", None, "tts")
     quality.assert_references(cases)
     assert len(cases) == len({one.reference["text"] for one in cases}) == 24
     assert all(one.body["input"] == one.reference["text"] for one in cases)
+
+
+@pytest.mark.parametrize("family", [asr.Asr, tts.Tts])
+def test_the_arguments_in_the_example_of_a_request_are_its_engines(family: type[kit.Served]) -> None:
+    file = Path(__file__).parents[2] / "pipelines" / "requests" / f"{family.__name__.lower()}.yaml"
+    args = yaml.safe_load(file.read_text())["options"]["args"]
+    _, engine, own = kit.parse(family, {"model": "m", "version": "v1", **args})
+    assert engine.__module__.endswith(args["engine"]) and own.model_path == args["model_path"]
 
 
 @real
