@@ -4,6 +4,8 @@ import asyncio
 import base64
 import io
 import json
+import re
+import runpy
 import wave
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -33,6 +35,8 @@ from kfp_components.request import PromoteRequest, SmokeCase, parse
 from kfp_components.rollout import golden_set
 from kfp_components.rollout.heard import Ear
 
+ROOT = Path(__file__).parents[2]
+ASKED = {"model": "m", "version": "v1", "uri": "s3://m/v1", "namespace": "ai-ml", "rayservice": "shared"}
 SENTENCE = "We had dinner at a small place near the station. The train was late because of the heavy snow."
 OPENAI_ERROR = {
     "type": "object",
@@ -361,8 +365,7 @@ class InProcess(httpx.BaseTransport):
 
 
 def asked(family: str, **quality: Any) -> PromoteRequest:
-    told = {"model": "m", "version": "v1", "uri": "s3://m/v1", "namespace": "ai-ml", "rayservice": "shared"}
-    return parse({**told, "import_path": f"kfp_components.models.{family}:build", "options": {"quality": quality}})
+    return parse({**ASKED, "import_path": f"kfp_components.models.{family}:build", "options": {"quality": quality}})
 
 
 def problems(app: kit.Served, family: str) -> list[str]:
@@ -424,9 +427,22 @@ def test_the_librarys_own_texts_to_speak_are_taken() -> None:
     assert all(one.body["input"] == one.reference["text"] for one in cases)
 
 
+def test_the_snippet_of_the_docs_makes_a_golden_set_of_what_a_voice_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (snippet,) = (text for text in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "models.md").read_text(), re.DOTALL) if "builtin:tts" in text)
+    (tmp_path / "speak.py").write_text(snippet)
+    client = httpx.Client(transport=InProcess(speaking()))
+    monkeypatch.setattr(httpx, "post", lambda url, json, timeout, trust_env: client.post(url, json=json, timeout=timeout))
+    monkeypatch.setattr("sys.argv", ["speak.py", "http://test/say", str(tmp_path / "golden")])
+    runpy.run_path(str(tmp_path / "speak.py"))
+    golden = (tmp_path / "golden" / "asr.jsonl").as_uri()
+    options = {"provenance": {"golden_set": golden}}
+    found = golden_set.of_request(parse({**ASKED, "import_path": "kfp_components.models.asr:build", "options": options}))
+    assert len(found) == 24 and found[0].media is not None and found[0].media.uri.startswith("data:audio/wav;base64,UklGR")
+
+
 @pytest.mark.parametrize("family", [asr.Asr, tts.Tts])
 def test_the_arguments_in_the_example_of_a_request_are_its_engines(family: type[kit.Served]) -> None:
-    file = Path(__file__).parents[2] / "pipelines" / "requests" / f"{family.__name__.lower()}.yaml"
+    file = ROOT / "pipelines" / "requests" / f"{family.__name__.lower()}.yaml"
     args = yaml.safe_load(file.read_text())["options"]["args"]
     _, engine, own = kit.parse(family, {"model": "m", "version": "v1", **args})
     assert engine.__module__.endswith(args["engine"]) and own.model_path == args["model_path"]
