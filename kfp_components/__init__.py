@@ -9,7 +9,7 @@ Reading order is the order in which data flows:
 5.  ``serving``   pure manifests and readers: RayService, InferenceService stub, alias
 6.  ``cluster``   the Kubernetes API, real or in memory (``kube_api``); its ``changes`` are the only writer
 7.  ``registry``  models and aliases; ``artifact`` whether it is what its digest and signature say; ``probes`` smoke inference
-8.  ``traffic``   weights and the router's counts; ``router`` runs inside Ray; ``judge`` verdicts; ``report`` a page to read
+8.  ``traffic``   weights and the router's counts; ``router`` and ``models`` run inside Ray; ``judge`` verdicts; ``report`` a page to read
 9.  ``rollout``   one function per step, which notebooks and the CLI call
 10. ``ops``       the same steps as thin KFP components; ``workflows`` pipelines of them; ``local`` the embedded cluster; ``cli`` the command
 

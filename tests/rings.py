@@ -3,8 +3,8 @@
 ======  ==============================  ===============================================================================================
 ring    run by                          what
 ======  ==============================  ===============================================================================================
-fast    ``make test-fast``              unit, contract, compiled, local, faults: no Ray; the default of those folders
-core    ``make test``, CI               fast, and the few end-to-end tests on real Ray that carry the marker
+fast    ``make test-fast``              unit, contract, compiled, local, faults: no Ray, two processes; the default of those folders
+core    ``make test``, CI               fast, and the few end-to-end tests on real Ray that carry the marker, in one process
 full    ``make test-all``               core, and everything else end to end; the default of ``tests/e2e``
 ======  ==============================  ===============================================================================================
 """

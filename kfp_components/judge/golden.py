@@ -17,12 +17,13 @@ WARM_UP_PAIRS = 3
 
 
 class Margins(TypedDict):
-    """How much worse the candidate may be: ``score`` and ``garbage`` are fractions of 1. ``cases`` is the digest of the golden set."""
+    """How much worse the candidate may be: ``score`` and ``garbage`` of 1. ``cases`` is the digest of the golden set, ``of`` its size."""
 
     score: float
     garbage: float
     latency_percent: float
     cases: str
+    of: int
 
 
 class Answered(NamedTuple):
@@ -38,7 +39,11 @@ def start(margins: Margins) -> dict[str, Any]:
 
 
 def update(state: Mapping[str, Any], answered: Sequence[Answered]) -> dict[str, Any]:
-    """With more pairs. Raises `ValueError` as `quality.update`."""
+    """With more pairs. Raises `ValueError` as `quality.update`.
+
+    A loss of the margin counts neither for nor against: of few cases, asked again and again, two versions that are equally good differ by chance, and
+    without a margin that becomes a certainty (benchmarks/RESULTS.md).
+    """
     if not answered:
         return dict(state)
     margins, seen = state["margins"], state["tests"]["pairs"]
@@ -47,6 +52,7 @@ def update(state: Mapping[str, Any], answered: Sequence[Answered]) -> dict[str, 
         state["tests"],
         pairs,
         margin=margins["score"],
+        fail_margin=margins["score"],
         garbage_margin=margins["garbage"],
         latency_margin_percent=margins["latency_percent"],
         latency_fail_margin_percent=margins["latency_percent"] / 2,
@@ -87,14 +93,16 @@ def sentence(state: Mapping[str, Any]) -> str:
     if not found["pairs"]:
         return ""
     scores, useless = found["scores"], found["garbage"]
+    asked = f"of {found['pairs']:,} golden requests ({state['margins']['of']:,} cases)"
     return (
-        f"of {found['pairs']:,} golden requests the candidate's mean score is {scores['candidate']:.4f}, stable's {scores['stable']:.4f}, and "
+        f"{asked} the candidate's mean score is {scores['candidate']:.4f}, stable's {scores['stable']:.4f}, and "
         f"{useless['candidate']:,} of its answers are useless, {useless['stable']:,} of stable's"
     )
 
 
 def margins_sentence(state: Mapping[str, Any], *, latency: bool) -> str:
-    """The margins of PASS: ``1 points in the score of its answers, ...``."""
+    """The margins of PASS: ``1 point of 100 in the score of its answers, ...``."""
     margins = state["margins"]
     slow = f", {margins['latency_percent']:g} % in their median latency" if latency else ""
-    return f"{100 * margins['score']:g} points in the score of its answers, {100 * margins['garbage']:g} in useless ones{slow}"
+    score, garbage = (f"{100 * margins[name]:g} point{'' if margins[name] == 0.01 else 's'}" for name in ("score", "garbage"))
+    return f"{score} of 100 in the score of its answers, {garbage} in useless ones{slow}"

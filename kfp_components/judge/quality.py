@@ -37,6 +37,9 @@ def _bets(*bets: tuple[float, float, float]) -> Bets:
     return Bets(sizes, weights / weights.sum(), bounds)
 
 
+SIGN = 1e-6
+"""A bound so small that only the sign of a difference counts."""
+
 BETS: Mapping[str, Mapping[str, Bets]] = {
     "quality": {
         "fail": _bets(
@@ -49,13 +52,21 @@ BETS: Mapping[str, Mapping[str, Bets]] = {
         "fail": _bets((0.15, 0.1, 1.0), (0.4, 0.15, 1.0), (0.65, 0.2, 1.0), (0.85, 0.25, 1.0), (0.97, 0.3, 1.0)),
         "pass": _bets((0.1, 0.08, 1.0), (0.25, 0.12, 1.0), (0.5, 0.15, 1.0), (0.99, 0.65, 1.0)),
     },
-    "paired_latency": {side: _bets(*((size, 1.0, 1.0) for size in (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9))) for side in ("fail", "pass")},
+    "paired_latency": {
+        "fail": _bets(
+            *((0.1, 0.1, SIGN), (0.2, 0.1, SIGN), (0.4, 0.1, SIGN), (0.85, 0.2, SIGN)),
+            *((0.15, 0.1, 0.5), (0.3, 0.15, 0.5), (0.5, 0.1, 0.5), (0.9, 0.15, 0.5)),
+        ),
+        "pass": _bets((0.15, 0.2, 0.5), (0.35, 0.3, 0.5), (0.6, 0.2, 0.5), (0.95, 0.3, 0.5)),
+    },
 }
 """Metric -> side -> bets, as benchmarks/quality.py compares them.
 
 FAIL of scores counts differences up to 0.1 in its larger part, so that one strange answer does not decide and a loss of 2 % of every score is found
 five times sooner; in the smaller in full, for scores that are 0 or 1. PASS has most on all of the stake, which is best while the variance of
-differences is below the margin; bets that adapt to what was seen are no better there, and are ruined by one answer that was much worse.
+differences is below the margin; bets that adapt to what was seen are no better there, and are ruined by one answer that was much worse. Of latency
+counts the logarithm of candidate / stable, up to 0.5: signs alone need up to twice as many pairs where latencies vary, and are quicker only where
+they hardly do; PASS does without them, since they miss what is slow for a third of the requests.
 """
 
 MARGIN = 0.01
@@ -106,11 +117,11 @@ def update(
     steps = {
         "quality": {"fail": fail_steps(lost, BETS["quality"]["fail"], margin / 2 if fail_margin is None else fail_margin)},
         "garbage": {"fail": fail_steps(worse, BETS["garbage"]["fail"], 0.0)},
-        "paired_latency": {"fail": sign_steps(seconds, latency_fail_margin_percent)},
+        "paired_latency": {"fail": latency_steps(seconds, BETS["paired_latency"]["fail"], latency_fail_margin_percent)},
     }
     steps["quality"]["pass"] = pass_steps(lost, BETS["quality"]["pass"], margin)
     steps["garbage"]["pass"] = pass_steps(worse, BETS["garbage"]["pass"], garbage_margin)
-    steps["paired_latency"]["pass"] = -sign_steps(seconds, latency_margin_percent)
+    steps["paired_latency"]["pass"] = -latency_steps(seconds, BETS["paired_latency"]["pass"], latency_margin_percent)
     logs = {
         name: {side: _added(state[name][side], np.log1p(bets.sizes * steps[name][side])) for side, bets in sides.items()}
         for name, sides in BETS.items()
@@ -152,14 +163,15 @@ def pass_steps(lost: ArrayLike, bets: Bets, margin: float) -> Floats:
     return np.repeat((margin - d) / (1 - margin), len(bets.sizes), axis=1)
 
 
-def sign_steps(seconds: ArrayLike, margin_percent: float) -> Floats:
-    """The sign of ``candidate - stable * (1 + margin)`` of each pair, for every bet; ties are no evidence.
+def latency_steps(seconds: ArrayLike, bets: Bets, margin_percent: float) -> Floats:
+    """``clip(log(candidate / stable / (1 + margin)), -B, B) / B`` of each pair and bet; ties are no evidence.
 
-    Null of FAIL: the candidate is the slower one, beyond the margin, of half the pairs that differ, or fewer. Of PASS, for which the sign is turned:
-    of half of them or more.
+    Null of FAIL: its mean is 0 at most, as it is where the versions differ by the margin at most and chance treats both alike. Of PASS, for which it
+    is negated: 0 at least.
     """
     stable, candidate = np.asarray(seconds, dtype=np.float64).reshape(-1, 2).T
-    return np.asarray(np.sign(candidate - stable * (1 + margin_percent / 100)))[:, None]
+    ratio = np.log(candidate / stable) - math.log1p(margin_percent / 100)
+    return np.asarray(np.clip(ratio[:, None], -bets.bounds, bets.bounds) / bets.bounds)
 
 
 def smallest_pass(margin: float, alpha: float) -> int:

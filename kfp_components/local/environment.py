@@ -118,7 +118,7 @@ class Embedded:
             _make_namespace(self.cluster(), namespace)
         say("starting the stand-in controllers")
         options = ["--kubeconfig", str(self.kubeconfig), "--dashboard-url", ray.dashboard_url, "--serve-port", str(ray.serve_port)]
-        options += ["--client-port", str(ray.client_port)]
+        options += ["--client-port", str(ray.client_port), "--grpc-port", str(ray.grpc_port)]
         options += ["--namespace", namespace] if self._elsewhere else []
         self._spawn(parts, "controllers", "kfp_components.local.controllers", *options, environment=ray.environment())
         with ray.serve() as serve:

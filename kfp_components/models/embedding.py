@@ -127,7 +127,6 @@ class Embedding(kit.Served):
         asked = validated(_Rerank, await self.json(request), "rerank request")
         self.known(asked.model or self.settings.model)
         texts = _texts([one if isinstance(one, str) else one.get("text") for one in asked.documents], "documents")
-        _texts([asked.query], "query")
         scores = await self.scores(asked.query, texts)
         best = sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n]
         results = [

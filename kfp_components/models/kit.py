@@ -13,6 +13,7 @@ import importlib
 import logging
 import threading
 import time
+import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
@@ -407,7 +408,7 @@ def _told(what: str, error: Exception) -> tuple[int, str, str | None]:
     """HTTP status, message and the field at fault. What is not the client's fault is logged."""
     if isinstance(error, Refused):
         return error.status, str(error), error.param
-    log.exception("%s failed", what)
+    log.error("%s failed: %s", what, traceback.format_exc().encode(errors="backslashreplace").decode())  # a log cannot take half a surrogate pair
     return 500, f"{type(error).__name__}: {error}", None
 
 

@@ -126,6 +126,7 @@ class Prober:
         One that nobody answered is sent once more. ``meanwhile`` hears each second how many are done, in the caller's thread; what it raises ends
         this. Then, and when the caller goes away, none is sent any more; those under way are not waited for.
         """
+        _load(cases)
         done: queue.SimpleQueue[tuple[int, ProbeResult | BaseException | None]] = queue.SimpleQueue()
         waiting, lock, over = iter(enumerate(cases)), threading.Lock(), threading.Event()
         began = time.monotonic()
@@ -205,6 +206,16 @@ def _connect(model: str, case: SmokeCase, reach: Reach | None) -> Way:
         raise errors.NotFound(f"{what}: where {where} is, is not known: {error}") from error
 
 
+def _load(cases: Iterable[SmokeCase]) -> None:
+    """Import in the caller's thread what the cases need: threads that import KServe's package at the same time get one that is half there."""
+    for case in cases:
+        if case.protocol == "v2_grpc" or case.binary:
+            tensors.load(case.name, "v2_grpc" if case.protocol == "v2_grpc" else "binary")
+            break
+    if any(case.expect_text or case.expect_audio or case.expect_vectors for case in cases):
+        import kfp_components.quality  # noqa: F401
+
+
 def assert_askable(cases: Iterable[SmokeCase]) -> None:
     """Raise `RequestInvalid` for a case that cannot be sent from here because a package is missing."""
     for case in cases:
@@ -214,6 +225,10 @@ def assert_askable(cases: Iterable[SmokeCase]) -> None:
             from kfp_components.probes import handle
 
             handle.assert_installed(case.name)
+        if case.expect_text is not None and case.expect_text.max_wer is not None:
+            from kfp_components.quality import asr
+
+            asr.rates("a", "a")
 
 
 def not_sent(case: SmokeCase, pace: SmokePace) -> ProbeResult:

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import io
 import itertools
 import math
 import re
-import unicodedata
-import wave
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kfp_components.probes.answer import Answer, parsed
 from kfp_components.request import ExpectedAudio, ExpectedStream, ExpectedTensor, ExpectedText, ExpectedVectors, SmokeCase
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-SILENCE_DBFS, SILENCE_PIECE_S = -50.0, 0.02
 KINDS: dict[str, tuple[type, ...]] = {"BYTES": (str,), "BOOL": (bool,), "FP": (int, float), "BF": (int, float), "INT": (int,), "UINT": (int,)}
 """V2 datatype, without its bits -> what its values are in JSON."""
 
@@ -29,7 +21,10 @@ COLLAPSED = 0.9999
 
 def problem(case: SmokeCase, version: str | None, answer: Answer) -> str | None:
     """The first thing that is not as expected; None when all is. ``version`` is the one that was asked for, None: any."""
-    wrong = next(_wrong(case, version, answer), None)
+    try:
+        wrong = next(_wrong(case, version, answer), None)
+    except RecursionError:
+        wrong = "expected an answer that can be read, it is nested too deep"
     if wrong is None or (answer.broken is not None and not answer.content):
         return wrong
     return f"{wrong}: {answer.told()}" if answer.status != case.expect_status else f"{wrong}; the answer: {answer.told()}"
@@ -88,10 +83,10 @@ def _values(case: SmokeCase, answer: Answer) -> Iterator[str]:
 
 def _tensors(expected: dict[str, ExpectedTensor], value: Any) -> Iterator[str]:
     listed = value.get("outputs") if isinstance(value, dict) else None
-    outputs = {output.get("name"): output for output in listed or () if isinstance(output, dict)} if isinstance(listed, list) else {}
+    outputs = {str(output.get("name")): output for output in listed if isinstance(output, dict)} if isinstance(listed, list) else {}
     for name, tensor in expected.items():
         if name not in outputs:
-            yield f"expected an output {name}, got {', '.join(map(str, outputs)) or 'no outputs'}"
+            yield f"expected an output {name}, got {', '.join(outputs) or 'no outputs'}"
             return
         found, datatype, data = outputs[name].get("shape"), str(outputs[name].get("datatype")), outputs[name].get("data")
         if not isinstance(found, list) or not all(isinstance(length, int) for length in found) or not isinstance(data, list):
@@ -107,14 +102,16 @@ def _tensors(expected: dict[str, ExpectedTensor], value: Any) -> Iterator[str]:
         kinds = KINDS.get(datatype.rstrip("0123456789"))
         if kinds is None:
             yield f"output {name} has the unknown datatype {datatype}"
-        elif any(not isinstance(item, kinds) or (isinstance(item, bool) and bool not in kinds) for item in data):
-            odd = next(item for item in data if not isinstance(item, kinds) or (isinstance(item, bool) and bool not in kinds))
-            yield f"output {name} says datatype {datatype}, but holds {_short(odd)}"
-        elif any(isinstance(item, float) and not math.isfinite(item) for item in data):
-            yield f"expected output {name} to be finite, but it holds {next(item for item in data if not math.isfinite(item))}"
+        elif odd := [item for item in data if not isinstance(item, kinds) or (isinstance(item, bool) and bool not in kinds)]:
+            yield f"output {name} says datatype {datatype}, but holds {_short(odd[0])}"
+        elif endless := [item for item in data if isinstance(item, float) and not math.isfinite(item)]:
+            yield f"expected output {name} to be finite, but it holds {endless[0]}"
 
 
 def _text(expected: ExpectedText, value: Any) -> Iterator[str]:
+    from kfp_components.quality import asr
+    from kfp_components.quality.score import text_of
+
     text = text_of(value)
     if text is None:
         yield "expected an answer that holds text"
@@ -128,32 +125,35 @@ def _text(expected: ExpectedText, value: Any) -> Iterator[str]:
         yield f"expected a text in which {_short(expected.regex)} is found, got {_short(text)}"
     if expected.like is None:
         return
-    wanted, found = words(expected.like), words(text)
+    wanted, found = asr.normalised(expected.like), asr.normalised(text)
     if expected.min_similarity is not None:
-        ratio = difflib.SequenceMatcher(None, " ".join(wanted), " ".join(found), autojunk=False).ratio()
+        ratio = difflib.SequenceMatcher(None, wanted, found, autojunk=False).ratio()
         if ratio < expected.min_similarity:
             yield f"expected a text like {_short(expected.like)} (similarity {expected.min_similarity:g}), got {_short(text)} ({ratio:.2f})"
-    if expected.max_wer is not None and (rate := edits(wanted, found) / max(1, len(wanted))) > expected.max_wer:
+    if expected.max_wer is not None and (rate := asr.rates(found, wanted)["wer"] if wanted else float(bool(found))) > expected.max_wer:
         yield f"expected {_short(expected.like)} with a word error rate of at most {expected.max_wer:g}, got {_short(text)} with {rate:.2f}"
 
 
 def _audio(expected: ExpectedAudio, answer: Answer) -> Iterator[str]:
+    from kfp_components.quality import tts
+
     try:
-        samples, rate = read_wav(answer.content)
+        audio = tts.read_wav(answer.content)
     except ValueError as error:
         yield f"expected a WAV file, got {answer.kind or 'no content type'}: {error}"
         return
-    seconds = len(samples) / rate
-    if not expected.min_s <= seconds <= expected.max_s:
-        yield f"expected {expected.min_s:g} to {expected.max_s:g} s of audio, got {seconds:.2f} s"
-    if (silent := silence(samples, rate)) > expected.max_silence:
-        yield f"expected audio that is silent for at most {expected.max_silence:.0%} of its time, got {silent:.0%}"
-    if expected.sample_rate_hz not in (None, rate):
-        yield f"expected {expected.sample_rate_hz} samples a second, got {rate}"
+    if not expected.min_s <= audio.duration_s <= expected.max_s:
+        yield f"expected {expected.min_s:g} to {expected.max_s:g} s of audio, got {audio.duration_s:.2f} s"
+    if audio.silence_share > expected.max_silence:
+        yield f"expected audio that is silent for at most {expected.max_silence:.0%} of its time, got {audio.silence_share:.0%}"
+    if expected.sample_rate_hz not in (None, audio.sample_rate_hz):
+        yield f"expected {expected.sample_rate_hz} samples a second, got {audio.sample_rate_hz}"
 
 
 def _vectors(expected: ExpectedVectors, value: Any) -> Iterator[str]:
     import numpy as np
+
+    from kfp_components.quality.embedding import vectors_of
 
     vectors = vectors_of(value)
     if vectors is None:
@@ -179,75 +179,6 @@ def _vectors(expected: ExpectedVectors, value: Any) -> Iterator[str]:
     if expected.nearest is not None and (expected.nearest >= count - 1 or int(np.argmax(cosines[0, 1:])) != expected.nearest):
         near = [round(float(one), 3) for one in cosines[0, 1:]]
         yield f"expected text {expected.nearest} after the first to be nearest to it, got cosines {near}"
-
-
-def text_of(value: Any) -> str | None:
-    """The text that an answer holds, in any of the forms of `ExpectedText`; None where there is none."""
-    if isinstance(value, str):
-        return value
-    for pointer in ("/text", "/choices/0/message/content", "/choices/0/text", "/outputs/0/data/0"):
-        if isinstance(found := resolve(value, pointer), str):
-            return found
-    return None
-
-
-def vectors_of(value: Any) -> NDArray[np.float64] | None:
-    """Vectors of shape (texts, dimensions) in any of the forms of `ExpectedVectors`; None where there are none."""
-    import numpy as np
-
-    try:
-        if isinstance(value, dict) and "outputs" in value:
-            output = value["outputs"][0]
-            value = np.reshape(list(_flat(output["data"])), output["shape"])
-        elif isinstance(value, dict):
-            value = value["embeddings"] if "embeddings" in value else [entry["embedding"] for entry in value["data"]]
-        found = np.asarray(value, dtype=np.float64)
-    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
-        return None
-    return found if found.ndim == 2 and found.size else None
-
-
-def read_wav(content: bytes) -> tuple[NDArray[np.float64], int]:
-    """Samples from -1 to 1 of the first channel, and how many there are in a second. Raises `ValueError` for what is no WAV file of whole numbers."""
-    import numpy as np
-
-    try:
-        with wave.open(io.BytesIO(content)) as file:
-            width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
-            frames = file.readframes(len(content))
-    except (wave.Error, EOFError) as error:
-        raise ValueError(f"it cannot be read: {error or 'it ends too early'}") from error
-    if width not in (1, 2, 4) or rate <= 0:
-        raise ValueError(f"{8 * width} bits a sample, {rate} samples a second; 8, 16 or 32 bits are read")
-    frames = frames[: len(frames) // (width * channels) * width * channels]
-    samples = np.frombuffer(frames, dtype={1: "<u1", 2: "<i2", 4: "<i4"}[width])[::channels].astype(np.float64)
-    return (samples - 128) / 128 if width == 1 else samples / 2.0 ** (8 * width - 1), rate
-
-
-def silence(samples: NDArray[np.float64], rate: int) -> float:
-    """Share of the pieces of 20 ms whose mean power is below -50 dB of full scale; 1 where there are no samples."""
-    import numpy as np
-
-    length = max(1, round(rate * SILENCE_PIECE_S))
-    starts = range(0, len(samples), length)
-    quiet = [np.mean(np.square(samples[at : at + length])) < 10 ** (SILENCE_DBFS / 10) for at in starts]
-    return float(np.mean(quiet)) if quiet else 1.0
-
-
-def words(text: str) -> list[str]:
-    """Of a text, without capitals and punctuation."""
-    plain = text.casefold().replace("\u2019", "'")
-    return "".join(" " if unicodedata.category(letter).startswith("P") and letter != "'" else letter for letter in plain).split()
-
-
-def edits(wanted: list[str], found: list[str]) -> int:
-    """Fewest words to put in, take out or replace (Levenshtein distance)."""
-    row = list(range(len(found) + 1))
-    for number, word in enumerate(wanted, 1):
-        before, row[0] = row[0], number
-        for at, other in enumerate(found, 1):
-            before, row[at] = row[at], min(row[at] + 1, row[at - 1] + 1, before + (word != other))
-    return row[-1]
 
 
 class _Missing:

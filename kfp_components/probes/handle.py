@@ -12,6 +12,7 @@ import os
 import platform
 import threading
 from pathlib import Path
+from typing import Any
 
 from kfp_components import errors
 from kfp_components.cluster import Endpoint
@@ -78,13 +79,21 @@ class Handle:
                 sent = called.remote() if case.body is None else called.remote(case.body)
                 answer.value = sent.result(timeout_s=case.timeout_s)
                 answer.status = 200
-                answer.content = json.dumps(answer.value, default=repr).encode()
+                answer.content = _written(answer.value)
             except TimeoutError:
                 answer.broken = late(case.timeout_s)
             except Exception as error:  # Ray raises what the application raised, and much of its own
                 cause = getattr(error, "cause", None) or error  # of a RayTaskError, whose own text is a traceback
                 answer.status, answer.content = 500, f"{type(cause).__name__}: {cause}".encode()
         return answer
+
+
+def _written(value: Any) -> bytes:
+    """For messages."""
+    try:
+        return json.dumps(value, default=repr).encode()
+    except (TypeError, ValueError, RecursionError):  # keys that JSON does not have, or a value within itself
+        return repr(value).encode(errors="replace")
 
 
 def mismatch(ours: dict[str, str], theirs: dict[str, str]) -> str | None:

@@ -13,6 +13,7 @@ from kfp_components import errors, names
 from kfp_components.cluster import Endpoint
 from kfp_components.probes import tensors
 from kfp_components.probes.answer import Answer, late, parsed
+from kfp_components.probes.check import resolve
 from kfp_components.request import Media, SmokeCase
 
 if TYPE_CHECKING:
@@ -66,9 +67,9 @@ class Http:
         """One request, its answer read to the end."""
         answer = Answer()
         sent = _content(case, self._model)
+        began = time.perf_counter()
         try:
             with answer.timed(), self._client.stream(case.method, self.path(case), timeout=case.timeout_s, **sent) as response:
-                began = time.perf_counter()
                 answer.status, answer.version = response.status_code, response.headers.get(names.VERSION_HEADER)
                 answer.kind = response.headers.get("content-type", "").lower()
                 if case.protocol in EVENTS and case.expect_stream is not None and response.status_code == 200:
@@ -138,7 +139,7 @@ def _read_events(response: httpx.Response, answer: Answer, began: float, case: S
         answer.broken = f"expected a stream (text/event-stream), got {answer.kind or 'no content type'}"
         return
     text, last, finish, done = "", dict[str, Any](), None, False
-    chat = case.protocol == "openai_chat"
+    where = "/choices/0/delta/content" if case.protocol == "openai_chat" else "/choices/0/text"
     for line in _in_time(response.iter_lines(), answer, began, case):
         if not line.startswith("data:"):
             continue
@@ -154,13 +155,12 @@ def _read_events(response: httpx.Response, answer: Answer, began: float, case: S
         if not isinstance(event, dict):
             continue
         last = event
-        choice = next((one for one in event.get("choices") or [] if isinstance(one, dict)), {})
-        piece = (choice.get("delta") or {}).get("content") if chat else choice.get("text")
+        piece, told = resolve(event, where), resolve(event, "/choices/0/finish_reason")
         if isinstance(piece, str) and piece:
             answer.first_s = answer.first_s or time.perf_counter() - began
             text += piece
-        finish = choice.get("finish_reason") or finish
-    said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        finish = told if isinstance(told, str) else finish
+    said = {"message": {"role": "assistant", "content": text}} if case.protocol == "openai_chat" else {"text": text}
     answer.value = {**last, "choices": [{"index": 0, **said, "finish_reason": finish}]}
     answer.ended = done and finish is not None
 

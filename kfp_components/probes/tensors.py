@@ -40,6 +40,13 @@ def assert_installed(case: str, protocol: str) -> None:
         )
 
 
+def load(case: str, protocol: str) -> None:
+    """Import KServe's package, which takes a second or two. Raises `RequestInvalid` where it is missing."""
+    assert_installed(case, protocol)
+    import kserve.protocol.grpc.grpc_predict_v2_pb2_grpc
+    import kserve.utils.numpy_codec  # noqa: F401
+
+
 class Grpc:
     """``ModelInfer`` through Serve's gRPC proxy, which finds a version by the name of its application in the metadata; nothing is retried."""
 

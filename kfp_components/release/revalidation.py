@@ -47,6 +47,11 @@ class Recorded(BaseModel):
     cases_from: str = Field("", description="where they are, or that they are the smoke cases")
     error_margin_percent: float
     latency_margin_percent: float
+    scores: dict[str, float] = Field({}, description="mean score of each case with a reference, by name; of all under no name where there are many")
+
+    def score(self, case: str) -> float | None:
+        """What a case had, None where it had none."""
+        return self.scores.get(case, self.scores.get(""))
 
     def differs(self, asked: Recorded) -> str:
         """What another look asks otherwise, in words; empty where it asks the same."""

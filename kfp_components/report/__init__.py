@@ -331,6 +331,10 @@ def _facts(release: Mapping[str, Any]) -> list[tuple[str, str]]:
                 ),
             )
         )
+    margins = (((release.get("judge") or {}).get("state") or {}).get("golden") or {}).get("margins")
+    if margins:
+        score, useless = (100 * (_number(margins, name) or 0) for name in ("score", "garbage"))
+        facts.append(("worse answers mean", f"a mean score lower by {score:g} points of 100, or {useless:g} points more useless ones, than stable's"))
     return [(name, value) for name, value in facts if value]
 
 

@@ -186,7 +186,7 @@ def _margins(run: Run, cases: Sequence[SmokeCase]) -> Margins | None:
     if not cases:
         return None
     score, garbage, latency_percent = run.request.options.quality.margins(run.request.family)
-    return {"score": score, "garbage": garbage, "latency_percent": latency_percent, "cases": golden_set.digest_of(cases)}
+    return {"score": score, "garbage": garbage, "latency_percent": latency_percent, "cases": golden_set.digest_of(cases), "of": len(cases)}
 
 
 class _Look:

@@ -19,27 +19,39 @@ BUILTIN = "builtin:"
 def of_request(asked: PromoteRequest) -> tuple[SmokeCase, ...]:
     """The cases that both versions of a canary are asked; none where the request names no golden set, or quality.max_pairs is 0.
 
-    Raises as `read`, and `RequestInvalid` for a reference that its family's evaluator does not take.
+    Raises as `read`, and `RequestInvalid` for a case that cannot be sent through the router.
     """
     told = asked.options.provenance
     if told.golden_set is None or not asked.options.quality.max_pairs:
         return ()
-    from kfp_components import quality  # numpy: only a step that has a golden set pays for it
-
-    found = defaults.as_called(asked, read(told.golden_set, told.golden_set_digest))
+    found = defaults.as_called(asked, read(told.golden_set, told.golden_set_digest, asked.family))
     if past := next((case for case in found if case.protocol in PAST_THE_ROUTER), None):
         raise errors.RequestInvalid(
             f"golden set {uris.shown(told.golden_set)}, case {past.name}: protocol {past.protocol} does not go through the router, which knows the "
             "versions apart; ask by HTTP"
         )
+    for case in found if asked.options.quality.judge_url is None else ():
+        if (case.family or asked.family) == "llm" and isinstance(case.reference, dict) and case.reference.get("judged"):
+            raise errors.RequestInvalid(
+                f"golden set {uris.shown(told.golden_set)}, case {case.name}: its reference says judged; say who judges: "
+                "options.quality.judge_url and judge_model"
+            )
     probes.assert_askable(found)
-    quality.assert_references(found, asked.family)
     return cases.with_media(found, told.golden_set)
 
 
-def read(uri: str, digest: str | None) -> tuple[SmokeCase, ...]:
-    """The cases. Raises `NotFound` where nothing is or it cannot be read from here, `Unreachable` when nobody can say, `RequestInvalid`."""
-    return golden.parse(_text(uri, digest), uri)
+def read(uri: str, digest: str | None, family: str | None) -> tuple[SmokeCase, ...]:
+    """The cases; ``family`` is whose evaluator scores those that do not say it.
+
+    Raises `NotFound` where nothing is or it cannot be read from here, `Unreachable` when nobody can say, `RequestInvalid`, also for a reference that
+    the evaluator does not take.
+    """
+    found = golden.parse(_text(uri, digest), uri)
+    if any(case.reference is not None for case in found):
+        from kfp_components import quality  # numpy: only who scores pays for it
+
+        quality.assert_references(found, family)
+    return found
 
 
 def digest_of(given: Sequence[SmokeCase]) -> str:

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from random import Random
 from types import TracebackType
 
-from kfp_components import errors, names, quality
+from kfp_components import errors, names
 from kfp_components.judge.golden import Answered
 from kfp_components.judge.quality import Pair
-from kfp_components.probes import Prober, ProbeResult
+from kfp_components.probes import Prober, ProbeResult, golden
 from kfp_components.quality.examples import Compared
+from kfp_components.quality.score import Score
 from kfp_components.request import SmokeCase
-from kfp_components.rollout import journal
+from kfp_components.rollout import journal, judge_model
 from kfp_components.rollout.heard import Ear
 from kfp_components.rollout.run import Run
 
@@ -44,10 +45,12 @@ class Pairs:
         self._simulated = run.transport is not None
         self._run, self._probers = run, dict[str, Prober]()
         self._ear = Ear(self.rules.asr_url, run.cluster, run.transport) if self.rules.asr_url else None
+        self._grader = judge_model.of_request(run.request, run.cluster) if cases else None
         self.unheard: str | None = None
-        """Why the last pair that was not judged was not: who should say which words are spoken did not."""
+        """Why the last pair that was not judged was not: who should say which words are spoken, or grade an answer, did not."""
         self._number, self._credit, self._paid_at = asked_before, 0.0, run.clock.monotonic()
-        self._answered: list[tuple[Answered, Compared]] = []
+        self._answered: dict[int, tuple[Answered, Compared] | None] = {}
+        self._given = asked_before
         self._failed: BaseException | None = None
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._threads: list[threading.Thread] = []
@@ -73,19 +76,26 @@ class Pairs:
         self._stop.set()
         for prober in self._probers.values():
             prober.__exit__(kind, error, trace)
-        if self._ear is not None:
-            self._ear.close()
+        for asked in (self._ear, self._grader):
+            if asked is not None:
+                asked.close()
 
     def take(self) -> list[tuple[Answered, Compared]]:
-        """What was answered since the last call, for the judge and for the report. Raises `RequestInvalid` where an evaluator cannot take a case."""
+        """What was answered since the last call, for the judge and for the report. Raises `RequestInvalid` where an evaluator cannot take a case.
+
+        In the order in which it was asked: what came back sooner than an older pair waits for it, else slow ones would be judged last, or never.
+        """
         if self._simulated:
             while (number := self._next()) is not None:
                 self._one(number)
+        found = []
         with self._lock:
-            found, self._answered = self._answered, []
+            while self._given in self._answered:
+                found.append(self._answered.pop(self._given))
+                self._given += 1
         if self._failed is not None:
             raise self._failed
-        return found
+        return [pair for pair in found if pair is not None]
 
     def _next(self) -> int | None:
         """The number of the pair that is due, None when none is."""
@@ -111,33 +121,34 @@ class Pairs:
     def _one(self, number: int) -> None:
         draw = Random(f"{self._identity}/{number}")
         case, candidate_first = draw.choice(self.cases), draw.random() < 0.5
+        found = None
         try:
             answers = {version: self._ask(case, version) for version in (reversed(self.versions) if candidate_first else self.versions)}
-            if any(answer.unreachable for answer in answers.values()):
+            if any(answer.unreachable for answer in answers.values()):  # nobody was there to be asked
                 self._stop.wait(0 if self._simulated else IDLE_S)
-                return  # nobody was there to be asked
-            found = self._compared(case, *(answers[version] for version in self.versions))
-        except errors.Unreachable as error:  # of who hears
+            else:
+                found = self._compared(case, *(answers[version] for version in self.versions))
+        except errors.Unreachable as error:  # of who hears or grades
             self.unheard = str(error)
             self._stop.wait(0 if self._simulated else IDLE_S)
-            return
         except BaseException as error:
             if not self._stop.is_set():
                 self._failed = error
-            return
         with self._lock:
-            self._answered.append(found)
+            self._answered[number] = found
 
     def _ask(self, case: SmokeCase, version: str) -> ProbeResult:
         (answer,) = self._probers[version].run([case])
         return answer
 
     def _compared(self, case: SmokeCase, stable: ProbeResult, candidate: ProbeResult) -> tuple[Answered, Compared]:
-        was, now = self._score(case, stable), self._score(case, candidate)
-        pair = Pair(was.value, now.value, was.garbage, now.garbage, stable.seconds or None, candidate.seconds or None)
+        was, now = (self._score(case, answer) for answer in (stable, candidate))
+        seconds = (None, None) if was.garbage or now.garbage else (stable.seconds or None, candidate.seconds or None)  # a quick error is not quick
+        pair = Pair(was.value, now.value, was.garbage, now.garbage, *seconds)
         return Answered(pair, was.note if was.garbage else ""), Compared(case.name, case.body, stable.value, candidate.value, was, now)
 
-    def _score(self, case: SmokeCase, answer: ProbeResult) -> quality.Score:
-        if answer.problem is not None:
-            return quality.garbage(answer.problem)
-        return quality.Score(1.0) if case.reference is None else quality.score(case, answer.value, self.family, self._ear)
+    def _score(self, case: SmokeCase, answer: ProbeResult) -> Score:
+        found = golden.score(case, answer, self.family, self._ear)
+        if self._grader is None or case.reference is None or (case.family or self.family) != "llm":
+            return found
+        return self._grader.score(case, answer.value, found)

@@ -9,7 +9,7 @@ from kfp_components import errors, names, notify, probes, request
 from kfp_components.cluster import Cluster, Manifest, Permission, Ref
 from kfp_components.cluster.changes import Apply, refuse_gitops, refuse_written_back
 from kfp_components.cluster.fields import refuse_taken
-from kfp_components.rollout import cases, golden_set
+from kfp_components.rollout import cases, golden_set, judge_model
 from kfp_components.rollout.run import Run
 from kfp_components.serving import alias, inference_service, ownership, rayservice
 from kfp_components.traffic.router_source import Source
@@ -59,6 +59,10 @@ def check(run: Run, *, found: Manifest | None, serving: Serving | None, first_ve
     check_permissions(cluster, asked)
     notify.check(asked.options.notify, notify.reader(cluster, asked.namespace))
     probes.assert_askable(asked.options.smoke if dry else cases.with_media(asked.options.smoke))
+    if any(case.reference is not None for case in asked.options.smoke):
+        from kfp_components import quality  # numpy: only who scores pays for it
+
+        quality.assert_references(asked.options.smoke, asked.family)
     ref = Ref("RayService", asked.rayservice, asked.namespace)
     if found is None and asked.options.rayservice_template is None:
         raise errors.NotFound(f"{ref}: it does not exist; create it, correct the name, or give options.rayservice_template")
@@ -84,6 +88,7 @@ def check(run: Run, *, found: Manifest | None, serving: Serving | None, first_ve
         )
     if serving is not None:
         golden_set.of_request(asked)
+        judge_model.token(asked, cluster)
         _try_the_switch(asked.model, text, serving, address.route)
     service = cluster.get(Ref("Service", address.alias, asked.namespace))
     stub = cluster.get(Ref("InferenceService", asked.model, asked.namespace))

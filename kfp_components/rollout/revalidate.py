@@ -32,6 +32,9 @@ from kfp_components.rollout.run import Run
 from kfp_components.rollout.status import read_status
 from kfp_components.router.ledger import LATENCY_BOUNDS_S
 
+MOST_SCORED, MOST_NAME = 500, 100
+"""Cases whose scores are kept one by one, and characters of their names."""
+
 SETTLE_S = 30.0
 """Ray calls every application of a RayService DEPLOYING for a moment when another one is written, and it goes on answering."""
 
@@ -124,14 +127,17 @@ def look_at(run: Run, rules: RevalidateRules, models: int, run_id: str, tell: To
         drawn = cases_of.with_media(draw.choices(cases, k=rules.requests if known.state else rules.record_requests), uri)
         end = run.clock.monotonic() + 60 * rules.max_minutes
         with probes.Prober(endpoint, record.model, run.address.prefix, run.transport) as prober:
-            answers = golden.ask(prober, drawn, rules.concurrency, tell, go_on=lambda: run.clock.monotonic() < end)
+            family = _family(record, registered, version)
+            answers = golden.ask(prober, drawn, rules.concurrency, tell, go_on=lambda: run.clock.monotonic() < end, family=family)
     except errors.TemporaryError as error:
         under_way = not record.done and record.phase != "held"
         told = f"a release of {record.candidate_version} is {record.phase}, last run by {record.holder}; {error}" if under_way else str(error)
         look = _not_asked(run, "not enough" if under_way else "unreachable", told, run_id)
         known = known.looked(look, known.state)
     else:
-        look, state = _judged(run, known, store, answers, rules, models, run_id)
+        recorded = known.recorded.scores if known.state and known.recorded else _means(answers)
+        wanted = wanted.model_copy(update={"scores": recorded})
+        look, state = _judged(run, known, store, answers, wanted, rules, models, run_id)
         known = known.model_copy(update={"recorded": wanted if state else None}).looked(look, state)
     store.save(known)
     _tell_the_registry(run, version, look)
@@ -262,7 +268,14 @@ def _assert_comparable(store: RevalidationStore, known: Revalidations, wanted: R
 
 
 def _judged(
-    run: Run, known: Revalidations, store: RevalidationStore, answers: golden.Answers, rules: RevalidateRules, models: int, run_id: str
+    run: Run,
+    known: Revalidations,
+    store: RevalidationStore,
+    answers: golden.Answers,
+    recorded: Recorded,
+    rules: RevalidateRules,
+    models: int,
+    run_id: str,
 ) -> tuple[Look, dict[str, Any]]:
     """The look, and the state of the tests after it. The first look is the record, which the others are compared with."""
     now, version = run.clock.now_unix_s(), known.version
@@ -280,9 +293,11 @@ def _judged(
         return Look(**asked, outcome="unreachable", sentence=answers.problems[0] if answers.problems else "nobody answered"), known.state
     short = f"; it ended after {rules.max_minutes:g} minutes, {answers.left_out:,} were not asked" if answers.left_out else ""
     counts = ArmCounts(answers.requests, answers.failures, histogram(answers.seconds))
+    scores = tuple((then, value) for case, value in answers.scores if (then := recorded.score(case)) is not None)
     if not known.state:
-        return _first(version, store, counts, asked, answers, rules, short)
-    state = decay.advance(decay.State.model_validate(known.state), decay.Run(now, counts, LATENCY_BOUNDS_S), apart_s=3600 * rules.apart_hours)
+        return _first(version, store, counts, asked, answers, scores, rules, short)
+    seen = decay.Run(now, counts, LATENCY_BOUNDS_S, scores)
+    state = decay.advance(decay.State.model_validate(known.state), seen, apart_s=3600 * rules.apart_hours)
     found = decay.decide(state, version, alpha=rules.alpha, models=models)
     return Look(**asked, outcome=found.kind, sentence=found.sentence + short, evidence=found.e), state.model_dump(mode="json")
 
@@ -293,6 +308,7 @@ def _first(
     counts: ArmCounts,
     asked: dict[str, Any],
     answers: golden.Answers,
+    scores: Sequence[tuple[float, float]],
     rules: RevalidateRules,
     short: str,
 ) -> tuple[Look, dict[str, Any]]:
@@ -307,14 +323,15 @@ def _first(
             f"is broken: {answers.problems[0]}"
         )
     p95 = f", p95 {asked['p95_ms']:,.1f} ms" if answers.seconds else ""
-    told = f"{version} is recorded: {failed}{p95}{short}"
+    good = f", mean score {sum(now for _, now in scores) / len(scores):.4f}" if scores else ""
+    told = f"{version} is recorded: {failed}{p95}{good}{short}"
     if 20 * answers.failures >= answers.requests:
         told += (
             f"; from now on that is what is right for it. If it is not, mend the cases or the model and record anew (`kubectl delete configmap "
             f"{store.ref.name} -n {store.ref.namespace}`): {answers.problems[0]}"
         )
     errors_by, latency_by = rules.error_margin_percent / 100, rules.latency_margin_percent / 100
-    state = decay.start(counts, LATENCY_BOUNDS_S, error_margin=errors_by, latency_margin=latency_by)
+    state = decay.start(counts, LATENCY_BOUNDS_S, scores=scores or None, error_margin=errors_by, latency_margin=latency_by)
     return Look(**asked, outcome="not enough", sentence=told), state.model_dump(mode="json")
 
 
@@ -350,7 +367,7 @@ def _cases(record: Release, registered: ModelVersion | None, version: str, rules
     uri = rules.golden_set or told.get("golden_set")
     if uri is not None:
         digest = told.get("golden_set_digest") if uri == told.get("golden_set") else None
-        return _in_time(golden_set.read(uri, digest), rules), uris.shown(uri), uri
+        return _in_time(golden_set.read(uri, digest, _family(record, registered, version)), rules), uris.shown(uri), uri
     found = (*asked.options.smoke, *probes.health_cases(record.model, asked.options.protocol)) if asked else ()
     if not found:
         raise errors.RequestInvalid(
@@ -358,6 +375,22 @@ def _cases(record: Release, registered: ModelVersion | None, version: str, rules
             "options.provenance.golden_set of its next version)"
         )
     return _in_time(found, rules), "its smoke cases", None
+
+
+def _family(record: Release, registered: ModelVersion | None, version: str) -> str | None:
+    """Whose evaluator scores the cases that do not say it."""
+    asked = record.asked() if record.candidate_version == version else request_of(registered)
+    return asked.family if asked else dict(registered.properties).get("family") if registered else None
+
+
+def _means(answers: golden.Answers) -> dict[str, float]:
+    """Mean score by case; of more than `MOST_SCORED` cases one for all, under no name."""
+    named: dict[str, list[float]] = {}
+    for case, value in answers.scores:
+        named.setdefault(case if len(case) <= MOST_NAME else "", []).append(value)
+    if len(named) > MOST_SCORED:
+        named = {"": [value for _, value in answers.scores]}
+    return {case: round(sum(values) / len(values), 4) for case, values in named.items()}
 
 
 def _in_time(cases: tuple[SmokeCase, ...], rules: RevalidateRules) -> tuple[SmokeCase, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from kfp_components import errors, names, probes
 from kfp_components.cluster import Endpoint
+from kfp_components.probes import golden
 from kfp_components.release import Event, Release
 from kfp_components.request import SmokeCase
 from kfp_components.rollout import cases, journal
@@ -121,7 +122,7 @@ def _send(run: Run, prober: probes.Prober, given: Sequence[SmokeCase], told: Tol
 
     found: dict[int, probes.ProbeResult] = {}
     for number, result in prober.send(given, pace, meanwhile=beat):
-        found[number] = result or probes.not_sent(given[number], pace)
+        found[number], _ = golden.judged(given[number], result or probes.not_sent(given[number], pace), run.request.family)
         beat(len(found))
     return [found[number] for number in range(len(given))]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from memory_world import MODEL, NAMESPACE, REGISTERED, World, asked, live
+from stand_in import Behaviour
 
 from kfp_components import errors, rollout
 from kfp_components.clock import ManualClock
@@ -174,6 +175,23 @@ def test_a_golden_set_is_asked_and_a_changed_one_is_refused(world: World, tmp_pa
     golden.write_text("")
     with pytest.raises(errors.RequestInvalid, match="it holds no case"):
         look(world)
+
+
+def test_one_whose_answers_only_score_less_decays(world: World, tmp_path: Path) -> None:
+    golden = tmp_path / "golden.jsonl"
+    lines = [{"name": f"case {number}", "path": "/", "family": "embedding", "reference": {"relevant": [0], "k": 1}} for number in range(3)]
+    golden.write_text("\n".join(map(json.dumps, lines)))
+    world.rayservice(live())
+    near, far = [0.9, 0.1], [0.0, 1.0]
+    good, worse = ({"ok": True, "embeddings": [[1.0, 0.0], *order]} for order in ([near, far], [far, near]))
+    world.serve.behaviours = {f"{MODEL}-{version}": Behaviour(smoke=good) for version in ("v1", "v2")}
+    world.promote(asked(provenance={"golden_set": golden.as_uri()}, quality={"max_pairs": 0}))
+    first = look(world).look
+    assert first.failures == 0 and first.sentence.endswith("mean score 1.0000")
+    assert look(world).outcome == "healthy"
+    world.serve.behaviour(f"{MODEL}-v2").smoke = worse
+    found = [look(world) for _ in range(3)][-1]
+    assert (found.outcome, found.look.failures) == ("decayed", 0) and "of their score in the mean" in found.look.sentence, found.look.sentence
 
 
 def test_two_looks_at_the_same_time_count_once(served: World) -> None:

@@ -26,7 +26,7 @@ MODEL, VERSION = "m", "v2"
 APPLICATION = names.application(MODEL, VERSION)
 SPOKEN = "The quick brown fox jumps over the lazy dog."
 WORDS = ("Red", ", green", " and", " blue", ".")
-TEXTS = list(defaults.TEXTS)
+TEXTS = [defaults.PETS[0], *defaults.DOCUMENTS[:2]]
 
 
 def vector(text: str, fault: str | None = None) -> list[float]:
@@ -168,6 +168,9 @@ class Handler(Answering):
 
         def events() -> Iterator[bytes]:
             yield event("")  # the role comes first
+            if fault == "odd events":
+                yield from (f"data: {json.dumps(odd)}\n\n".encode() for odd in (5, {"choices": 5}, {"choices": [{"delta": "x", "text": {}}]}, []))
+                return
             if fault == "begins late":
                 time.sleep(0.1)
             for number, word in enumerate(WORDS):
@@ -186,7 +189,8 @@ class Handler(Answering):
         self.say({"object": "list", "data": entries, "model": self.body["model"]})
 
     def rerank(self) -> None:
-        order = sorted(range(len(self.body["documents"])), reverse=self.state.fault == "wrong")
+        documents = self.body["documents"]
+        order = sorted(range(len(documents)), key=lambda index: "tomatoes" not in documents[index], reverse=self.state.fault == "wrong")
         self.say({"model": self.body["model"], "results": [{"index": index, "relevance_score": 1 / (1 + at)} for at, index in enumerate(order)]})
 
     def transcribe(self) -> None:

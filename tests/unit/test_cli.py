@@ -57,6 +57,16 @@ def test_every_command_gives_one_document_where_it_is_asked_for() -> None:
     assert [words for words, command in every_command() if not any("--json" in parameter.opts for parameter in command.params)] == []
 
 
+@pytest.mark.parametrize("port", [None, 9123])
+def test_local_status_says_where_grpc_is_answered(tmp_path: Path, port: int | None) -> None:
+    if port:
+        (tmp_path / "state.json").write_text(json.dumps({"parts": [], "facts": {"grpc_port": port}}))
+    done = CliRunner().invoke(cli.app, ["local", "status", "--home", str(tmp_path), "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout)["grpc"] == (f"127.0.0.1:{port}" if port else None)
+    told = CliRunner().invoke(cli.app, ["local", "status", "--home", str(tmp_path)]).stdout
+    assert ("gRPC: 127.0.0.1:9123" in told) is bool(port)
+
+
 def test_down_where_nothing_runs_and_compile_say_it_as_json(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.app, ["local", "down", "--home", str(tmp_path / "home"), "--json"])
     assert done.exit_code == 0 and json.loads(done.stdout) == {"home": str(tmp_path / "home"), "running": False}

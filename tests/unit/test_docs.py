@@ -1,5 +1,6 @@
 """What README says can be typed can be typed; its Python runs in tests/e2e/test_real_model.py."""
 
+import importlib.util
 import inspect
 import json
 import re
@@ -112,3 +113,11 @@ def test_every_error_has_its_place_in_the_page_for_trouble() -> None:
     grouping = (errors.KfpServingError, errors.InputError, errors.TemporaryError, errors.RolloutStopped)
     for name, one in inspect.getmembers(errors, inspect.isclass):
         assert one in grouping or f"## {name}: exit code {one.exit_code}" in text
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "pipelines" / "requests").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_request_of_each_family_is_short_and_right(file: Path) -> None:
+    text = file.read_text()
+    asked = request.parse(yaml.safe_load(text))
+    assert len(text.splitlines()) <= 12 and asked.family == file.stem and f"promote pipelines/requests/{file.name}" in text
+    assert importlib.util.find_spec(asked.import_path.partition(":")[0]) is not None

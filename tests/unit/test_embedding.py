@@ -4,6 +4,8 @@ import asyncio
 import base64
 import json
 import re
+import sys
+import types
 import zlib
 from typing import Any
 
@@ -224,6 +226,53 @@ def test_an_engines_settings_are_checked_before_it_loads(engine: str) -> None:
         kit.parse(embedding.Embedding, {**BASE, "engine": engine})
     with pytest.raises(ValueError, match=r"max_token\n"):
         kit.parse(embedding.Embedding, {**BASE, "engine": engine, "model_path": "/m", "max_token": 3})
+
+
+class Library:
+    """Stands for a model of sentence-transformers and of FlagEmbedding: a text is its length and whether it came as a query; the method names are theirs."""
+
+    def __init__(self, path: str, **arguments: Any) -> None:
+        self.path, self.arguments = path, arguments
+        self.tokenizer = lambda text: {"input_ids": text.split()}
+        self.max_seq_length = 512
+
+    from_finetuned = classmethod(lambda cls, path, **arguments: cls(path, **arguments))
+
+    def encode(self, texts: list[str], prompt: str | None = None, **_how: Any) -> Any:
+        return np.array([[3.0, 4.0] if "fish" in (prompt or "") + text else [4.0, -3.0] for text in texts])
+
+    encode_query = encode_document = encode_queries = encode_corpus = encode
+
+    def predict(self, pairs: list[tuple[str, str]], show_progress_bar: bool) -> Any:
+        return np.array([float(len(document)) for _query, document in pairs])
+
+    def compute_score(self, pairs: list[list[str]], normalize: bool) -> Any:
+        found = [1.0 / len(document) for _query, document in pairs]
+        return found if len(found) > 1 else found[0]
+
+
+@pytest.mark.parametrize("engine", ["sentence_transformers", "flag"])
+def test_an_engine_with_a_stand_in_for_its_library(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package, classes in (
+        ("sentence_transformers", ("SentenceTransformer", "CrossEncoder")),
+        ("FlagEmbedding", ("FlagAutoModel", "FlagAutoReranker")),
+    ):
+        module = types.ModuleType(package)
+        for name in classes:
+            setattr(module, name, Library)
+        monkeypatch.setitem(sys.modules, package, module)
+    args = {**BASE, "engine": engine, "model_path": "/models/x", "device": "cuda:0", "max_tokens": 128}
+    app = embedding.Embedding(args)
+    assert post(app, "/embed", {"texts": ["fish"]}).json()["embeddings"][0] == pytest.approx([0.6, 0.8] if engine == "flag" else [3.0, 4.0])
+    asked = {"query": "fish", "documents": ["a car", "fish and a long chip"]}
+    assert post(app, "/rerank", asked).json()["results"][0]["index"] == 1
+    assert post(app, "/v1/embeddings", {"input": "three words here"}).json()["usage"]["total_tokens"] == 3
+    ranked = post(embedding.Embedding({**args, "reranker_path": "/models/y"}), "/rerank", asked).json()["results"]
+    assert ranked[0]["index"] == (0 if engine == "flag" else 1) and len(ranked) == 2
+    assert (
+        len(post(embedding.Embedding({**args, "reranker_path": "/models/y"}), "/rerank", {"query": "fish", "documents": ["a"]}).json()["results"])
+        == 1
+    )
 
 
 def test_what_engines_tell_their_libraries() -> None:

@@ -4,7 +4,8 @@ import json
 import re
 import subprocess
 import sys
-from importlib.metadata import distribution, packages_distributions
+import sysconfig
+from importlib.metadata import Distribution, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from packaging.utils import canonicalize_name
 from patience import seconds
 
 ROOT = Path(__file__).resolve().parents[2]
+INSTALLED = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+"""Not sys.path: where a test of this process has imported ray, packages that ray brings along come first there."""
 EXTRAS = ("mlflow", "s3", "signing")
 
 
@@ -37,7 +40,7 @@ def closure(requirements: list[str]) -> dict[str, str]:
         requirement, extra = waiting.pop()
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
             continue
-        installed = distribution(requirement.name)
+        installed = next(iter(Distribution.discover(name=requirement.name, path=INSTALLED)))
         assert installed.version in requirement.specifier, f"{requirement}: {installed.version} is installed"
         name = canonicalize_name(requirement.name)
         found[name] = installed.version

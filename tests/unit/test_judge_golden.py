@@ -12,7 +12,7 @@ from kfp_components.judge.quality import Pair
 from kfp_components.judge.verdict import Judge, Verdict
 from kfp_components.request import JudgeRules, QualityRules
 
-MARGINS: Margins = {"score": 0.01, "garbage": 0.01, "latency_percent": 25.0, "cases": "abc"}
+MARGINS: Margins = {"score": 0.01, "garbage": 0.01, "latency_percent": 25.0, "cases": "abc", "of": 200}
 QUIET = Tick(ArmCounts(), ArmCounts())
 BUSY = Tick(ArmCounts(180), ArmCounts(20))
 
@@ -46,7 +46,7 @@ def test_pass_needs_the_answers_too() -> None:
     assert without.kind == "inconclusive" and without.metrics["errors"]["e_pass"] > 20
     assert without.metrics["quality"] == without.metrics["garbage"] == {"e_fail": 1.0, "e_pass": 1.0}
     decided = until_decided(judge(), BUSY, [EQUAL] * 10)
-    assert decided.kind == "pass" and "1 points in the score of its answers, 1 in useless ones" in decided.sentence
+    assert decided.kind == "pass" and "1 point of 100 in the score of its answers, 1 point in useless ones" in decided.sentence
     assert "alone" not in decided.sentence
 
 

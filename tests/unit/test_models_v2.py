@@ -321,9 +321,9 @@ def test_a_body_has_a_limit() -> None:
 
 def test_what_is_not_the_clients_fault_is_a_500_in_the_protocols_form(caplog: pytest.LogCaptureFixture) -> None:
     app = stand_in()
-    app.engine.broken = MemoryError("of the engine")  # type: ignore[attr-defined]
+    app.engine.broken = MemoryError("of \ud800")  # type: ignore[attr-defined]  # which cannot be sent as it is
     answer = send(app, "POST", "/v2/models/m/infer", json={"inputs": [{**TEXT, "data": ["a"]}]})
-    assert answer.status_code == 500 and answer.json() == {"error": "MemoryError: of the engine"}
+    assert answer.status_code == 500 and answer.json() == {"error": "MemoryError: of \\ud800"}
     answer = send(app, "POST", "/v1/embeddings", json={"input": "a", "model": "m"})
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
     assert "MemoryError" in caplog.text

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import re
 import threading
 import time
@@ -9,12 +10,15 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from standins import every_protocol
 from standins.every_protocol import APPLICATION, MODEL, SPOKEN, TEXTS, VERSION, Model
 
 from kfp_components import errors, names, probes, request
 from kfp_components.cluster import Endpoint
-from kfp_components.probes import Prober, ProbeResult, defaults, handle, tensors
+from kfp_components.probes import Prober, ProbeResult, check, defaults, handle, tensors
+from kfp_components.probes.answer import Answer
 from kfp_components.request import SmokeCase, SmokePace
 
 TONE = defaults.tone(0.5)
@@ -102,6 +106,7 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "streams half and breaks": ("chat stream", "breaks", {}, BROKE + r"{\"id\""),
     "streams garbage": ("chat stream", "garbled", {}, r"the stream holds an event that is no JSON: {half"),
+    "streams odd things": ("chat stream", "odd events", {}, r"the stream stopped after 5 piece\(s\)"),
     "streams completions half": ("completions stream", "half", {}, r"the stream stopped after 4 piece\(s\)"),
     "does not stream": ("chat stream", "no stream", {}, r"expected a stream \(text/event-stream\), got application/json"),
     "begins late": (
@@ -128,7 +133,7 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "no vectors": ("chat", "", {"expect_vectors": {}}, r"expected vectors of one length"),
     "hears something else": ("transcription", "wrong", {}, r"expected 'The quick .* word error rate of at most 0.1, got 'Something .*' with 1\.00"),
-    "no audio": ("speech", "no json", {}, r"expected a WAV file, got text/plain: it cannot be read: .*; the answer: no audio$"),
+    "no audio": ("speech", "no json", {}, r"expected a WAV file, got text/plain: not a WAV file, .*; the answer: no audio$"),
     "audio too short": ("speech", "short", {}, r"expected 1 to 3 s of audio, got 0.20 s; the answer: 6,444 bytes of audio/wav$"),
     "silence": ("speech", "silent", {}, r"expected audio that is silent for at most 10% of its time, got 100%"),
     "another rate": ("speech", "", {"expect_audio": {"sample_rate_hz": 24000}}, r"expected 24000 samples a second, got 16000"),
@@ -185,6 +190,13 @@ def test_what_is_wrong_is_said_in_one_line(server: Model, fault: str) -> None:
     assert result.problem is not None and result.problem.startswith("a case: ") and result.problem.isprintable() and len(result.problem) < 700
     assert re.search(told, result.problem), result.problem
     assert result.unreachable is (makes == "away")
+
+
+def test_the_time_to_the_first_piece_begins_with_the_request(server: Model) -> None:
+    server.state.pause_s = 0.05
+    for name in ("json", "chat stream", "speech stream"):
+        (result,) = ask(server, case(CASES[name]))
+        assert result.problem is None and result.first_s is not None and 0.05 <= result.first_s <= result.seconds
 
 
 def test_another_version_is_a_problem_whatever_the_protocol(server: Model) -> None:
@@ -259,6 +271,38 @@ def test_versions_of_python_and_ray_are_compared() -> None:
     assert told == "Python is 3.11.9 here and 3.12.1 in the cluster, Ray Client takes the same minor version: run this with 3.12"
 
 
+WHOLE = ("expect", "expect_shape", "expect_tensors", "expect_text", "expect_vectors")
+WORDS = st.sampled_from(
+    ["outputs", "data", "name", "shape", "datatype", "choices", "message", "content", "text", "embedding", "embeddings", "FP32", "m"]
+)
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(
+    ODD
+    | st.fixed_dictionaries({"outputs": st.lists(st.fixed_dictionaries({"name": WORDS, "shape": ODD, "datatype": WORDS, "data": ODD}), max_size=2)})
+)
+def test_whatever_comes_is_judged_and_nothing_is_raised(value: Any) -> None:
+    asked = case(CASES["v2"], expect={"/outputs/0/data/0": 1}, expect_shape={"/data": [1]}, expect_text={"like": "m", "max_wer": 0.1})
+    for expected in WHOLE:
+        alone = asked.model_copy(update={one: {} if one in WHOLE[:2] else None for one in WHOLE if one != expected})
+        alone = alone if expected != "expect_tensors" else alone.model_copy(update={"expect_tensors": {"m": request.ExpectedTensor()}})
+        told = check.problem(alone, None, Answer(status=200, value=value, content=json.dumps(value).encode(), kind="application/json"))
+        assert told is None or told.startswith(("expected ", "output "))
+
+
+def test_what_is_nested_too_deep_is_a_problem() -> None:
+    deep: Any = []
+    for _ in range(900):
+        deep = [deep]
+    answer = Answer(status=200, value={"embeddings": deep, "outputs": [{"name": "embedding", "shape": [1, 4], "datatype": "FP32", "data": deep}]})
+    assert check.problem(case(CASES["v2"], expect={}), None, answer) is not None
+
+
 # --- many at once ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +351,14 @@ def test_who_waits_is_given_the_word_and_may_end_it(server: Model, monkeypatch: 
 def test_a_case_that_cannot_be_sent_is_raised_where_the_results_are_waited_for(server: Model) -> None:
     with pytest.raises(errors.RequestInvalid, match="which one is not known here"), prober(server, reach=None) as one:
         list(one.send([case(CASES["v2_grpc"])], SmokePace()))
+
+
+def test_packages_are_imported_by_who_waits_and_not_by_several_threads_at_once(server: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[threading.Thread] = []
+    monkeypatch.setattr(tensors, "load", lambda *_case: seen.append(threading.current_thread()))
+    with prober(server) as one:
+        list(one.send([case(CASES["v2, binary"]), case(CASES["v2_grpc"])], SmokePace()))
+    assert seen == [threading.current_thread()]
 
 
 def test_many_failures_are_told_in_few_lines() -> None:

@@ -87,17 +87,29 @@ def test_versions_that_are_alike_win_nothing_whatever_their_answers(answers: lis
     assert all(value <= 1 + 1e-9 for value in total.values()), total
 
 
-def test_signs_of_latency_are_an_e_value_while_the_candidate_is_the_slower_one_of_half_or_fewer() -> None:
-    """FAIL at its margin, PASS at its own with the roles changed; on the margin exactly a pair is a tie and no evidence."""
+@pytest.mark.parametrize("apart", [1.001, 1.2, 9.0])
+def test_latency_is_an_e_value_while_the_candidate_is_slower_by_the_margin_and_chance_treats_both_alike(apart: float) -> None:
+    """FAIL at its margin, PASS at its own; faster (FAIL) or slower (PASS) than that the expectation is below 1."""
     for times, side in ((1.05, "fail"), (1.1, "pass")):
         bets = BETS["paired_latency"][side]
-        states = [
-            quality.update(quality.start(), [Pair(1, 1, stable_s=0.2, candidate_s=0.2 * times * more)])["paired_latency"] for more in (1.2, 0.8)
-        ]
-        won, lost = (np.exp(state[side]) for state in (states if side == "fail" else states[::-1]))
-        assert (won + lost) / 2 == pytest.approx(np.ones(len(bets.sizes))) and np.all(0.3 * won + 0.7 * lost < 1)
+        for more, likely in ((1.0, 1.0), (0.99 if side == "fail" else 1.01, 1 - 1e-9)):
+            seconds = [[0.2, 0.2 * times * more * noise] for noise in (apart, 1 / apart)]
+            steps = quality.latency_steps(seconds, bets, 5.0 if side == "fail" else 10.0) * (1 if side == "fail" else -1)
+            expected = (1 + bets.sizes * steps).mean(axis=0)
+            assert np.all(expected <= likely + 1e-9) and np.all(bets.sizes * np.abs(steps) < 1)
     tie = quality.update(quality.start(), [Pair(1, 1, stable_s=1.0, candidate_s=1.0)], latency_fail_margin_percent=0.0)
     assert tie["paired_latency"]["fail"] == quality.start()["paired_latency"]["fail"]
+
+
+def test_as_fast_passes_and_what_is_slow_for_a_third_does_not() -> None:
+    rng = np.random.default_rng(3)
+    stable = 0.05 * rng.lognormal(0, 0.4, 600)
+    noise = rng.lognormal(0, 0.25, (2, 600))
+    for slow, passes in ((1.0, True), (2.0, False)):
+        candidate = stable * np.where(np.arange(600) % 3 == 0, slow, 1.0) * noise[1]
+        given_pairs = [Pair(1, 1, stable_s=s, candidate_s=c) for s, c in zip(stable * noise[0], candidate, strict=True)]
+        found = quality.evidence(quality.update(quality.start(), given_pairs))["paired_latency"]
+        assert (found["e_pass"] >= 20, found["e_fail"] >= 100) == (passes, not passes)
 
 
 def test_a_large_loss_on_few_answers_does_not_pass() -> None:

@@ -109,6 +109,18 @@ def test_a_family_is_asked_its_own_cases_where_none_are_given(server: Model) -> 
     assert mine.case == "sum"
 
 
+def test_a_case_with_a_reference_is_scored_and_a_useless_answer_is_a_failure(server: Model) -> None:
+    scored = {"protocol": "openai_embeddings", "body": {"input": every_protocol.TEXTS}, "reference": {"relevant": [0]}}
+    cluster = world(server)
+    (found,) = rollout.smoke_cases(run_of(cluster, scored, protocol="json", provenance={"family": "embedding"}), version=VERSION)
+    assert found.problem is None
+    server.state.fault = "collapsed"
+    with pytest.raises(errors.SmokeFailed, match="case: its answer is useless: "):
+        rollout.smoke_cases(run_of(cluster, scored, protocol="json", provenance={"family": "embedding"}), version=VERSION)
+    with pytest.raises(errors.RequestInvalid, match="nobody knows who scores its reference"):
+        rollout.smoke_cases(run_of(cluster, scored, protocol="json"), version=VERSION)
+
+
 def test_where_there_is_no_grpc_proxy_it_is_said_and_is_no_fault_of_the_version(server: Model) -> None:
     told = r"smoke case by gRPC: protocol v2_grpc: where Serve's gRPC proxy is, is not known: Service ai-ml/m-predictor -> .* no ready endpoint on port 9000"
     with pytest.raises(errors.NotFound, match=told):
