@@ -12,6 +12,7 @@ from kfp_components.probes import Prober, ProbeResult
 from kfp_components.request import SmokeCase, SmokePace, parse_case
 
 if TYPE_CHECKING:
+    from kfp_components.quality import Heard
     from kfp_components.quality.score import Score
 
 MOST_CASES = 100_000
@@ -108,9 +109,9 @@ def judged(case: SmokeCase, result: ProbeResult, family: str | None) -> tuple[Pr
     return result, found
 
 
-def score(case: SmokeCase, answer: ProbeResult, family: str | None, heard: Callable[[bytes], str] | None = None) -> Score:
+def score(case: SmokeCase, answer: ProbeResult, family: str | None, heard: Heard | None = None) -> Score:
     """How good an answer is: by the evaluator of the case's family (else ``family``) where it has a reference, else 1; useless where it is not as
-    expected. Raises `RequestInvalid` where the evaluator cannot take the case, and what ``heard`` raises (see `quality.score`)."""
+    expected. ``heard`` hears the words of speech. Raises `RequestInvalid` where the evaluator cannot take the case, and what ``heard`` raises."""
     from kfp_components import quality  # numpy: only who scores pays for it
 
     if answer.problem is not None:

@@ -373,8 +373,14 @@ def _golden(release: Mapping[str, Any]) -> dict[str, Any] | None:
     return {
         "told": f"{pairs:,.0f} golden requests, answered by both versions",
         "rows": rows,
-        "examples": (release.get("judge") or {}).get("examples") or [],
+        "examples": _playable((release.get("judge") or {}).get("examples") or []),
     }
+
+
+def _playable(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """With every key that the page looks at."""
+    sides = [{arm: {"sound": None, **example[arm]} for arm in ARMS} for example in examples]
+    return [{"request_sound": None, **example, **side} for example, side in zip(examples, sides, strict=True)]
 
 
 def _metrics(release: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -11,11 +11,13 @@ import threading
 from collections.abc import Sequence
 from random import Random
 from types import TracebackType
+from typing import Any
 
 from kfp_components import errors, names
 from kfp_components.judge.golden import Answered
 from kfp_components.judge.quality import Pair
 from kfp_components.probes import Prober, ProbeResult, golden
+from kfp_components.probes.http import media_bytes
 from kfp_components.quality.examples import Compared
 from kfp_components.quality.score import Score
 from kfp_components.request import SmokeCase
@@ -145,10 +147,15 @@ class Pairs:
         was, now = (self._score(case, answer) for answer in (stable, candidate))
         seconds = (None, None) if was.garbage or now.garbage else (stable.seconds or None, candidate.seconds or None)  # a quick error is not quick
         pair = Pair(was.value, now.value, was.garbage, now.garbage, *seconds)
-        return Answered(pair, was.note if was.garbage else ""), Compared(case.name, case.body, stable.value, candidate.value, was, now)
+        return Answered(pair, was.note if was.garbage else ""), Compared(case.name, _request(case), stable.value, candidate.value, was, now)
 
     def _score(self, case: SmokeCase, answer: ProbeResult) -> Score:
         found = golden.score(case, answer, self.family, self._ear)
         if self._grader is None or case.reference is None or (case.family or self.family) != "llm":
             return found
         return self._grader.score(case, answer.value, found)
+
+
+def _request(case: SmokeCase) -> Any:
+    """What was asked, for the report: the recording where one goes with it."""
+    return case.body if case.media is None else media_bytes(case.media, case.name)

@@ -358,7 +358,7 @@ def test_the_familys_default_cases_fit_its_application(served: llm.Llm) -> None:
 
 
 def test_the_librarys_golden_set() -> None:
-    cases = golden_set.read("builtin:llm", None)
+    cases = golden_set.read("builtin:llm", None, "llm")
     assert len(cases) == len({case.name for case in cases}) == 24 and {case.protocol for case in cases} == {"openai_chat"}
     quality.assert_references(cases, "llm")
     for case in cases:

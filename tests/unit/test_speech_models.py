@@ -388,7 +388,7 @@ def test_who_hears_is_named_without_credentials_and_in_the_cluster_or_by_tls(url
 
 
 def test_the_librarys_own_texts_to_speak_are_taken() -> None:
-    cases = golden_set.read("builtin:tts", None)
+    cases = golden_set.read("builtin:tts", None, "tts")
     quality.assert_references(cases)
     assert len(cases) == len({one.reference["text"] for one in cases}) == 24
     assert all(one.body["input"] == one.reference["text"] for one in cases)
