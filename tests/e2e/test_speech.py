@@ -81,7 +81,7 @@ def promote(cluster: KubernetesCluster, asked: PromoteRequest) -> Any:
 def golden(cluster: KubernetesCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Recordings of the voice that is deployed here, by the snippet of the docs."""
     first(cluster, voice("v1"))
-    (snippet,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    (snippet,) = (text for text in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL) if "builtin:tts" in text)
     (tmp_path / "speak.py").write_text(snippet)
     monkeypatch.setattr("sys.argv", ["speak.py", url_of(cluster, "say"), str(tmp_path / "golden-asr")])
     runpy.run_path(str(tmp_path / "speak.py"))

@@ -4,15 +4,20 @@ import asyncio
 import base64
 import io
 import json
+import re
+import runpy
 import wave
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import httpx
 import jsonschema
 import numpy as np
+import openai
 import pytest
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -30,6 +35,8 @@ from kfp_components.request import PromoteRequest, SmokeCase, parse
 from kfp_components.rollout import golden_set
 from kfp_components.rollout.heard import Ear
 
+ROOT = Path(__file__).parents[2]
+ASKED = {"model": "m", "version": "v1", "uri": "s3://m/v1", "namespace": "ai-ml", "rayservice": "shared"}
 SENTENCE = "We had dinner at a small place near the station. The train was late because of the heavy snow."
 OPENAI_ERROR = {
     "type": "object",
@@ -286,6 +293,33 @@ def test_speech_in_v1_and_v2() -> None:
     assert send(app, "/v2/models/say/infer", json={"inputs": [tensor], "parameters": {"speed": 9}}).status_code == 400
 
 
+def test_openais_client_speaks_and_hears_in_every_form() -> None:
+    async def talk() -> None:
+        def client(app: kit.Served) -> openai.AsyncOpenAI:
+            http = httpx.AsyncClient(transport=httpx.ASGITransport(app.web))
+            return openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", max_retries=0, http_client=http)
+
+        async with client(speaking()) as say, client(hearing()) as hear:
+            told = (await say.audio.speech.create(model="say", voice="alloy", input="one two", response_format="wav")).content
+            async with say.audio.speech.with_streaming_response.create(
+                model="say", voice="alloy", input="one two", response_format="wav", stream_format="audio"
+            ) as streamed:
+                assert sound.read_wav(b"".join([piece async for piece in streamed.iter_bytes()])).duration_s == 0.4
+            file = ("a.wav", told)
+            assert (await hear.audio.transcriptions.create(model="hear", file=file)).text == "word0 word1"
+            verbose = await hear.audio.transcriptions.create(
+                model="hear", file=file, response_format="verbose_json", timestamp_granularities=["segment"], temperature=0.2
+            )
+            assert (verbose.duration, len(verbose.segments or ())) == (0.4, 2)
+            assert "WEBVTT" in await hear.audio.transcriptions.create(model="hear", file=file, response_format="vtt")
+            with pytest.raises(openai.NotFoundError, match="no model 'whisper-1' here"):
+                await hear.audio.transcriptions.create(model="whisper-1", file=file)
+            with pytest.raises(openai.BadRequestError, match="'wav' or 'pcm'"):
+                await say.audio.speech.create(model="say", voice="alloy", input="one", response_format="opus")
+
+    asyncio.run(talk())
+
+
 def test_bad_versions_differ_in_what_they_say_alone() -> None:
     text = " ".join(["word"] * 25)
     good, silent = (sound.read_wav(speak(app, text).content) for app in (speaking(), speaking(fault="silent")))
@@ -331,8 +365,7 @@ class InProcess(httpx.BaseTransport):
 
 
 def asked(family: str, **quality: Any) -> PromoteRequest:
-    told = {"model": "m", "version": "v1", "uri": "s3://m/v1", "namespace": "ai-ml", "rayservice": "shared"}
-    return parse({**told, "import_path": f"kfp_components.models.{family}:build", "options": {"quality": quality}})
+    return parse({**ASKED, "import_path": f"kfp_components.models.{family}:build", "options": {"quality": quality}})
 
 
 def problems(app: kit.Served, family: str) -> list[str]:
@@ -392,6 +425,27 @@ def test_the_librarys_own_texts_to_speak_are_taken() -> None:
     quality.assert_references(cases)
     assert len(cases) == len({one.reference["text"] for one in cases}) == 24
     assert all(one.body["input"] == one.reference["text"] for one in cases)
+
+
+def test_the_snippet_of_the_docs_makes_a_golden_set_of_what_a_voice_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (snippet,) = (text for text in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "models.md").read_text(), re.DOTALL) if "builtin:tts" in text)
+    (tmp_path / "speak.py").write_text(snippet)
+    client = httpx.Client(transport=InProcess(speaking()))
+    monkeypatch.setattr(httpx, "post", lambda url, json, timeout, trust_env: client.post(url, json=json, timeout=timeout))
+    monkeypatch.setattr("sys.argv", ["speak.py", "http://test/say", str(tmp_path / "golden")])
+    runpy.run_path(str(tmp_path / "speak.py"))
+    golden = (tmp_path / "golden" / "asr.jsonl").as_uri()
+    options = {"provenance": {"golden_set": golden}}
+    found = golden_set.of_request(parse({**ASKED, "import_path": "kfp_components.models.asr:build", "options": options}))
+    assert len(found) == 24 and found[0].media is not None and found[0].media.uri.startswith("data:audio/wav;base64,UklGR")
+
+
+@pytest.mark.parametrize("family", [asr.Asr, tts.Tts])
+def test_the_arguments_in_the_example_of_a_request_are_its_engines(family: type[kit.Served]) -> None:
+    file = ROOT / "pipelines" / "requests" / f"{family.__name__.lower()}.yaml"
+    args = yaml.safe_load(file.read_text())["options"]["args"]
+    _, engine, own = kit.parse(family, {"model": "m", "version": "v1", **args})
+    assert engine.__module__.endswith(args["engine"]) and own.model_path == args["model_path"]
 
 
 @real

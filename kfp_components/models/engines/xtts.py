@@ -1,7 +1,7 @@
 """XTTS v2 by coqui-tts, on a GPU: many voices and languages; it begins to speak before a sentence is done.
 
-``{"engine": "xtts", "model_path": "/models/xtts-v2", "device": "cuda", "num_gpus": 0.3, "voices": {"anna": "/voices/anna.wav"}}``. The weights
-are under Coqui's own licence.
+``{"engine": "xtts", "model_path": "/models/xtts-v2", "device": "cuda", "num_gpus": 0.3, "speaker_wav": "/voices/anna.wav"}``. The weights are
+under Coqui's own licence.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ class XttsEngine(TtsEngine):
         """Where the model and its voices are."""
 
         model_path: str = Field(description="folder with config.json, model.pth, vocab.json and speakers_xtts.pth")
-        voices: dict[str, str] = Field(default_factory=dict, description="name -> recording of 6 to 30 s to imitate, beside the model's own speakers")
-        default_voice: str | None = Field(None, description="default: the first of `voices`, else the model's first speaker")
+        speaker_wav: str | None = Field(None, description="recording of 6 to 30 s to imitate: the voice `speaker`, which is then the default one")
+        voices: dict[str, str] = Field(default_factory=dict, description="name -> such a recording, for more voices")
+        default_voice: str | None = Field(None, description="default: `speaker`, else the first of `voices`, else the model's first speaker")
         language: str = Field("en", description="where a request names none")
         device: Literal["cpu", "cuda"] = "cuda"
         use_deepspeed: bool = Field(False, description="faster; needs the package deepspeed")
@@ -48,7 +49,8 @@ class XttsEngine(TtsEngine):
         self._model.to(settings.device)
         self._languages = tuple(config.languages)
         self._latents: dict[str, tuple[Any, Any]] = {}
-        for name, recording in settings.voices.items():
+        own = {"speaker": settings.speaker_wav} if settings.speaker_wav else {}
+        for name, recording in {**own, **settings.voices}.items():
             self._latents[name] = tuple(self._model.get_conditioning_latents(audio_path=[recording]))
         speakers = self._model.speaker_manager.speakers if self._model.speaker_manager is not None else {}
         for name, speaker in speakers.items():
