@@ -459,6 +459,30 @@ class QualityRules(_Part):
         description="of tts: a model for speech hears the answers, and 1 - WER counts; http://NAME-predictor.NAMESPACE.svc:8000/NAME",
     )
 
+    judge_url: str | None = Field(
+        None, max_length=500, description="of llm: an OpenAI-compatible API (https://HOST/v1) that grades the answers to cases with `judged`"
+    )
+    judge_model: str | None = Field(None, min_length=1, max_length=200, description="its name there")
+    judge_token: SecretRef | None = Field(None, description="where its bearer token is")
+
+    @field_validator("judge_url")
+    @classmethod
+    def _api(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            _refuse_credentials(value, info, "; give judge_token")
+            _assert_protected(value, "a judge model")
+            if "?" in value or "#" in value:
+                raise ValueError("it is the address of an API, without a query: https://HOST/v1")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> QualityRules:
+        if (self.judge_url is None) != (self.judge_model is None):
+            raise ValueError("give judge_url and judge_model, or neither")
+        if self.judge_token is not None and self.judge_url is None:
+            raise ValueError("judge_token without judge_url")
+        return self
+
     @field_validator("asr_url")
     @classmethod
     def _url(cls, value: str | None, info: ValidationInfo) -> str | None:

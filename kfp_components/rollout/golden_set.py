@@ -24,12 +24,21 @@ def of_request(asked: PromoteRequest) -> tuple[SmokeCase, ...]:
     told = asked.options.provenance
     if told.golden_set is None or not asked.options.quality.max_pairs:
         return ()
-    found = defaults.as_called(asked, read(told.golden_set, told.golden_set_digest, asked.family))
+    try:
+        found = defaults.as_called(asked, read(told.golden_set, told.golden_set_digest, asked.family))
+    except errors.NotFound as error:
+        raise errors.NotFound(f"{error}; both versions are to answer it. options.quality.max_pairs: 0 only registers where it is") from error
     if past := next((case for case in found if case.protocol in PAST_THE_ROUTER), None):
         raise errors.RequestInvalid(
             f"golden set {uris.shown(told.golden_set)}, case {past.name}: protocol {past.protocol} does not go through the router, which knows the "
             "versions apart; ask by HTTP"
         )
+    for case in found if asked.options.quality.judge_url is None else ():
+        if (case.family or asked.family) == "llm" and isinstance(case.reference, dict) and case.reference.get("judged"):
+            raise errors.RequestInvalid(
+                f"golden set {uris.shown(told.golden_set)}, case {case.name}: its reference says judged; say who judges: "
+                "options.quality.judge_url and judge_model"
+            )
     probes.assert_askable(found)
     return cases.with_media(found, told.golden_set)
 

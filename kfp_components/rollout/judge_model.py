@@ -6,15 +6,28 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from kfp_components import errors
+from kfp_components import errors, notify
+from kfp_components.cluster import Cluster
 from kfp_components.quality import llm
 from kfp_components.quality.score import Score, excerpt, text_of
-from kfp_components.request import SmokeCase
+from kfp_components.request import PromoteRequest, SmokeCase
 
 if TYPE_CHECKING:
     import httpx
 
 TRIES, TIMEOUT_S = 2, 60.0
+
+
+def of_request(asked: PromoteRequest, cluster: Cluster) -> JudgeModel | None:
+    """The one that a request names. Raises as `token`."""
+    rules = asked.options.quality
+    return None if rules.judge_url is None else JudgeModel(rules.judge_url, str(rules.judge_model), token(asked, cluster))
+
+
+def token(asked: PromoteRequest, cluster: Cluster) -> str | None:
+    """The judge model's bearer token, None where there is none. Raises as `notify.reader` where it cannot be read."""
+    wanted = asked.options.quality.judge_token
+    return None if wanted is None else notify.reader(cluster, asked.namespace)(wanted)
 
 
 class JudgeModel:

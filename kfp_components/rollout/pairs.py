@@ -19,8 +19,9 @@ from kfp_components.judge.quality import Pair
 from kfp_components.probes import Prober, ProbeResult, golden
 from kfp_components.probes.http import media_bytes
 from kfp_components.quality.examples import Compared
+from kfp_components.quality.score import Score
 from kfp_components.request import SmokeCase
-from kfp_components.rollout import journal
+from kfp_components.rollout import journal, judge_model
 from kfp_components.rollout.heard import Ear
 from kfp_components.rollout.run import Run
 
@@ -46,8 +47,9 @@ class Pairs:
         self._simulated = run.transport is not None
         self._run, self._probers = run, dict[str, Prober]()
         self._ear = Ear(self.rules.asr_url, run.cluster, run.transport) if self.rules.asr_url else None
+        self._grader = judge_model.of_request(run.request, run.cluster) if cases else None
         self.unheard: str | None = None
-        """Why the last pair that was not judged was not: who should say which words are spoken did not."""
+        """Why the last pair that was not judged was not: who should say which words are spoken, or grade an answer, did not."""
         self._number, self._credit, self._paid_at = asked_before, 0.0, run.clock.monotonic()
         self._answered: dict[int, tuple[Answered, Compared] | None] = {}
         self._given = asked_before
@@ -76,8 +78,9 @@ class Pairs:
         self._stop.set()
         for prober in self._probers.values():
             prober.__exit__(kind, error, trace)
-        if self._ear is not None:
-            self._ear.close()
+        for asked in (self._ear, self._grader):
+            if asked is not None:
+                asked.close()
 
     def take(self) -> list[tuple[Answered, Compared]]:
         """What was answered since the last call, for the judge and for the report. Raises `RequestInvalid` where an evaluator cannot take a case.
@@ -127,7 +130,7 @@ class Pairs:
                 self._stop.wait(0 if self._simulated else IDLE_S)
             else:
                 found = self._compared(case, *(answers[version] for version in self.versions))
-        except errors.Unreachable as error:  # of who hears
+        except errors.Unreachable as error:  # of who hears or grades
             self.unheard = str(error)
             self._stop.wait(0 if self._simulated else IDLE_S)
         except BaseException as error:
@@ -141,10 +144,16 @@ class Pairs:
         return answer
 
     def _compared(self, case: SmokeCase, stable: ProbeResult, candidate: ProbeResult) -> tuple[Answered, Compared]:
-        was, now = (golden.score(case, answer, self.family, self._ear) for answer in (stable, candidate))
+        was, now = (self._score(case, answer) for answer in (stable, candidate))
         seconds = (None, None) if was.garbage or now.garbage else (stable.seconds or None, candidate.seconds or None)  # a quick error is not quick
         pair = Pair(was.value, now.value, was.garbage, now.garbage, *seconds)
         return Answered(pair, was.note if was.garbage else ""), Compared(case.name, _request(case), stable.value, candidate.value, was, now)
+
+    def _score(self, case: SmokeCase, answer: ProbeResult) -> Score:
+        found = golden.score(case, answer, self.family, self._ear)
+        if self._grader is None or case.reference is None or (case.family or self.family) != "llm":
+            return found
+        return self._grader.score(case, answer.value, found)
 
 
 def _request(case: SmokeCase) -> Any:

@@ -9,7 +9,7 @@ from kfp_components import errors, names, notify, probes, request
 from kfp_components.cluster import Cluster, Manifest, Permission, Ref
 from kfp_components.cluster.changes import Apply, refuse_gitops, refuse_written_back
 from kfp_components.cluster.fields import refuse_taken
-from kfp_components.rollout import cases, golden_set
+from kfp_components.rollout import cases, golden_set, judge_model
 from kfp_components.rollout.run import Run
 from kfp_components.serving import alias, inference_service, ownership, rayservice
 from kfp_components.traffic.router_source import Source
@@ -88,6 +88,7 @@ def check(run: Run, *, found: Manifest | None, serving: Serving | None, first_ve
         )
     if serving is not None:
         golden_set.of_request(asked)
+        judge_model.token(asked, cluster)
         _try_the_switch(asked.model, text, serving, address.route)
     service = cluster.get(Ref("Service", address.alias, asked.namespace))
     stub = cluster.get(Ref("InferenceService", asked.model, asked.namespace))

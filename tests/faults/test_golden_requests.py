@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from memory_world import MODEL, World, asked, live
 from stand_in import Behaviour
+from standins.loopback import Answering, served
 
 from kfp_components import errors, report
 from kfp_components.probes.defaults import tone
@@ -186,3 +187,69 @@ def test_who_does_not_hear_says_nothing_about_who_spoke(tmp_path: Path) -> None:
     assert isinstance(end.error, errors.Inconclusive), str(end)
     assert "quality.asr_url http://hear-predictor" in end.words and "it does not exist" in end.words
     assert there.record().phase == "held" and all(not point.pairs for point in there.record().timeline)
+
+
+POLITE, RUDE = ({"ok": True, "text": text} for text in ("With pleasure.", "How should I know"))
+
+
+def judged_by_a_model(folder: Path, url: str | None, **more: Any) -> PromoteRequest:
+    case = {"name": "a", "path": "/say", "body": {"text": "Where is it?"}, "family": "llm", "reference": {"judged": "Is it polite?"}}
+    (folder / "golden.jsonl").write_text(json.dumps(case))
+    quality = {"margin_percent": 20, "garbage_margin_percent": 20, "pairs_per_minute": 60, **more}
+    told = {"judge_url": url, "judge_model": "grader"} if url else {}
+    return wanted(folder / "golden.jsonl", {**quality, **told}, judge={"judge_latency": False, "max_minutes": 1.0})
+
+
+class Grader(Answering):
+    """A stand-in for a judge model that likes pleasure, and knows its token."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        right = self.path == "/v1/chat/completions" and asked["model"] == "grader" and self.headers["authorization"] == "Bearer hunter2"
+        said = {"choices": [{"message": {"content": "9" if "pleasure" in asked["messages"][-1]["content"] else "2"}}]}
+        self.answer(200 if right else 401, json.dumps(said).encode(), "application/json")
+
+
+@pytest.mark.parametrize(("candidate", "phase"), [(POLITE, "promoted"), (RUDE, "rolled_back")])
+def test_a_model_grades_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, candidate: dict[str, Any], phase: str) -> None:
+    monkeypatch.setenv("JUDGE_TOKEN", "hunter2")
+    there = world(candidate, stable=POLITE)
+    with served(Grader) as place:
+        there.process().outcome(lambda: there.promote(judged_by_a_model(tmp_path, f"http://{place}/v1", judge_token={"env": "JUDGE_TOKEN"})))
+    last = judged(there.record())
+    assert there.record().phase == phase and last.scores == {"stable": 0.9, "candidate": 0.9 if candidate is POLITE else 0.2}
+    assert "hunter2" not in there.record().model_dump_json()
+
+
+def test_a_judge_that_is_silent_says_nothing_about_a_version(tmp_path: Path) -> None:
+    there = world(RUDE, stable=POLITE)
+    with served(Grader) as place:  # it is told no token
+        end = there.process().outcome(lambda: there.promote(judged_by_a_model(tmp_path, f"http://{place}/v1", pairs_per_minute=20)))
+    assert isinstance(end.error, errors.Inconclusive) and "quality.judge_url" in end.words and "status 401, no text" in end.words, str(end)
+    assert there.record().phase == "held" and all(not point.pairs for point in there.record().timeline)
+
+
+def test_a_judge_that_is_not_said_or_whose_token_is_missing_is_told_before_anything_is_touched(tmp_path: Path) -> None:
+    there = world(POLITE, stable=POLITE)
+    for given, kind, words in (
+        (judged_by_a_model(tmp_path, None), errors.RequestInvalid, "case a: its reference says judged; say who judges: options.quality.judge_url"),
+        (judged_by_a_model(tmp_path, "https://judge/v1", judge_token={"env": "NO_TOKEN"}), errors.NotFound, "environment variable NO_TOKEN"),
+    ):
+        end = there.process().outcome(lambda given=given: there.promote(given))
+        assert isinstance(end.error, kind) and words in end.words, str(end)
+        assert f"{MODEL}-v2" not in there.serve.applications()
+
+
+@pytest.mark.parametrize(
+    ("quality", "words"),
+    [
+        ({"judge_url": "https://judge/v1"}, "give judge_url and judge_model, or neither"),
+        ({"judge_url": "http://judge.example/v1", "judge_model": "a"}, "no address of a judge model"),
+        ({"judge_url": "https://me:hunter2@judge.example/v1", "judge_model": "a"}, "give judge_token"),
+        ({"judge_token": {"env": "A"}}, "judge_token without judge_url"),
+    ],
+)
+def test_a_judge_that_cannot_be_is_refused(golden: Path, quality: dict[str, Any], words: str) -> None:
+    with pytest.raises(errors.RequestInvalid, match=words) as told:
+        wanted(golden, quality)
+    assert "hunter2" not in str(told.value)

@@ -16,7 +16,7 @@ from patience import seconds
 ROOT = Path(__file__).resolve().parents[2]
 INSTALLED = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
 """Not sys.path: where a test of this process has imported ray, packages that ray brings along come first there."""
-EXTRAS = ("mlflow", "s3", "signing")
+EXTRAS = ("mlflow", "s3", "signing", "quality")
 
 
 def locked(path: Path) -> dict[tuple[str, str], set[str]]:

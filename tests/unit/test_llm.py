@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -105,6 +104,8 @@ def events(answer: httpx.Response) -> list[Any]:
 
 async def with_openai(app: llm.Llm) -> None:
     """OpenAI's own client, all four ways."""
+    import openai  # it takes a second
+
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app.web)) as http:
         client = openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", max_retries=0, http_client=http)
         whole = await client.chat.completions.create(model="chat", messages=HELLO, temperature=0, seed=-1, stop=None)  # type: ignore[call-overload]
@@ -358,7 +359,7 @@ def test_the_familys_default_cases_fit_its_application(served: llm.Llm) -> None:
 
 
 def test_the_librarys_golden_set() -> None:
-    cases = golden_set.read("builtin:llm", None)
+    cases = golden_set.read("builtin:llm", None, "llm")
     assert len(cases) == len({case.name for case in cases}) == 24 and {case.protocol for case in cases} == {"openai_chat"}
     quality.assert_references(cases, "llm")
     for case in cases:

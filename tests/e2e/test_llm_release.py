@@ -1,13 +1,14 @@
 """A real small language model on real Ray: OpenAI's own client before, during and after a canary, token by token, and the format of the answers."""
 
+from __future__ import annotations
+
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
-import openai
 import pytest
 from patience import seconds, until
 from world import MARGINS, NAMESPACE, RAYSERVICE, STEADY, command, record_of, snapshot
@@ -16,6 +17,9 @@ from kfp_components import errors, names, report, rollout
 from kfp_components.cluster.kubernetes import KubernetesCluster
 from kfp_components.local.environment import Embedded
 from kfp_components.request import PromoteRequest, parse
+
+if TYPE_CHECKING:
+    import openai
 
 pytestmark = pytest.mark.usefixtures("forget")
 
@@ -60,6 +64,8 @@ def public(cluster: KubernetesCluster) -> str:
 
 
 def official(url: str) -> openai.OpenAI:
+    import openai  # it takes a second, and tests are collected more often than run
+
     http = httpx.Client(trust_env=False, timeout=seconds(60))
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http)
 
@@ -85,7 +91,7 @@ def completion(client: openai.OpenAI) -> tuple[str | None, str]:
 
 
 TOKENS = 60
-CALLS: dict[str, Callable[[openai.OpenAI], tuple[str | None, str]]] = {"chat": whole, "stream": stream, "completions": completion}
+CALLS: dict[str, Callable[..., tuple[str | None, str]]] = {"chat": whole, "stream": stream, "completions": completion}
 
 
 class Asking:
@@ -97,7 +103,7 @@ class Asking:
         self._client, self._stop = official(url), threading.Event()
         self._thread = threading.Thread(target=self._ask)
 
-    def __enter__(self) -> "Asking":
+    def __enter__(self) -> Asking:
         self._thread.start()
         return self
 
