@@ -20,6 +20,7 @@ import hmac
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -88,6 +89,8 @@ def of_release(occasion: Occasion, record: Release, text: str, unix_s: float, ru
     if failure is not None and failure.error == "SmokeFailed":
         text = text.replace(failure.message, SMOKE_FAILED)
         failure = failure.model_copy(update={"message": SMOKE_FAILED})
+    text, verdict = _without_cases(text), record.verdict
+    verdict = verdict and verdict.model_copy(update={"sentence": _without_cases(verdict.sentence)})
     which = {"verdict": record.step_index, "approval": record.waits and record.waits.before, "hold": record.held and record.held.since_unix_s}
     data = {
         "model": record.model,
@@ -98,7 +101,7 @@ def of_release(occasion: Occasion, record: Release, text: str, unix_s: float, ru
         "phase": record.phase,
         "weight_percent": record.weight_percent,
         "message": text,
-        "verdict": record.verdict.model_dump(mode="json") if record.verdict else None,
+        "verdict": verdict.model_dump(mode="json") if verdict else None,
         "failure": failure.model_dump(mode="json") if failure else None,
         **run,
     }
@@ -106,9 +109,14 @@ def of_release(occasion: Occasion, record: Release, text: str, unix_s: float, ru
     return message(occasion, record.namespace, record.model, record.candidate_version, text, unix_s, data, once)
 
 
+def _without_cases(text: str) -> str:
+    """Without what a golden set asked and got, where it did not fit (`judge.golden.unfit`)."""
+    return re.sub(r"(requests is useless) \(.*\)(; roll back)", r"\1\2", text, flags=re.DOTALL)
+
+
 def of_decay(namespace: str, model: str, version: str, found: Mapping[str, Any], run: Mapping[str, str]) -> Message:
     """A message about a champion that decayed; ``found`` is the re-validation as plain JSON, whose looks are left out."""
-    data = {key: value for key, value in found.items() if key != "looks"} | dict(run)
+    data = {key: value for key, value in found.items() if key not in ("looks", "failed")} | dict(run)  # what cases ask and get stays in the report
     once = (version, "decay", f"{found['unix_s']:.3f}")
     return message("decay", namespace, model, version, str(found["sentence"]), float(found["unix_s"]), data, once)
 

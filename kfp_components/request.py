@@ -214,7 +214,7 @@ class SmokeCase(_Part):
     protocol: SmokeProtocol = Field(
         "json", description="json sends `body` to `path`; the others to where their clients send it, `handle` by Ray Client to the deployment"
     )
-    path: str = Field("/", description="below the public route; only for protocol json")
+    path: str = Field("/", max_length=2000, description="below the public route; only for protocol json")
     method: Literal["GET", "POST"] = Field("POST", description="only for protocol json")
     body: Any = Field(None, description="JSON; with `media` the form's other fields; OpenAI's `model` is filled in")
     media: Media | None = Field(None, description="the file of a form, such as audio to be transcribed")
@@ -233,6 +233,11 @@ class SmokeCase(_Part):
     family: str | None = Field(None, max_length=100, description="whose evaluator scores the answer: asr, tts, embedding, llm; default the request's")
     reference: Any = Field(None, description="what that evaluator compares the answer with; without one the answer is not scored")
     timeout_s: float = Field(30.0, gt=0, le=600, description="for the whole answer")
+
+    @property
+    def expects(self) -> bool:
+        """Whether it says more of a good answer than its status."""
+        return any(value for name, value in self if name.startswith("expect") and name != "expect_status")
 
     @field_validator("path")
     @classmethod

@@ -364,7 +364,8 @@ def _told(name: str, test: Evidence, since: Block) -> str:
     now, was = since.against / since.of, test.against / test.of if test.of else 1.0
     if name == "scores":
         lost, usual = now * SCORE_RANGE, was * SCORE_RANGE
-        return f"its answers lose {lost:.3f} of their score in the mean of {since.of:,} since {begun}, {usual:.3f} in its record"
+        seen = f"its answers lose {lost:.3f} of their score in the mean of {since.of:,} since {begun}, {usual:.3f} in its record"
+        return f"{seen} (of one answer {SCORE_RANGE:g} counts at most)"
     if test.limit_s is None or test.was_s is None:
         return f"{now:.1%} of {since.of:,} requests failed since {begun}, {was:.1%} of {test.of:,} in its record"
     return f"{now:.1%} of {since.of:,} requests since {begun} took longer than {test.limit_s:.3g} s; in its record its {name} was {test.was_s:.3g} s"

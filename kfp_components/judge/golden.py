@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -35,7 +36,7 @@ class Answered(NamedTuple):
 
 def start(margins: Margins) -> dict[str, Any]:
     """State at the beginning; the margins stay as they are."""
-    return {"margins": dict(margins), "tests": quality.start(), "why": ""}
+    return {"margins": dict(margins), "tests": quality.start(), "why": "", "timed": 0, "log_ratios": 0.0}
 
 
 def update(state: Mapping[str, Any], answered: Sequence[Answered]) -> dict[str, Any]:
@@ -58,7 +59,9 @@ def update(state: Mapping[str, Any], answered: Sequence[Answered]) -> dict[str, 
         latency_fail_margin_percent=margins["latency_percent"] / 2,
     )
     why = next((one.why for one in answered if one.pair.stable_garbage), "")
-    return {**state, "tests": tests, "why": state["why"] or why}
+    ratios = [math.log(pair.candidate_s / pair.stable_s) for pair in pairs if pair.stable_s and pair.candidate_s]
+    timed = {"timed": state["timed"] + len(ratios), "log_ratios": state["log_ratios"] + sum(ratios)}
+    return {**state, "tests": tests, "why": state["why"] or why, **timed}
 
 
 def evidence(state: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -84,7 +87,9 @@ def unfit(state: Mapping[str, Any]) -> str | None:
     if number < UNFIT_PAIRS or 2 * useless < number:
         return None
     told = f"stable's own answer to {useless:,} of {number:,} requests is useless ({state['why']})"
-    return f"the golden set does not fit: {told}; mend its cases"
+    return (
+        f"the golden set does not fit: {told}; roll back, mend its cases and promote again, or give quality.max_pairs: 0 if stable is what is broken"
+    )
 
 
 def sentence(state: Mapping[str, Any]) -> str:
@@ -93,16 +98,18 @@ def sentence(state: Mapping[str, Any]) -> str:
     if not found["pairs"]:
         return ""
     scores, useless = found["scores"], found["garbage"]
-    asked = f"of {found['pairs']:,} golden requests ({state['margins']['of']:,} cases)"
+    percent = 100 * (math.exp(state["log_ratios"] / state["timed"]) - 1) if state["timed"] else 0.0
+    took = f", which take {abs(percent):.0f} % {'longer' if percent > 0 else 'less long'} (geometric mean)" if state["timed"] else ""
+    asked = f"of {found['pairs']:,} golden requests ({state['margins']['of']:,} case{'' if state['margins']['of'] == 1 else 's'})"
     return (
         f"{asked} the candidate's mean score is {scores['candidate']:.4f}, stable's {scores['stable']:.4f}, and "
-        f"{useless['candidate']:,} of its answers are useless, {useless['stable']:,} of stable's"
+        f"{useless['candidate']:,} of its answers are useless, {useless['stable']:,} of stable's{took}"
     )
 
 
 def margins_sentence(state: Mapping[str, Any], *, latency: bool) -> str:
     """The margins of PASS: ``1 point of 100 in the score of its answers, ...``."""
     margins = state["margins"]
-    slow = f", {margins['latency_percent']:g} % in their median latency" if latency else ""
+    slow = f", {margins['latency_percent']:g} % in their median latency (p95 and p99 are not judged)" if latency else ""
     score, garbage = (f"{100 * margins[name]:g} point{'' if margins[name] == 0.01 else 's'}" for name in ("score", "garbage"))
     return f"{score} of 100 in the score of its answers, {garbage} in useless ones{slow}"

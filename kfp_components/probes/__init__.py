@@ -217,10 +217,11 @@ def _load(cases: Iterable[SmokeCase]) -> None:
 
 
 def assert_askable(cases: Iterable[SmokeCase]) -> None:
-    """Raise `RequestInvalid` for a case that cannot be sent from here because a package is missing."""
+    """Raise `RequestInvalid` for a case that cannot be sent from here: a package is missing, or its tensors contradict themselves."""
     for case in cases:
         if case.protocol == "v2_grpc" or case.binary:
             tensors.assert_installed(case.name, "v2_grpc" if case.protocol == "v2_grpc" else "binary")
+            tensors.request("model", case)
         elif case.protocol == "handle":
             from kfp_components.probes import handle
 

@@ -46,7 +46,7 @@ class Handle:
         ours = {"Ray": ray.__version__, "Python": platform.python_version()}
         if told := mismatch(ours, _versions(dashboard)):
             raise errors.RequestInvalid(f"{self._request}: {told}")
-        if not _process.acquire(blocking=False) or ray.is_initialized():
+        if ray.is_initialized() or not _process.acquire(blocking=False):
             raise errors.RequestInvalid(f"{self._request}: this process is connected to a Ray already; call ray.shutdown() first")
         try:
             self._context = ray.init(f"ray://{address}", log_to_driver=False, logging_level=logging.ERROR)

@@ -23,13 +23,17 @@ COLLAPSED = 0.9999
 """Cosine of every text with every other above this: the model says the same to everything."""
 
 
+MOST_DOCUMENTS = 10_000
+"""Of a ranking whose reference does not say how many there are."""
+
+
 class EmbeddingReference(ReferenceModel):
     """At least one of vectors, similarities, relevant; the value is the mean over those given. Documents are numbered from 0, without the query."""
 
     vectors: list[list[float]] | None = Field(None, description="of the texts in their order: cosine with them")
     similarities: list[float] | None = Field(None, min_length=2, description="how near each document should be, in any unit: rank agreement")
     relevant: list[int] | None = Field(None, min_length=1, description="documents to be found: recall@k")
-    k: int = Field(10, ge=1)
+    k: int | None = Field(None, ge=1, description="default as many as are relevant")
 
     @model_validator(mode="after")
     def _consistent(self) -> EmbeddingReference:
@@ -90,7 +94,7 @@ def _score_ranking(relevance: Mapping[int, float], expected: EmbeddingReference)
     if expected.vectors is not None:
         return garbage("a ranking, but the reference asks for vectors")
     documents = len(expected.similarities) if expected.similarities else None
-    if min(relevance) < 0 or (documents is not None and max(relevance) >= documents):
+    if min(relevance) < 0 or max(relevance) >= (documents or MOST_DOCUMENTS):
         return garbage(f"it ranks documents {sorted(relevance)[:10]}, of {documents or 'those'} that there are")
     if not np.isfinite(list(relevance.values())).all():
         return garbage("a relevance is not finite")
@@ -106,7 +110,8 @@ def _order(near: Floats, expected: EmbeddingReference) -> dict[str, float]:
     if expected.similarities is not None:
         found["rank agreement"] = kendall(near, expected.similarities)
     if expected.relevant is not None:
-        found[f"recall@{expected.k}"] = recall_at_k(near, expected.relevant, expected.k)
+        k = expected.k or len(set(expected.relevant))
+        found[f"recall@{k}"] = recall_at_k(near, expected.relevant, k)
     return found
 
 

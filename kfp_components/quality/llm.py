@@ -56,6 +56,8 @@ class LlmReference(ReferenceModel):
         known = (self.format, self.json_schema, self.exact, self.contains, self.regex, self.words, self.judged)
         if all(given in (None, [], {}) for given in known):
             raise ValueError("one of format, json_schema, exact, contains, regex, words, judged is needed")
+        if "" in (self.regex, self.contains) or [] in (self.exact, self.contains) or (isinstance(self.contains, list) and "" in self.contains):
+            raise ValueError("an empty text or list is found in every answer")
         return self
 
 

@@ -139,7 +139,8 @@ class JudgeState(_Part):
     """With this a judge goes on exactly where another one stopped.
 
     ``watched_s``: seconds of the step during which somebody looked, which is what budgets of time count. ``requests_before``: candidate requests
-    that were judged before the step. ``examples``: of answers to the golden set (`quality.examples`).
+    that were judged before the step, ``pairs_before``: golden requests before the budget began
+    anew. ``examples``: of answers to the golden set (`quality.examples`).
     ``watch``: what was seen after the switch; then cursor and watched time are about that.
     """
 
@@ -148,6 +149,7 @@ class JudgeState(_Part):
     step: int | None = None
     watched_s: float = 0.0
     requests_before: int = 0
+    pairs_before: int = 0
     examples: list[dict[str, Any]] = []
     watch: dict[str, Any] | None = None
 

@@ -29,7 +29,10 @@ LOOKS = 10
 """How many looks it takes to say how many of users' requests a step is to expect."""
 
 SAVE_S = 120.0
-"""How often the judge's state is written down; what came since stands in the router's counts."""
+"""How often the judge's state is written down; what came since of users' requests stands in the router's counts."""
+
+SAVE_PAIRS = 25
+"""After so many golden requests too: what was answered since is asked again by who goes on after a kill."""
 
 
 def canary_step(run: Run, index: int) -> Release:
@@ -136,9 +139,12 @@ def _shift(run: Run, record: Release, weight_percent: float) -> None:
     if routes.take(run, record):
         record = journal.note(run, "canary", f"users reach {stable} through the router now")
     judge = record.judge or _begin(run, record, stable)
+    record = journal.current(run)  # what came while stable's history was waited for, such as a pause, is written on it
     if held:  # a new budget; the evidence stays
-        seen = judge.state["candidate"]["requests"]
-        judge = judge.model_copy(update={"watched_s": 0.0, "requests_before": seen})
+        from kfp_components.judge import golden
+
+        seen, answered = judge.state["candidate"]["requests"], golden.pairs(judge.state["golden"]) if "golden" in judge.state else 0
+        judge = judge.model_copy(update={"watched_s": 0.0, "requests_before": seen, "pairs_before": answered})
     record.judge = judge
     run.persist(lambda: run.store.save_canary(record))  # before the first request: a process that comes after a kill goes on with it
     split = _split(run, record, weight_percent)
@@ -206,7 +212,8 @@ class _Look:
         self.judge = Judge(self.rules, record.judge.state, margins=margins)
         if margins is not None:
             _assert_same(run, self.judge.golden_cases, margins["cases"])
-        self.pairs = Pairs(run, cases, asked_before=self.judge.pairs)
+        self.pairs_before = record.judge.pairs_before
+        self.pairs = Pairs(run, cases, asked_before=self.judge.pairs, budget=self.pairs_before + run.request.options.quality.max_pairs)
         self.looks, self.looked_s, self.began_requests = 0, 0.0, self.judge.candidate_requests
         self.cursor, self.examples = record.judge.cursor, record.judge.examples
         self.watched_s = record.judge.watched_s if record.judge.step == index else 0.0
@@ -215,6 +222,7 @@ class _Look:
         self.looked_at: float | None = None
         self.look_for_versions_at = 0.0
         self.readable_at = self.saved_at = self.renewed_at = run.clock.monotonic()
+        self.saved_pairs = self.judge.pairs
 
     def until_decided(self) -> None:
         """Until the next step may begin. Raises `CanaryFailed`, `MeterBroken`, `Inconclusive`, and what the renewal of the weight raises."""
@@ -249,8 +257,8 @@ class _Look:
             raise errors.CanaryFailed(f"model {run.request.model}: {verdict.sentence}")
         if verdict is not None and verdict.kind == "error":
             raise errors.MeterBroken(f"model {run.request.model}: {verdict.sentence}")
-        if run.clock.monotonic() - self.saved_at >= SAVE_S:
-            self.saved_at = run.clock.monotonic()
+        if run.clock.monotonic() - self.saved_at >= SAVE_S or self.judge.pairs - self.saved_pairs >= SAVE_PAIRS:
+            self.saved_at, self.saved_pairs = run.clock.monotonic(), self.judge.pairs
             with contextlib.suppress(errors.TemporaryError):
                 run.store.save_canary(journal.current(run))
         return verdict
@@ -349,6 +357,7 @@ class _Look:
             step=self.index,
             watched_s=self.watched_s,
             requests_before=self.requests_before,
+            pairs_before=self.pairs_before,
             examples=self.examples,
         )
         now = self.run.clock.now_unix_s()
@@ -362,6 +371,8 @@ class _Look:
             return f"the step's budget of {self.rules.max_minutes:g} watched minutes is spent"
         if self.judge.candidate_requests - self.requests_before > self.rules.max_candidate_requests:
             return f"the budget of {self.rules.max_candidate_requests:,} candidate requests is spent"
+        if self.pairs.spent and not self.judge.pairs_suffice:
+            return f"the budget of {self.run.request.options.quality.max_pairs:,} golden requests is spent"
         return None
 
     def _pass(self, verdict: Verdict, why: str | None) -> None:

@@ -21,7 +21,7 @@ def smoke(request: PromoteRequest) -> tuple[SmokeCase, ...]:
     """The request's own smoke cases, else those of its family; () where it says that there are to be none, and for a family that is not known."""
     if request.options.skip_smoke:
         return ()
-    return request.options.smoke or defaults.cases(request)
+    return defaults.as_called(request, request.options.smoke) or defaults.cases(request)
 
 
 def with_media(cases: Iterable[SmokeCase], beside: str | None = None) -> tuple[SmokeCase, ...]:

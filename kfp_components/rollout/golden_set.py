@@ -39,6 +39,10 @@ def of_request(asked: PromoteRequest) -> tuple[SmokeCase, ...]:
                 f"golden set {uris.shown(told.golden_set)}, case {case.name}: its reference says judged; say who judges: "
                 "options.quality.judge_url and judge_model"
             )
+    if all(case.reference is None and not case.expects for case in found):
+        raise errors.RequestInvalid(
+            f"golden set {uris.shown(told.golden_set)}: no case says what a good answer is (reference, expect, ...), so any answer would be as good"
+        )
     probes.assert_askable(found)
     return cases.with_media(found, told.golden_set)
 

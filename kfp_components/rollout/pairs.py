@@ -35,8 +35,8 @@ class Pairs:
     In a simulation (a run with a transport of its own) there are no threads: ``take`` sends what is due by the run's clock.
     """
 
-    def __init__(self, run: Run, cases: Sequence[SmokeCase], *, asked_before: int) -> None:
-        """``asked_before``: pairs of this canary that were judged before, which count against the budget."""
+    def __init__(self, run: Run, cases: Sequence[SmokeCase], *, asked_before: int, budget: int) -> None:
+        """``asked_before``: pairs of this canary that were judged before; the next one has that number, the last one is below the ``budget``."""
         record = journal.current(run)
         assert record.stable_version is not None
         self.rules, self.cases, self.family = run.request.options.quality, cases, run.request.family
@@ -52,7 +52,7 @@ class Pairs:
         """Why the last pair that was not judged was not: who should say which words are spoken, or grade an answer, did not."""
         self._number, self._credit, self._paid_at = asked_before, 0.0, run.clock.monotonic()
         self._answered: dict[int, tuple[Answered, Compared] | None] = {}
-        self._given = asked_before
+        self._given, self._budget = asked_before, budget
         self._failed: BaseException | None = None
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._threads: list[threading.Thread] = []
@@ -99,6 +99,11 @@ class Pairs:
             raise self._failed
         return [pair for pair in found if pair is not None]
 
+    @property
+    def spent(self) -> bool:
+        """Whether all that may be asked was, and handed out."""
+        return bool(self.cases) and self._given >= self._budget
+
     def _next(self) -> int | None:
         """The number of the pair that is due, None when none is."""
         with self._lock:
@@ -106,7 +111,7 @@ class Pairs:
             rate_per_s = self.rules.pairs_per_minute / 60
             self._credit = min(self._credit + rate_per_s * (now - self._paid_at), max(1.0, self.rules.concurrency, 2 * rate_per_s))
             self._paid_at = now
-            if not (self.cases and self.wanted) or self._credit < 1 or self._number >= self.rules.max_pairs:
+            if not (self.cases and self.wanted) or self._credit < 1 or self._number >= self._budget:
                 return None
             self._credit -= 1
             self._number += 1

@@ -253,3 +253,42 @@ def test_a_judge_that_cannot_be_is_refused(golden: Path, quality: dict[str, Any]
     with pytest.raises(errors.RequestInvalid, match=words) as told:
         wanted(golden, quality)
     assert "hunter2" not in str(told.value)
+
+
+@pytest.mark.parametrize("with_set", [True, False])
+def test_a_pause_before_the_first_candidate_request_holds_and_goes_on(golden: Path, with_set: bool) -> None:
+    there = world(GOOD, rate_per_s=20.0)
+    sent: list[str] = []
+
+    def watch(record: Release) -> None:
+        if not sent and record.events and "through the router now" in record.events[-1].message:
+            sent.append("pause")
+            there.kubectl("pause")
+        if record.paused and len(sent) == 1:
+            sent.append("resume")
+            there.kubectl("resume")
+
+    record = there.promote(wanted(golden, {} if with_set else {"max_pairs": 0}), watch=watch)
+    assert record.phase == "promoted" and sent == ["pause", "resume"]
+
+
+def test_the_budget_of_pairs_is_a_budget_of_its_own_and_the_same_command_has_a_new_one(golden: Path) -> None:
+    there = world(GOOD, rate_per_s=0.0)
+    request = wanted(golden, {"max_pairs": 200, "few_user_requests": 1500})
+    end = there.process().outcome(lambda: there.promote(request))
+    assert isinstance(end.error, errors.Inconclusive) and "the budget of 200 golden requests is spent" in end.words, str(end)
+    assert there.promote(request).phase == "promoted"
+
+
+def test_a_set_that_expects_nothing_is_refused(golden: Path) -> None:
+    golden.write_text(json.dumps({"name": "anything", "path": "/", "body": {}}))
+    there = world(GOOD)
+    end = there.process().outcome(lambda: there.promote(wanted(golden)))
+    assert isinstance(end.error, errors.RequestInvalid) and "no case says what a good answer is" in end.words, str(end)
+
+
+def test_a_kill_loses_few_pairs(golden: Path) -> None:
+    there = world(GOOD)
+    there.killed_when(lambda record: bool(record.timeline and (record.timeline[-1].pairs or 0) >= 100), wanted(golden))
+    kept = there.record().judge
+    assert kept is not None and kept.state["golden"]["tests"]["pairs"] >= 75

@@ -482,3 +482,21 @@ def test_examples_are_bounded_whatever_was_said(letter: str) -> None:
     found = examples([compared("kept", 1, 0), *pairs])
     assert len(json.dumps(found)) <= 6000 and len(found) >= (6 if letter == "a" else 2) and found[0]["case"] == "kept"
     assert all(len(one["request"]) <= 200 for one in found)
+
+
+def test_without_k_as_many_are_looked_at_as_are_relevant() -> None:
+    swapped = {"results": [{"index": 1, "relevance_score": 0.9}, {"index": 0, "relevance_score": 0.1}]}
+    assert embedding.score(swapped, {"relevant": [0]}) == Score(0.0, note="recall@1 0.000")
+    assert embedding.score(swapped, {"relevant": [0, 1]}).value == 1.0
+
+
+@pytest.mark.parametrize("index", [10_000, 10**9, 10**30])
+def test_a_document_that_there_cannot_be_is_garbage(index: int) -> None:
+    answer = {"results": [{"index": index, "relevance_score": 0.5}, {"index": 0, "relevance_score": 0.4}]}
+    assert embedding.score(answer, {"relevant": [0]}).garbage
+
+
+@pytest.mark.parametrize("reference", [{"contains": ""}, {"regex": ""}, {"contains": [], "words": 3}, {"contains": ["a", ""]}])
+def test_what_every_answer_holds_is_no_reference(reference: dict[str, Any]) -> None:
+    with pytest.raises(errors.RequestInvalid, match="found in every answer"):
+        llm.check(reference)
